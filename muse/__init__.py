@@ -1,0 +1,19 @@
+"""MUSE: planar complex language models and the measurements that test them."""
+
+import importlib
+
+_HOMES = {
+    "Phase2Config": "phase2",
+    "Phase2Model": "phase2",
+    "Phase3Stage1Config": "stage1",
+    "Phase3Stage1Model": "stage1",
+}
+
+__all__ = ["Phase2Config", "Phase2Model", "Phase3Stage1Config", "Phase3Stage1Model"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for, so that the command line starts without torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

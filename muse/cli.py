@@ -1,0 +1,123 @@
+"""The `muse` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from .notebooks import REPORT, find_notebooks, resolve_folders, stage_parameters
+from .params import STAGE_NAMES, ParamsError, load_params
+from .run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, run
+
+EXIT_CODES = """\
+exit codes:
+  0    every stage ran
+  1    with --gate: a criterion fails
+  2    bad parameters; nothing was started
+  3    with --gate: no criterion fails, but one was not measured
+  4    a stage or the run itself failed (after a stage, the report is written all the same)
+  130  interrupted (Ctrl-C or SIGTERM)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        return options.call(options, arguments)
+    except ParamsError as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return BAD_PARAMETERS
+    except KeyboardInterrupt:
+        print("muse: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # the reader of a pipe is gone, and so is the place for anything more
+        return OK
+    except Exception:
+        traceback.print_exc()  # a bug or a broken machine; Python's own exit code 1 would speak of a criterion
+        return STAGE_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="muse", description="Measure planar complex half-precision language models against real ones."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "run",
+        help="run the notebooks of a params file and write a report",
+        description="Run the stages of a params file as notebooks and write their records, pages and the report.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_settings(command)
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where the report goes (default: reports/<profile>)"
+    )
+    command.add_argument("--gate", action="store_true", help="let the exit code tell whether every criterion passes")
+    command.set_defaults(call=_run)
+
+    command = commands.add_parser(
+        "params",
+        help="print the parameters of one stage's notebook, for plain papermill",
+        description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
+    )
+    _add_settings(command)
+    command.add_argument(
+        "stage", metavar="STAGE", choices=(*STAGE_NAMES, REPORT), help=", ".join((*STAGE_NAMES, REPORT))
+    )
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder that gets the stage's record")
+    command.set_defaults(call=_params)
+
+    command = commands.add_parser("schema", help="print the JSON schema of report.json")
+    command.set_defaults(call=_schema)
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("params", type=Path, metavar="PARAMS", help="a params file, such as params/quick.yaml")
+    command.add_argument(
+        "-p",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set one parameter, as often as needed; the value is YAML: -p seeds=[0,1]",
+    )
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    settings = load_params(options.params, options.overrides)
+    return run(settings, out=options.out, gate=options.gate, command=shlex.join(["muse", *arguments]))
+
+
+def _params(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    import yaml  # the reader of papermill: what it writes, papermill reads back as the same values
+
+    settings = resolve_folders(load_params(options.params, options.overrides), Path.cwd())
+    notebook = next(n for n in find_notebooks([options.stage]) if n.stage == options.stage)
+    out = options.out or default_out(settings)
+    print(
+        yaml.safe_dump(stage_parameters(settings, notebook, out / "records"), sort_keys=False, allow_unicode=True),
+        end="",
+    )
+    return OK
+
+
+def _schema(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from .records import schema
+
+    print(json.dumps(schema(), indent=1))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""Records to plotly figures, each with a caption and a text alternative made from its data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import plotly.graph_objects as go
+
+from .complex_figures import complex_plane, phase_magnitude
+from .drawing import (
+    CLEAR,
+    NEUTRAL,
+    axis,
+    join,
+    log_axis,
+    make_figure,
+    metric_label,
+    number,
+    rounded,
+    say,
+    show,
+    style,
+)
+from .records import Metric, Series, StageRecord
+from .texts import texts
+
+__all__ = [
+    "NothingToDraw",
+    "complex_plane",
+    "gradient_norms",
+    "loss_by_position",
+    "loss_curves",
+    "memory_bars",
+    "of_stage",
+    "perplexity_bars",
+    "phase_magnitude",
+    "scale_stress",
+    "show",
+    "throughput_bars",
+]
+WANTED_NORMS = (1e-6, 1e3)
+FLOORS = {"floor_perplexity": "solid", "bigram_floor_perplexity": "dash", "uniform_perplexity": "dot"}
+
+
+class NothingToDraw(ValueError):  # noqa: N818  it tells the state of the record, nothing went wrong
+    """The record holds no data of the kind that the figure shows."""
+
+
+def _need(found: Sequence[object], what: str, record: StageRecord) -> None:
+    if not found:
+        raise NothingToDraw(f"stage {record.stage}: the record has no {what}")
+
+
+def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
+    """Training and validation loss over tokens, from the series `training_loss` and `validation_loss`."""
+    words, traces, items, last = texts(language), [], [], []
+    curves = [s for s in record.series if s.name in ("training_loss", "validation_loss") and s.y]
+    _need(curves, "series training_loss or validation_loss", record)
+    for curve in curves:
+        look, validation = style(curve.model, language), curve.name == "validation_loss"
+        kind = words["figure.validation" if validation else "figure.training"]
+        line = {"width": 2.5, "dash": look.dash} if validation else {"width": 1}
+        mode = "lines+markers" if validation else "lines"
+        trace = _line(curve, look.label + words["and"] + kind, language, line, mode)
+        traces.append(trace.update(opacity=1 if validation else 0.5))
+        items.append(say(language, "loss_curves.item", model=look.label, kind=kind, **_ends(curve)))
+        if validation:
+            last.append(f"{look.label} {number(curve.y[-1])}")
+    return make_figure(
+        "loss_curves",
+        traces,
+        language,
+        {"list": join(language, items), "last": join(language, last) or "–"},
+        xaxis=axis(words["figure.tokens"], tickformat="~s"),
+        yaxis=axis(words["figure.loss_axis"]),
+    )
+
+
+def _line(curve: Series, label: str, language: str, line: dict[str, object], mode: str) -> go.Scatter:
+    look = style(curve.model, language)
+    line, marker = {"color": look.color, **line}, {"symbol": look.symbol, "size": 7}
+    return go.Scatter(x=rounded(curve.x), y=rounded(curve.y), mode=mode, name=label, line=line, marker=marker)
+
+
+def _ends(curve: Series) -> dict[str, str]:
+    ends = {"first": curve.y[0], "last": curve.y[-1], "low": curve.x[0], "high": curve.x[-1]}
+    return {name: number(value) for name, value in ends.items()}
+
+
+def loss_by_position(record: StageRecord, language: str = "en") -> go.Figure:
+    """Mean loss at each position of the evaluation window, from the series `loss_by_position`."""
+    words, traces, items = texts(language), [], []
+    curves = [s for s in record.series if s.name == "loss_by_position" and s.y]
+    _need(curves, "series loss_by_position", record)
+    for curve in curves:
+        look = style(curve.model, language)
+        smooth, count = _in_bins(curve)
+        traces.append(_line(smooth, look.label, language, {"dash": look.dash, "width": 2}, "lines"))
+        items.append(say(language, "loss_by_position.item", model=look.label, **_ends(smooth)))
+    return make_figure(
+        "loss_by_position",
+        traces,
+        language,
+        {"list": join(language, items), "bin": count},
+        xaxis=axis(words["figure.position"]),
+        yaxis=axis(words["figure.loss_axis"]),
+        showlegend=True,
+    )
+
+
+def _in_bins(curve: Series, most: int = 64) -> tuple[Series, int]:
+    """Return the curve averaged over runs of neighbouring points, at most about `most`, and how long a run is."""
+    size = max(1, len(curve.y) // most)
+    starts = range(0, len(curve.y) - size + 1, size)
+    x, y = ([sum(values[i : i + size]) / size for i in starts] for values in (curve.x, curve.y))
+    return curve.model_copy(update={"x": x, "y": y}), size
+
+
+def scale_stress(record: StageRecord, language: str = "en") -> go.Figure:
+    """What happens as weights or inputs are scaled, from every series whose name starts with `scale_stress`."""
+    words, traces, items = texts(language), [], []
+    curves = [s for s in record.series if s.name.startswith("scale_stress") and s.y]
+    _need(curves, "series scale_stress", record)
+    for index, curve in enumerate(curves):
+        look, name = style(curve.model, language), curve.y_name.replace("_", " ")
+        line = {"dash": ("solid", "dash", "dot", "dashdot")[index % 4], "width": 2}
+        traces.append(_line(curve, look.label + words["and"] + name, language, line, "lines+markers"))
+        items.append(say(language, "scale_stress.item", model=look.label, name=name, **_ends(curve)))
+    title = " / ".join(dict.fromkeys(curve.y_name.replace("_", " ") for curve in curves))
+    values = [value for curve in curves for value in curve.y]
+    wide = min(values) > 0 and max(values) > 100 * min(values)
+    positive = all(x > 0 for curve in curves for x in curve.x)
+    x_title = " / ".join(dict.fromkeys(curve.x_name.replace("_", " ") for curve in curves))
+    return make_figure(
+        "scale_stress",
+        traces,
+        language,
+        {"list": join(language, items)},
+        xaxis=log_axis(x_title, (x for curve in curves for x in curve.x)) if positive else axis(x_title),
+        yaxis=log_axis(title, values) if wide else axis(title),
+        showlegend=True,
+    )
+
+
+def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
+    """Perplexity of each model with its interval, beside the floors that hold for this data."""
+    words = texts(language)
+    found = [m for m in record.metrics if m.name == "perplexity" and m.value is not None]
+    _need(found, "metric perplexity", record)
+    labels = [style(m.model, language).label for m in found]
+    traces = [_interval_dot(metric, language) for metric in found]
+    items = [f"{label} {_with_interval(metric)}" for metric, label in zip(found, labels, strict=True)]
+    for name, dash in FLOORS.items():
+        floor = record.find(name)
+        if floor is None or floor.value is None:
+            continue
+        items.append(f"{words[f'floor.{name}']} ({number(floor.value)})")
+        line, marker = {"color": NEUTRAL, "dash": dash, "width": 2}, {"symbol": "line-ns-open", "size": 26}
+        x = rounded([floor.value] * len(labels))
+        traces.append(go.Scatter(x=x, y=labels, mode="lines+markers", name=items[-1], line=line, marker=marker))
+    return make_figure(
+        "perplexity_bars",
+        traces,
+        language,
+        {"list": join(language, items)},
+        height_px=210 + 48 * len(found),
+        xaxis=log_axis(words["figure.perplexity_axis"], (x for trace in traces for x in trace.x)),
+        yaxis=axis(type="category", autorange="reversed"),
+    )
+
+
+def _interval_dot(metric: Metric, language: str) -> go.Scatter:
+    look = style(metric.model, language)
+    marker = {"color": look.color, "symbol": look.symbol, "size": 13}
+    x, y = rounded([metric.value]), [look.label]
+    return go.Scatter(
+        x=x, y=y, error_x=_whiskers(metric), mode="markers", marker=marker, name=look.label, showlegend=False
+    )
+
+
+def _whiskers(metric: Metric) -> dict[str, object] | None:
+    if metric.interval is None:
+        return None
+    low, high = metric.interval
+    return {
+        "type": "data",
+        "array": rounded([max(0.0, high - metric.value)]),
+        "arrayminus": rounded([max(0.0, metric.value - low)]),
+        "color": NEUTRAL,
+    }
+
+
+def _with_interval(metric: Metric) -> str:
+    if metric.interval is None:
+        return number(metric.value)
+    return f"{number(metric.value)} ({' – '.join(map(number, metric.interval))})"
+
+
+def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:
+    """Peak and held memory of each model and variant, measured ones plain and estimates hatched."""
+    found = [m for m in record.metrics if m.unit == "GiB" and m.value is not None]
+    found = [m for m in found if m.name.startswith(("peak_memory", "held_memory"))] or found
+    _need(found, "metric in GiB", record)
+    bases = {m.basis for m in found}
+    caption = texts(language)[f"memory_bars.{bases.pop() if len(bases) == 1 else 'caption'}"]
+    return _bar_figure("memory_bars", found, language, lambda m: f"{number(m.value)} GiB", "GiB", caption)
+
+
+def throughput_bars(record: StageRecord, language: str = "en") -> go.Figure:
+    """Every metric in token/s with its share of the measured matrix ceiling, where the record has one."""
+    found = [m for m in record.metrics if m.unit in ("token/s", "tokens/s") and m.value is not None]
+    _need(found, "metric in token/s", record)
+
+    def note(metric: Metric) -> str:
+        speed = f"{number(round(metric.value))} token/s"
+        of_model = record.find("ceiling_share", metric.model)
+        shares = dict(zip(of_model.labels, of_model.samples, strict=False)) if of_model else {}
+        share = shares.get(metric.name.removeprefix("throughput_"))
+        return speed if share is None else f"{speed}, {say(language, 'figure.share', share=f'{share:.1%}')}"
+
+    words = texts(language)
+    return _bar_figure(
+        "throughput_bars", found, language, note, words["figure.tokens_per_second"], words["throughput_bars.caption"]
+    )
+
+
+def _bar_figure(
+    name: str, found: Sequence[Metric], language: str, note: Callable[[Metric], str], title: str, caption: str
+) -> go.Figure:
+    """Return one horizontal bar for each metric under its name, hatched where it is an estimate."""
+    words, traces, items, seen = texts(language), [], [], set()
+    for row, metric in enumerate(found):
+        look = style(metric.model, language)
+        label = f"{look.label}{words['and']}{metric_label(metric.name, language)}".removeprefix(words["and"])
+        entry = f"{look.label} ({words[f'basis.{metric.basis}']})"
+        bar = go.Bar(
+            x=rounded([metric.value]),
+            y=[row],
+            width=0.42,
+            offset=0,
+            orientation="h",
+            name=entry,
+            legendgroup=entry,
+            showlegend=entry not in seen,
+            error_x=_whiskers(metric),
+            hovertext=f"{label}: {note(metric)}",
+            hoverinfo="text",
+        )
+        pattern = {"shape": "/", "fillmode": "replace", "fgcolor": look.color, "bgcolor": CLEAR, "size": 7}
+        line = {"color": look.color, "width": 1.5}
+        bar.marker = {"color": look.color, "line": line, "pattern": pattern if metric.basis == "estimate" else None}
+        traces.append(bar)
+        seen.add(entry)
+        items.append((f"{label}{words['colon']} <b>{note(metric)}</b>", label, note(metric), metric.basis))
+    where = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
+    written = [where | {"y": row, "text": text, "yshift": 1} for row, (text, *_) in enumerate(items)]
+    told = [say(language, f"item.{basis}", name=label, value=value) for _, label, value, basis in items]
+    return make_figure(
+        name,
+        traces,
+        language,
+        {"caption": caption, "list": join(language, told)},
+        height_px=120 + 44 * len(found),
+        xaxis=axis(title, rangemode="tozero", tickformat="~s" if name == "throughput_bars" else ""),
+        yaxis=axis(range=[len(found) - 0.4, -0.6], showticklabels=False, showgrid=False, zeroline=False),
+        annotations=written,
+        barmode="overlay",
+    )
+
+
+def gradient_norms(record: StageRecord, language: str = "en", wanted: tuple[float, float] = WANTED_NORMS) -> go.Figure:
+    """One dot for each parameter's gradient norm on a log scale, from the samples of the metric `gradient_norm`.
+
+    Norms that a log scale cannot show (zero or not finite) stand at the left edge as crosses.
+    """
+    found = [m for m in record.metrics if m.name == "gradient_norm" and m.labels and m.samples]
+    _need(found, "labelled samples of the metric gradient_norm", record)
+    several = len({m.model for m in found}) > 1
+    named = [(m, label, norm) for m in found for label, norm in zip(m.labels, m.samples, strict=False)]
+    rows = [(f"{style(m.model, language).label}: {label}" if several else label, norm) for m, label, norm in named]
+    edge = min([wanted[0], *(norm for _, norm in rows if 0 < norm < math.inf)]) / 3
+    traces = []
+    for model in dict.fromkeys(m.model for m in found):
+        of_model = [row for row, (m, _, _) in zip(rows, named, strict=True) if m.model == model]
+        look, shown = style(model, language), [0 < norm < math.inf for _, norm in of_model]
+        traces.append(
+            go.Scatter(
+                x=rounded(norm if ok else edge for (_, norm), ok in zip(of_model, shown, strict=True)),
+                y=[name for name, _ in of_model],
+                mode="markers",
+                name=look.label,
+                showlegend=several,
+                marker={"color": look.color, "size": 8, "symbol": [look.symbol if ok else "x" for ok in shown]},
+                text=[number(norm) for _, norm in of_model],
+                hovertemplate="%{y}: %{text}<extra></extra>",
+            )
+        )
+    low, high = wanted
+    label = {"text": say(language, "figure.band", low=number(low), high=number(high)), "textposition": "top right"}
+    band = {"type": "rect", "yref": "paper", "x0": low, "x1": high, "y0": 0, "y1": 1, "layer": "below", "label": label}
+    return make_figure(
+        "gradient_norms",
+        traces,
+        language,
+        {"caption": " ".join([_norms_in_words(rows, wanted, language), *_without_norm(record, language)])},
+        height_px=150 + 15 * len(rows),
+        xaxis=log_axis(texts(language)["figure.norm_axis"], [edge, high]),
+        yaxis=axis(type="category", range=[len(rows) - 0.4, -2], tickfont={"size": 10}, dtick=1),
+        shapes=[band | {"fillcolor": "rgba(0,148,115,0.10)", "line": {"width": 0}}],
+    )
+
+
+def _norms_in_words(norms: Sequence[tuple[str, float]], wanted: tuple[float, float], language: str) -> str:
+    low, high = wanted
+    outside = [f"{name} {number(norm)}" for name, norm in norms if not low <= norm <= high]
+    smallest, largest = (pick(norms, key=lambda row: row[1]) for pick in (min, max))
+    fields = {"low": number(smallest[1]), "low_name": smallest[0], "high": number(largest[1]), "high_name": largest[0]}
+    count = {"inside": len(norms) - len(outside), "total": len(norms)}
+    caption = say(language, "gradient_norms.caption", **count, **fields)
+    if outside:
+        caption += " " + say(language, "gradient_norms.outside", list=join(language, outside))
+    return caption
+
+
+def _without_norm(record: StageRecord, language: str) -> list[str]:
+    """Return sentences that name the parameters whose gradient is zero, missing or not finite."""
+    kinds = {"parameters_without_gradient": "none", "parameters_with_non_finite_gradient": "broken"}
+    named = {
+        kind: [label for m in record.metrics if m.name == name for label in m.labels] for name, kind in kinds.items()
+    }
+    return [
+        say(language, f"gradient_norms.{kind}", list=join(language, names)) for kind, names in named.items() if names
+    ]
+
+
+FIGURES = (loss_curves, perplexity_bars, loss_by_position, memory_bars, throughput_bars, gradient_norms, scale_stress)
+
+
+def of_stage(record: StageRecord, language: str = "en") -> list[go.Figure]:
+    """Return every figure that the record has data for."""
+    figures = []
+    for draw in FIGURES:
+        try:
+            figures.append(draw(record, language))
+        except NothingToDraw:
+            continue
+    return figures

@@ -1,0 +1,60 @@
+"""The folder of a run: made afresh, locked while the run writes to it, an earlier run moved aside."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .params import ParamsError
+
+LOCK = ".lock"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ParamsError unless `folder`, and the place an earlier run moves to, are free or folders of runs."""
+    for path in (folder, previous_folder(folder)):
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""} if path.exists() else set()
+        if names - {LOCK} and "run.json" not in names:
+            raise ParamsError(f"--out: {path} is there but holds no run; expected a new folder or that of a run")
+
+
+def previous_folder(folder: Path) -> Path:
+    """Return where an earlier run in `folder` is moved to."""
+    return folder.with_name(f"{folder.name}.previous")
+
+
+@contextmanager
+def fresh_folder(folder: Path) -> Iterator[Path]:
+    """Make the empty folder of a run, moving an earlier run aside, and yield where that is; hold a lock meanwhile."""
+    check_folder(folder)
+    previous = previous_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            if any(path.name != LOCK for path in folder.iterdir()):
+                if previous.exists():
+                    shutil.rmtree(previous)
+                folder.rename(previous)
+                (previous / LOCK).unlink()
+        for name in ("records", "notebooks", "logs", "pages"):
+            (folder / name).mkdir(parents=True)
+    except OSError as error:
+        raise ParamsError(f"--out: {folder}: {error.strerror} ({error.filename})") from error
+    with _lock(folder):
+        yield previous
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process; ParamsError when another run holds it."""
+    path = folder / LOCK
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ParamsError(f"--out: another run is writing to {folder}") from error
+        yield
+        path.unlink(missing_ok=True)

@@ -1,0 +1,198 @@
+"""Complex layers on planar tensors r(B T 2D): x the real plane, y the imaginary plane, z = x + iy.
+
+Norm statistics and magnitudes are computed in float32 (float64 for float64), results take the dtype of the input.
+ModReLU and the norm keep only their input for the backward pass, which is written out by hand.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from muse import planar
+
+NORM_EPS = 1e-5
+MAGNITUDE_EPS = 1e-4
+
+
+def check_token_ids(token_ids: Tensor, vocab_size: int, n_seq: int) -> None:
+    """Raise ValueError unless token_ids is an integer (B T) tensor, 1 <= T <= n_seq, ids in [0, vocab_size).
+
+    The range is checked on CPU only: on CUDA it would stop the device queue, and the embedding's device-side assert
+    reports the same mistake. Compiled code skips it too.
+    """
+    if token_ids.ndim != 2:
+        raise ValueError(f"token_ids must have shape (batch, positions), got {tuple(token_ids.shape)}")
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"token_ids must be int64 or int32, got {token_ids.dtype}")
+    if not 1 <= token_ids.shape[1] <= n_seq:
+        raise ValueError(f"token_ids must have 1 to n_seq={n_seq} positions, got {token_ids.shape[1]}")
+    if type(token_ids) is Tensor and token_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in torch.aminmax(token_ids)) if token_ids.numel() else (0, 0)
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"token ids must lie in [0, {vocab_size}), got {low} to {high}")
+
+
+class _ModReLU(torch.autograd.Function):
+    """f = s z with s = relu(r + b) / r and r = sqrt(x^2 + y^2 + eps^2); saves z and b only."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(z, bias)
+        planes, b, r = _ModReLU.magnitude(z, bias)
+        return (planes * (torch.relu(r + b) / r)).flatten(-2).to(z.dtype)
+
+    @staticmethod
+    def magnitude(z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z as planes (... 2 D), bias (D) and r (... 1 D), all in the accumulation dtype."""
+        dtype = planar.accumulate_dtype(z.dtype)
+        planes = z.to(dtype).unflatten(-1, (2, -1))
+        r = (planes.square().sum(-2, keepdim=True) + MAGNITUDE_EPS**2).sqrt()
+        return planes, bias.to(dtype), r
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        z, bias = ctx.saved_tensors
+        planes, b, r = _ModReLU.magnitude(z, bias)
+        g = grad.to(planes.dtype).unflatten(-1, (2, -1))
+        open_ = (r + b > 0).to(planes.dtype)
+        radial = open_ * (g * planes).sum(-2, keepdim=True) / r  # df/db, and the part of g along z
+        grad_z = g * (torch.relu(r + b) / r) - planes * (radial * b / r.square())
+        return grad_z.flatten(-2).to(z.dtype), radial.flatten(0, -2).sum(0).to(bias.dtype)
+
+
+class _ComplexLayerNorm(torch.autograd.Function):
+    """n = (z - mu) / sqrt(E|z - mu|^2 + eps); y = gamma n + beta; saves z, gamma and two statistics per token."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+        dtype = planar.accumulate_dtype(z.dtype)
+        planes = z.to(dtype).unflatten(-1, (2, -1))
+        mean = planes.mean(-1, keepdim=True)
+        centred = planes - mean
+        rstd = (centred.square().mean(-1, keepdim=True).sum(-2, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(z, gamma, beta, mean, rstd)
+        y = centred * rstd * gamma.to(dtype)
+        return (y + torch.stack([beta, torch.zeros_like(beta)]).to(dtype)).flatten(-2).to(z.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        z, gamma, beta, mean, rstd = ctx.saved_tensors
+        n = (z.to(mean.dtype).unflatten(-1, (2, -1)) - mean) * rstd
+        g = grad.to(mean.dtype).unflatten(-1, (2, -1))
+        grad_gamma = (g * n).sum(-2).flatten(0, -2).sum(0)
+        grad_beta = g.select(-2, 0).flatten(0, -2).sum(0)
+        g = g * gamma.to(mean.dtype)
+        along = (g * n).mean(-1, keepdim=True).sum(-2, keepdim=True)
+        grad_z = rstd * (g - g.mean(-1, keepdim=True) - n * along)
+        return grad_z.flatten(-2).to(z.dtype), grad_gamma.to(gamma.dtype), grad_beta.to(beta.dtype), None
+
+
+def modrelu(z: Tensor, bias: Tensor) -> Tensor:
+    """relu(|z| + b) z / |z| (arXiv:1511.06464): planar r(... 2D), bias r(D).
+
+    |z| is sqrt(x^2 + y^2 + eps^2), which keeps the gradient at z = 0 finite and leaves b = 0 the exact identity.
+    """
+    return _ModReLU.apply(z, bias)
+
+
+def complex_layer_norm(z: Tensor, gamma: Tensor, beta: Tensor, eps: float = NORM_EPS) -> Tensor:
+    """gamma (z - mu) / sqrt(E|z - mu|^2 + eps) + beta per token: planar r(... 2D), gamma and beta r(D).
+
+    mu is the complex mean over channels; beta is real. Unlike Trabelsi et al. (arXiv:1705.09792) there is one
+    variance and no 2x2 whitening, so the norm commutes with a rotation of the phase.
+    """
+    return _ComplexLayerNorm.apply(z, gamma, beta, eps)
+
+
+def dropout(z: Tensor, probability: float, training: bool) -> Tensor:
+    """Drop whole complex elements of planar r(... 2D): both parts of an element stay or go together."""
+    if not training or probability == 0.0:
+        return z
+    planes = z.unflatten(-1, (2, -1))
+    keep = F.dropout(torch.ones_like(planes.select(-2, 0)), probability)
+    return (planes * keep.unsqueeze(-2)).flatten(-2)
+
+
+class ComplexLinear(nn.Module):
+    """(A + iB)(x + iy) + (a + ib): planar r(... 2I) to planar r(... 2O), weights r(O I), biases r(O)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight_real = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.weight_imag = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.bias_real = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias_imag = nn.Parameter(torch.empty(out_channels)) if bias else None
+        initialise(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return planar.linear(z, self.weight_real, self.weight_imag, self.bias_real, self.bias_imag)
+
+
+class ModReLU(nn.Module):
+    """relu(|z| + b) z / |z| with one real bias per channel: planar r(... 2D) to planar r(... 2D)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(channels))
+        initialise(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return modrelu(z, self.bias)
+
+
+class ComplexLayerNorm(nn.Module):
+    """Complex mean and one variance per token, real scale gamma and real shift beta: planar r(... 2D)."""
+
+    def __init__(self, channels: int, eps: float = NORM_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.empty(channels))
+        self.beta = nn.Parameter(torch.empty(channels))
+        initialise(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return complex_layer_norm(z, self.gamma, self.beta, self.eps)
+
+
+class ComplexEmbedding(nn.Module):
+    """Table of `num` complex vectors: ids (B T) to planar r(B T 2D), weights r(num D)."""
+
+    def __init__(self, num: int, channels: int) -> None:
+        super().__init__()
+        self.weight_real = nn.Parameter(torch.empty(num, channels))
+        self.weight_imag = nn.Parameter(torch.empty(num, channels))
+        initialise(self)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return planar.pack(F.embedding(ids, self.weight_real), F.embedding(ids, self.weight_imag))
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw the initial values of one complex layer (not of its children); other modules are left alone.
+
+    ComplexLinear: circular complex Xavier, E|w|^2 = 2 / (I + O), so each part has variance 1 / (I + O); bias 0.
+    ComplexEmbedding: E|e|^2 = 1, each part has variance 1/2. ModReLU: b = 0. ComplexLayerNorm: gamma = 1, beta = 0.
+    """
+    if isinstance(module, ComplexLinear):
+        std = 1 / math.sqrt(sum(module.weight_real.shape))
+        module.weight_real.normal_(0, std, generator=generator)
+        module.weight_imag.normal_(0, std, generator=generator)
+        if module.bias_real is not None:
+            module.bias_real.zero_()
+            module.bias_imag.zero_()
+    elif isinstance(module, ComplexEmbedding):
+        module.weight_real.normal_(0, math.sqrt(0.5), generator=generator)
+        module.weight_imag.normal_(0, math.sqrt(0.5), generator=generator)
+    elif isinstance(module, ModReLU):
+        module.bias.zero_()
+    elif isinstance(module, ComplexLayerNorm):
+        module.gamma.fill_(1)
+        module.beta.zero_()

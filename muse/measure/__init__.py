@@ -1,0 +1,59 @@
+"""One module per measured quantity: each returns a dataclass with `.metrics(model_name)`, prints and judges nothing."""
+
+from .comparison import ComparisonResult, compare, seed_metrics
+from .gradients import GradientResult, measure_gradients
+from .layout import LayoutResult, check_layout
+from .memory import MemoryResult, measure_memory
+from .perplexity import NonFiniteBatchError, PerplexityResult, measure_perplexity
+from .properties import (
+    CausalityResult,
+    MixingResult,
+    StatefulnessResult,
+    check_causality,
+    check_mixing,
+    check_statefulness,
+)
+from .stability import StabilityResult, measure_stability
+from .throughput import (
+    Ceiling,
+    ThroughputResult,
+    copy_ceiling,
+    flops_per_token,
+    forward_logits,
+    forward_loss,
+    matrix_ceiling,
+    measure_throughput,
+    training_step,
+)
+
+__all__ = [
+    "CausalityResult",
+    "Ceiling",
+    "ComparisonResult",
+    "GradientResult",
+    "LayoutResult",
+    "MemoryResult",
+    "MixingResult",
+    "NonFiniteBatchError",
+    "PerplexityResult",
+    "StabilityResult",
+    "StatefulnessResult",
+    "ThroughputResult",
+    "check_causality",
+    "check_layout",
+    "check_mixing",
+    "check_statefulness",
+    "compare",
+    "copy_ceiling",
+    "flops_per_token",
+    "forward_logits",
+    "forward_loss",
+    "matrix_ceiling",
+    "measure_gradients",
+    "measure_memory",
+    "measure_perplexity",
+    "measure_stability",
+    "measure_throughput",
+    "seed_metrics",
+    "training_step",
+]

@@ -1,0 +1,132 @@
+"""Several seeds of several models on one split: means over seeds, and ratios with the doubt of seeds and documents."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..records import Metric
+from .perplexity import INTERVAL, RESAMPLES, PerplexityResult
+
+Seeds = Mapping[int, PerplexityResult]
+
+
+def seed_metrics(model_name: str, by_seed: Seeds) -> list[Metric]:
+    """Return each perplexity metric as the mean over seeds, with the seeds' values as samples.
+
+    The interval resamples documents (and seeds, where there are two or more): what another test set and other
+    trainings would have given.
+    """
+    of_seed = {seed: {m.name: m for m in result.metrics(model_name)} for seed, result in by_seed.items()}
+    if len(of_seed) == 1:
+        ((seed, metrics),) = of_seed.items()
+        return [m.model_copy(update={"samples": [m.value], "labels": [f"seed {seed}"]}) if m.value is not None else m
+                for m in metrics.values()]  # fmt: skip
+    losses = _bootstrap(by_seed)
+    found = []
+    for name, first in next(iter(of_seed.values())).items():
+        values = [metrics[name].value for metrics in of_seed.values()]
+        if None in values or name == "num_targets":
+            found.append(first)
+            continue
+        update = {
+            "value": statistics.fmean(values),
+            "samples": values,
+            "labels": [f"seed {seed}" for seed in of_seed],
+            "note": f"mean over {len(values)} seeds, sd {statistics.stdev(values):.4g}; {first.note} and seeds",
+            "interval": None,
+        }
+        if first.interval is not None:
+            update["interval"] = tuple(
+                _as(name, loss, next(iter(by_seed.values()))) for loss in np.percentile(losses, INTERVAL)
+            )
+        found.append(first.model_copy(update=update))
+    return found
+
+
+def _as(name: str, loss_nats: float, result: PerplexityResult) -> float:
+    """A loss per token in the unit of the metric of that name."""
+    tokens = result.num_tokens
+    return {
+        "loss": lambda: loss_nats,
+        "perplexity": lambda: math.exp(loss_nats),
+        "word_perplexity": lambda: math.exp(loss_nats * tokens / result.num_words),
+        "bits_per_byte": lambda: loss_nats * tokens / result.num_bytes / math.log(2),
+    }[name]()
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """Perplexity of a candidate over that of a baseline, seed by seed."""
+
+    baseline_name: str
+    ratio: float  # of the mean perplexities
+    interval: tuple[float, float]
+    seed_ratios: dict[int, float]
+    num_documents: int
+
+    def metrics(self, model_name: str) -> list[Metric]:
+        """Return `perplexity_ratio_to_<baseline>` with the paired seeds' ratios as samples."""
+        doubt = f"{self.num_documents} documents" + (
+            f" and {len(self.seed_ratios)} paired seeds" if self.seed_ratios else ""
+        )
+        spread = list(self.seed_ratios.values())
+        sd = f"; sd over paired seeds {statistics.stdev(spread):.4g}" if len(spread) > 1 else ""
+        return [
+            Metric(
+                name=f"perplexity_ratio_to_{self.baseline_name}",
+                model=model_name,
+                value=self.ratio,
+                unit="1",
+                n=max(1, len(spread)),
+                interval=self.interval,
+                samples=spread,
+                labels=[f"seed {seed}" for seed in self.seed_ratios],
+                note=f"ratio of mean perplexities; paired bootstrap over {doubt}{sd}",
+            )
+        ]
+
+
+def compare(candidate: Seeds, baseline: Seeds, baseline_name: str) -> ComparisonResult:
+    """Return the ratio of mean perplexities; documents are paired, and so are seeds that both sides have.
+
+    ValueError: the two sides were not measured on the same targets.
+    """
+    first, other = next(iter(candidate.values())), next(iter(baseline.values()))
+    if not np.array_equal(first.document_targets, other.document_targets):
+        raise ValueError(
+            f"both sides must be measured on the same targets, got {first.num_targets} and {other.num_targets} of "
+            f"{first.split} and {other.split}"
+        )
+    mean = lambda by_seed: statistics.fmean(math.exp(result.loss_nats) for result in by_seed.values())  # noqa: E731
+    shared = [seed for seed in candidate if seed in baseline]
+    ratios = np.exp(_bootstrap(candidate)) / np.exp(_bootstrap(baseline))
+    low, high = np.percentile(ratios, INTERVAL)
+    return ComparisonResult(
+        baseline_name=baseline_name,
+        ratio=mean(candidate) / mean(baseline),
+        interval=(float(low), float(high)),
+        seed_ratios={seed: math.exp(candidate[seed].loss_nats - baseline[seed].loss_nats) for seed in shared},
+        num_documents=int((first.document_targets > 0).sum()),
+    )
+
+
+def _bootstrap(by_seed: Seeds) -> np.ndarray:
+    """Return log mean perplexities of resampled documents and seeds, (RESAMPLES,).
+
+    The generator always starts alike: calls on the same documents and number of seeds draw the same resamples (paired).
+    """
+    generator = np.random.default_rng(0)
+    results = list(by_seed.values())
+    used = results[0].document_targets > 0
+    nll = np.stack([result.document_nll_nats[used] for result in results])  # (seeds, documents)
+    targets = results[0].document_targets[used].astype(float)
+    num_documents = len(targets)
+    counts = generator.multinomial(num_documents, np.full(num_documents, 1 / num_documents), RESAMPLES)
+    losses = (counts @ nll.T) / (counts @ targets)[:, None]  # (resamples, seeds)
+    picked = generator.integers(len(results), size=(RESAMPLES, len(results)))
+    return np.log(np.exp(np.take_along_axis(losses, picked, axis=1)).mean(axis=1))

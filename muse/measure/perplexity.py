@@ -1,0 +1,207 @@
+"""Perplexity of a model on a whole split of tokens: every target once, in windows that know nothing of each other.
+
+N tokens have N - 1 targets: the first token of the split follows nothing and is not predicted. Per-token quantities are
+means over the N - 1 targets; per-word and per-byte quantities charge the first token that mean too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..corpora import TokenSplit, evaluation_batches
+from ..records import Metric, Series
+from .common import Progress, device_of, passthrough, safe_exp, training_mode
+
+RESAMPLES = 2000
+RESAMPLES_AT_ONCE = 4_000_000  # elements of one block of multinomial counts
+INTERVAL = (2.5, 97.5)  # percentiles
+
+
+class NonFiniteBatchError(FloatingPointError):
+    """A token's loss was NaN or infinite; the measurement stops there, since skipping would flatter the model."""
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Summed losses of one model on one split, in float64."""
+
+    split: str
+    nll_nats: float  # total over the targets that were measured
+    num_targets: int
+    num_tokens: int  # of the whole split
+    num_words: int
+    num_bytes: int
+    document_nll_nats: np.ndarray = field(repr=False)  # (documents,)
+    document_targets: np.ndarray = field(repr=False)  # (documents,) targets measured in each
+    position_loss_nats: np.ndarray = field(repr=False)  # (n_seq,) mean loss; NaN where no window reached
+    loss_interval: tuple[float, float] | None  # 95 %, over documents, nat per token
+
+    @property
+    def is_whole_split(self) -> bool:
+        return self.num_targets == self.num_tokens - 1
+
+    @property
+    def loss_nats(self) -> float:
+        """Mean loss in nat per token."""
+        return self.nll_nats / self.num_targets
+
+    @property
+    def perplexity(self) -> float | None:
+        """Per token; None where exp overflows."""
+        return safe_exp(self.loss_nats)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """Per canonical word; None where exp overflows or a part of the split was left out."""
+        return safe_exp(self.loss_nats * self._tokens_per(self.num_words)) if self._has(self.num_words) else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """None where a part of the split was left out."""
+        has = self._has(self.num_bytes)
+        return self.loss_nats * self._tokens_per(self.num_bytes) / math.log(2) if has else None
+
+    def _has(self, count: int) -> bool:
+        return self.is_whole_split and count > 0
+
+    def _tokens_per(self, count: int) -> float:
+        return self.num_tokens / count
+
+    def metrics(self, model_name: str) -> list[Metric]:
+        """Return loss, perplexity, word perplexity, bits per byte and the number of targets."""
+        n, interval = self.num_targets, self.loss_interval
+        documents = int((self.document_targets > 0).sum())
+        part = "" if self.is_whole_split else f", first {n} of {self.num_tokens - 1} targets only"
+        of = f"{self.split} split{part}"
+        how = f"{of}; " + (f"bootstrap over {documents} documents" if interval else "one document: no interval")
+
+        def metric(name: str, value: float | None, unit: str, factor: float, convert, missing: str) -> Metric:
+            ends = None if interval is None or value is None else tuple(convert(end * factor) for end in interval)
+            if ends is not None and None in ends:
+                ends = None
+            note = how if value is not None else f"{of}; not given: {missing}"
+            return Metric(name=name, model=model_name, value=value, unit=unit, n=n, interval=ends, note=note)
+
+        overflow = f"exp of a loss of {self.loss_nats:.6g} nat per token overflows"
+        partial = "not the whole split" if not self.is_whole_split else "the split counts none"
+        per_word, per_byte = (self._tokens_per(max(count, 1)) for count in (self.num_words, self.num_bytes))
+        return [
+            metric("loss", self.loss_nats, "nat/token", 1.0, float, ""),
+            metric("perplexity", self.perplexity, "per token", 1.0, safe_exp, overflow),
+            metric("word_perplexity", self.word_perplexity, "per word", per_word, safe_exp,
+                   overflow if self._has(self.num_words) else partial),
+            metric("bits_per_byte", self.bits_per_byte, "bit/byte", per_byte / math.log(2), float, partial),
+            Metric(name="num_targets", model=model_name, value=n, unit="tokens", note=of),
+        ]  # fmt: skip
+
+    def series(self, model_name: str) -> list[Series]:
+        """Return the mean loss at each position of the window, where any window reached it."""
+        reached = np.flatnonzero(np.isfinite(self.position_loss_nats))
+        return [
+            Series(
+                name="loss_by_position",
+                model=model_name,
+                x_name="position in the window",
+                y_name="loss (nat/token)",
+                x=reached.astype(float).tolist(),
+                y=self.position_loss_nats[reached].tolist(),
+            )
+        ]
+
+
+def measure_perplexity(
+    model: nn.Module,
+    split: TokenSplit,
+    *,
+    n_seq: int,
+    batch_size: int,
+    max_batches: int | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    progress: Progress = passthrough,
+) -> PerplexityResult:
+    """Return the model's losses on the split; `seed` drives the bootstrap only, `device` defaults to the model's.
+
+    ValueError: a split of fewer than two tokens. NonFiniteBatchError, with batch and window: a loss is NaN or infinite.
+    """
+    if len(split.ids) < 2:
+        raise ValueError(f"split {split.name} must hold at least 2 tokens, got {len(split.ids)}")
+    losses = _target_losses(model, split, n_seq, batch_size, max_batches, device, progress)
+    targets = np.arange(len(losses))  # target i is token i + 1, predicted at position i % n_seq
+    starts = split.document_starts.numpy()
+    documents = np.searchsorted(starts, targets + 1, side="right") - 1
+    document_nll = np.bincount(documents, losses, len(starts))
+    document_targets = np.bincount(documents, minlength=len(starts))
+    position_targets = np.bincount(targets % n_seq, minlength=n_seq)
+    with np.errstate(invalid="ignore"):
+        position_loss = np.bincount(targets % n_seq, losses, n_seq) / position_targets
+    return PerplexityResult(
+        split=split.name,
+        nll_nats=float(losses.sum()),
+        num_targets=len(losses),
+        num_tokens=len(split.ids),
+        num_words=split.num_words,
+        num_bytes=split.num_bytes,
+        document_nll_nats=document_nll,
+        document_targets=document_targets,
+        position_loss_nats=position_loss,
+        loss_interval=bootstrap_interval(document_nll, document_targets, seed=seed),
+    )
+
+
+def _target_losses(
+    model: nn.Module,
+    split: TokenSplit,
+    n_seq: int,
+    batch_size: int,
+    max_batches: int | None,
+    device: torch.device | str | None,
+    progress: Progress,
+) -> np.ndarray:
+    """Return the loss of every target in the order of the split, float64 (targets,) on the host."""
+    device = device_of(model) if device is None else torch.device(device)
+    num_windows, tail = divmod(len(split.ids) - 1, n_seq)
+    total = min(-(-num_windows // batch_size) + (tail > 0), max_batches or 2**62)
+    batches = evaluation_batches(split.ids, n_seq, batch_size, max_batches)
+    losses, done = [], 0
+    with training_mode(model, False), torch.inference_mode():
+        for index, (inputs, targets) in enumerate(progress(batches, f"perplexity, {split.name} split", total)):
+            expected = split.ids[done + 1 : done + 1 + targets.numel()]
+            assert torch.equal(targets.flatten().cpu().to(expected.dtype), expected), "targets are not the next tokens"
+            loss = model.loss(inputs.to(device, torch.int64), targets.to(device, torch.int64), reduction="none")
+            loss = loss.double().cpu().numpy()
+            if not np.isfinite(loss).all():
+                window, position = (int(axis[0]) for axis in np.nonzero(~np.isfinite(loss)))
+                raise NonFiniteBatchError(
+                    f"loss of {loss[window, position]} in {split.name} split, batch {index}, window "
+                    f"{done // n_seq + window}, position {position}: the perplexity of this model is not finite"
+                )
+            losses.append(loss.ravel())
+            done += loss.size
+    return np.concatenate(losses)
+
+
+def bootstrap_interval(
+    document_nll_nats: np.ndarray, document_targets: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of the mean loss over resampled documents; None with fewer than two.
+
+    Documents are drawn with replacement; the statistic of a resample is its summed loss over its number of targets.
+    """
+    nll, targets = (values[document_targets > 0].astype(float) for values in (document_nll_nats, document_targets))
+    if len(nll) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    block = max(1, RESAMPLES_AT_ONCE // len(nll))
+    means = []
+    for first in range(0, resamples, block):
+        shape = min(block, resamples - first)
+        counts = generator.multinomial(len(nll), np.full(len(nll), 1 / len(nll)), shape)  # (resamples, documents)
+        means.append((counts @ nll) / (counts @ targets))
+    low, high = np.percentile(np.concatenate(means), INTERVAL)
+    return float(low), float(high)

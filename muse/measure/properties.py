@@ -1,0 +1,151 @@
+"""Three properties that decide whether a perplexity can be believed: causality, mixing, no state between calls.
+
+Each compares logits of calls of one shape, row by row and position by position, so an operation that treats positions
+alike gives the same bits; `tolerance`, relative to the largest logit, is for models whose kernels do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..records import Metric
+from .common import device_of, random_batch, training_mode
+
+
+@dataclass(frozen=True)
+class CausalityResult:
+    """At how many changed positions an earlier logit changed too."""
+
+    violations: int
+    positions: tuple[int, ...]
+    largest_leak: float  # largest change of an earlier logit; NaN when a logit is not finite
+    tolerance: float  # relative to the largest logit
+
+    def metrics(self, model_name: str) -> list[Metric]:
+        """Return the number of positions whose token was seen before its time."""
+        note = f"largest change of a logit before the changed token: {self.largest_leak:.3g}, allowed: {_allowed(self)}"
+        return [
+            Metric(name="causality_violations", model=model_name, value=self.violations, unit="positions",
+                   n=len(self.positions), note=note)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MixingResult:
+    """At how many changed positions a later logit changed too."""
+
+    num_reaching: int
+    positions: tuple[int, ...]
+    farthest_reach: int  # tokens between a change and the last logit that it changed
+    largest_change: float
+    tolerance: float
+
+    def metrics(self, model_name: str) -> list[Metric]:
+        """Return 1 when an earlier token changes a later logit, else 0."""
+        note = (
+            f"{self.num_reaching} of {len(self.positions)} changed tokens changed a later logit, up to "
+            f"{self.farthest_reach} positions on, by up to {self.largest_change:.3g}; ignored: {_allowed(self)}"
+        )
+        return [
+            Metric(name="mixing", model=model_name, value=float(self.num_reaching > 0), unit="yes/no",
+                   n=len(self.positions), note=note)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StatefulnessResult:
+    """How many repeated calls gave other logits than the first."""
+
+    violations: int
+    num_repeats: int
+    largest_change: float
+    tolerance: float
+
+    def metrics(self, model_name: str) -> list[Metric]:
+        """Return the number of repeated calls that differ from the first."""
+        note = f"largest change of a logit on repeating the call: {self.largest_change:.3g}, allowed: {_allowed(self)}"
+        return [
+            Metric(name="state_violations", model=model_name, value=self.violations, unit="calls", n=self.num_repeats,
+                   note=note)
+        ]  # fmt: skip
+
+
+def _allowed(result: CausalityResult | MixingResult | StatefulnessResult) -> str:
+    return f"{result.tolerance:g} of the largest logit" if result.tolerance else "none"
+
+
+def check_causality(
+    model: nn.Module, *, n_positions: int = 8, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0,
+    device: torch.device | str | None = None,
+) -> CausalityResult:  # fmt: skip
+    """Change one token at each of several positions: no logit before it may change.
+
+    A logit that is not finite counts as a violation, since nothing can be said about it.
+    """
+    positions, change, scale = _changes(model, n_positions, n_tokens, seed, device)
+    leaks = [float(row[:position].amax()) for row, position in zip(change, positions, strict=True)]
+    violations = sum(not leak <= tolerance * scale for leak in leaks)
+    largest = max(leaks) if all(leak == leak for leak in leaks) else float("nan")
+    return CausalityResult(violations, tuple(positions), largest, tolerance)
+
+
+def check_mixing(
+    model: nn.Module, *, n_positions: int = 8, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0,
+    device: torch.device | str | None = None,
+) -> MixingResult:  # fmt: skip
+    """Change one token at each of several positions: does a logit after it change?"""
+    positions, change, scale = _changes(model, n_positions, n_tokens, seed, device)
+    reach, largest = [], 0.0
+    for row, position in zip(change, positions, strict=True):
+        later = row[position + 1 :]
+        reach.append(int((later > tolerance * scale).nonzero().max()) + 1 if (later > tolerance * scale).any() else 0)
+        largest = max([largest, *later[later > 0].tolist()])
+    return MixingResult(sum(r > 0 for r in reach), tuple(positions), max(reach), largest, tolerance)
+
+
+def check_statefulness(
+    model: nn.Module, *, batch_size: int = 2, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0,
+    device: torch.device | str | None = None,
+) -> StatefulnessResult:  # fmt: skip
+    """Repeat a call at once, and again after another batch: the logits must be those of the first call."""
+    device = device_of(model) if device is None else torch.device(device)
+    generator = torch.Generator().manual_seed(seed)
+    n_tokens = min(n_tokens, model.config.n_seq)
+    inputs, other = random_batch(model, batch_size, n_tokens, generator, device)
+    with training_mode(model, False), torch.inference_mode():
+        first = model(inputs).float()
+        changes = [float((model(inputs).float() - first).abs().amax())]
+        model(other)
+        changes.append(float((model(inputs).float() - first).abs().amax()))
+    scale = float(first.abs().amax())
+    largest = max(changes) if all(change == change for change in changes) else float("nan")
+    violations = sum(not change <= tolerance * scale for change in changes)
+    return StatefulnessResult(violations, len(changes), largest, tolerance)
+
+
+def _changes(
+    model: nn.Module, n_positions: int, n_tokens: int, seed: int, device: torch.device | str | None
+) -> tuple[list[int], Tensor, float]:
+    """Return the changed positions, the largest change of each row's logits (rows, T), and the largest logit.
+
+    Row i of one batch equals row i of the other but for the token at its own position, never the first or the last.
+    """
+    device = device_of(model) if device is None else torch.device(device)
+    n_tokens = min(n_tokens, model.config.n_seq)
+    if n_tokens < 3 or model.config.vocab_size < 2:
+        raise ValueError(f"needs 3 tokens and 2 words, got n_seq={n_tokens} and vocab_size={model.config.vocab_size}")
+    positions = sorted({round(p) for p in torch.linspace(1, n_tokens - 2, n_positions).tolist()})
+    generator = torch.Generator().manual_seed(seed)
+    inputs, _ = random_batch(model, len(positions), n_tokens, generator, device)
+    changed = inputs.clone()
+    shift = torch.randint(1, model.config.vocab_size, (len(positions),), generator=generator).to(device)
+    rows, columns = torch.arange(len(positions), device=device), torch.tensor(positions, device=device)
+    changed[rows, columns] = (inputs[rows, columns] + shift) % model.config.vocab_size
+    with training_mode(model, False), torch.inference_mode():
+        before, after = model(inputs), model(changed)
+        scale = float(before.abs().amax())
+        change = torch.stack([(a.float() - b.float()).abs().amax(-1) for a, b in zip(after, before, strict=True)])
+    return positions, change.cpu(), scale

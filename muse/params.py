@@ -1,0 +1,200 @@
+"""Params files to validated settings: every key, its type, its meaning and its default, in one place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PUBLISHED = {
+    "vocab_size": 50257,
+    "d_model": 512,
+    "n_layers": 6,
+    "n_seq": 1024,
+    "ppl_batch_size": 4,
+    "max_ppl_batches": None,
+    "memory_batch_size": 2,
+    "throughput_batch_size": 4,
+    "throughput_n_tokens": 1024,
+    "throughput_warmups": 10,
+    "throughput_samples": 30,
+    "gradient_batch_size": 2,
+    "gradient_n_tokens": 128,
+    "stability_trials": 100,
+    "stability_batch_size": 2,
+    "stability_n_tokens": 128,
+}
+"""Sizes and counts of the published protocols; a setting below one of these makes its stage `reduced`."""
+
+STAGE_NAMES = (
+    "planar_complex",
+    "basic_test",
+    "train",
+    "perplexity",
+    "memory",
+    "throughput",
+    "gradients_stability",
+)
+"""The stages in the order in which they run; the report follows whatever was chosen."""
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+StageName = Literal[STAGE_NAMES]
+ModelName = Literal["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"]
+
+
+class ParamsError(ValueError):
+    """Bad settings; the message names the file, the key, what was got and what is expected."""
+
+
+class Settings(BaseModel):
+    """One flat set of settings: the keys of a params file, of `-p key=value` and of the notebooks' parameters."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field("custom", description="name of the run's profile")
+    stages: list[StageName] = Field(list(STAGE_NAMES), min_length=1, description="which stages run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models live; auto takes CUDA if present")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights and random inputs of measurements")
+
+    corpus: str = Field("synthetic", description="synthetic, wikitext-2 (from the hub) or a folder of text or parquet")
+    tokenizer: str = Field(
+        "corpus", description="gpt2 (from the hub), a folder with vocab.json and merges.txt, or corpus"
+    )
+    cache_dir: str | None = Field(None, description="folder of tokenized corpora; null takes the user's cache folder")
+
+    vocab_size: Count = Field(50257, description="vocabulary of the measured models")
+    d_model: Annotated[int, Field(ge=2, multiple_of=2)] = Field(512, description="complex channels per token")
+    n_layers: Count = Field(6, description="blocks")
+    n_seq: Annotated[int, Field(ge=2)] = Field(1024, description="longest sequence, and the evaluation window")
+    skip_phase2: bool = Field(False, description="leave the baseline out; ratios are then not measured")
+
+    ppl_batch_size: Count = Field(4, description="windows per perplexity batch")
+    max_ppl_batches: Count | None = Field(None, description="stop after so many batches; null measures the whole split")
+    memory_batch_size: Count = Field(2, description="sequences of n_seq tokens in the memory protocol")
+    throughput_batch_size: Count = Field(4, description="sequences in the throughput protocol")
+    throughput_n_tokens: Count = Field(1024, description="tokens per sequence in the throughput protocol")
+    throughput_warmups: Count = Field(10, description="untimed calls before the timed ones")
+    throughput_samples: Count = Field(30, description="timed calls per path")
+    gradient_batch_size: Count = Field(2, description="sequences in the gradient check")
+    gradient_n_tokens: Count = Field(128, description="tokens per sequence in the gradient check")
+    stability_trials: Count = Field(100, description="random forward and backward trials")
+    stability_batch_size: Count = Field(2, description="sequences per stability trial")
+    stability_n_tokens: Count = Field(128, description="tokens per sequence in a stability trial")
+
+    models: list[ModelName] = Field(["stage1", "phase2", "gpt2"], min_length=1, description="models that are trained")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="one training run per model and seed"
+    )
+    train_tokens: Annotated[int, Field(ge=0)] = Field(
+        0, description="token budget of each training run; 0 trains nothing"
+    )
+    train_batch_tokens: Count = Field(16384, description="tokens per optimizer step")
+    train_d_model: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(None, description="null: d_model")
+    train_n_layers: Count | None = Field(None, description="null: n_layers")
+    train_n_seq: Annotated[int, Field(ge=2)] | None = Field(None, description="null: n_seq")
+    learning_rates: list[Rate] = Field([1e-3], min_length=1, description="tries per model, chosen on validation")
+    dropouts: list[Share] = Field([0.0], min_length=1, description="tries per model, chosen on validation")
+    tune_tokens: Annotated[int, Field(ge=0)] = Field(0, description="token budget of each try; 0 takes train_tokens")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="AdamW, on matrices only")
+    warmup_share: Share = Field(0.05, description="share of the steps with a rising learning rate")
+    gradient_clip: Rate = Field(1.0, description="largest global gradient norm")
+    evaluations: Count = Field(10, description="validation passes, evenly spaced; the best one is kept")
+    checkpoint_every_steps: Count = Field(200, description="an interrupted training loses at most so many steps")
+    checkpoint_dir: str = Field("checkpoints", description="where trainings keep their state and results")
+    compile: bool = Field(False, description="torch.compile the training step")
+
+    language: Literal["en", "ja"] = Field("en", description="language of the report")
+    stage_timeout_minutes: Rate = Field(60.0, description="a stage that takes longer is stopped and shown as failed")
+
+
+def scale_of(settings: Mapping[str, object]) -> tuple[Literal["published", "reduced"], str]:
+    """Return whether these settings reach the published protocol, and what is smaller where they do not.
+
+    A stage that trains is judged by the trained sizes (`train_d_model`, ...) where they are given.
+    """
+    smaller = ["synthetic corpus (published: WikiText-2)"] if settings.get("corpus") == "synthetic" else []
+    for name, published in PUBLISHED.items():
+        value = settings.get(name, published)
+        if settings.get("train_tokens"):
+            value = settings.get(f"train_{name}") or value
+        if value is not None if published is None else value < published:
+            smaller.append(f"{name} {value} (published: {'all' if published is None else published})")
+    return ("reduced", ", ".join(smaller)) if smaller else ("published", "")
+
+
+def load_params(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a params file and apply `key=value` overrides; ParamsError says what is wrong and what is expected."""
+    path = Path(path)
+    try:
+        values = _yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read ({error.strerror}); expected a YAML file of settings") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: got {type(values).__name__}, expected a mapping of setting to value")
+    sources = dict.fromkeys(values, str(path))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ParamsError(f"-p {override}: expected key=value")
+        try:
+            values[key] = _yaml(text)
+        except YAMLError as error:
+            raise ParamsError(f"-p {override}: the value is not YAML: {error}") from error
+        sources[key] = f"-p {override}"
+    settings = validate(values, sources, default_source=str(path))
+    if problem := _inconsistency(settings):
+        raise ParamsError(f"{path}: {problem}")
+    return settings
+
+
+def _inconsistency(settings: Settings) -> str | None:
+    """Return what two settings of a whole run contradict each other in, if any do."""
+    for name in ("throughput_n_tokens", "gradient_n_tokens", "stability_n_tokens"):
+        if getattr(settings, name) > settings.n_seq:
+            return f"{name} = {getattr(settings, name)} is more than n_seq = {settings.n_seq}"
+    if len(set(settings.stages)) != len(settings.stages):
+        return f"stages names one stage twice: {settings.stages}"
+    n_seq = settings.train_n_seq or settings.n_seq
+    if settings.train_batch_tokens < n_seq:
+        return f"train_batch_tokens = {settings.train_batch_tokens} holds no sequence of {n_seq} tokens"
+    return None
+
+
+def validate(
+    values: Mapping[str, object], sources: Mapping[str, str] | None = None, default_source: str = "parameters"
+) -> Settings:
+    """Return the settings for these values, each checked by itself; `sources` tells for each key where it came from."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [_explain(problem, sources or {}, default_source) for problem in error.errors()]
+        raise ParamsError("\n".join(lines)) from error
+
+
+def _yaml(text: str) -> object:
+    """Parse YAML 1.2, where 1e-3 is a float, 010 is ten and yes is a word."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _explain(problem: Mapping[str, object], sources: Mapping[str, str], default_source: str) -> str:
+    if not problem["loc"]:
+        return f"{default_source}: {str(problem['msg']).removeprefix('Value error, ')}"
+    key = str(problem["loc"][0])
+    where = sources.get(key, default_source)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(Settings.model_fields))}"
+        return f"{where}: unknown key {key}: {hint}"
+    got = problem["input"]
+    at = key + "".join(f"[{part}]" for part in problem["loc"][1:] if isinstance(part, int))
+    expected = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{where}: {at}: got {got!r} ({type(got).__name__}), expected {expected}"

@@ -1,0 +1,134 @@
+"""What a stage notebook needs around its one call: validated parameters, device, corpus, models, and the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import measure, planar
+from .checkpoint import load_trained
+from .corpora import Corpus, load_corpus
+from .live import live_curve
+from .models import build_model
+from .params import Settings, scale_of, validate
+from .progress import track
+from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
+from .tuning import Trained, choose_and_train
+
+SCAN_TOLERANCE = 1e-4
+"""Largest change of an earlier logit, relative to the largest logit, that rounding in parallel scans may cause."""
+
+
+class Stage:
+    """One run of one stage, from its notebook's parameters to its record."""
+
+    def __init__(self, name: str, namespace: Mapping[str, object]):
+        """Check the parameters found in `namespace` (pass `globals()`); ParamsError says what is wrong with them."""
+        self.name = name
+        self.started_utc = utc_now()
+        self.params = {key: namespace[key] for key in Settings.model_fields if key in namespace}
+        self.settings: Settings = validate(self.params)
+        self.record_path = Path(str(namespace["record_dir"])).resolve() / f"{name}.json"
+        self.device = self._device()
+        self._corpus: Corpus | None = None
+
+    def _device(self) -> torch.device:
+        wanted = self.settings.device
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: got cuda, but torch finds no CUDA device here; expected auto or cpu")
+        if wanted == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(wanted)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The corpus of this stage, read once."""
+        if self._corpus is None:
+            cache_dir = self.settings.cache_dir
+            self._corpus = load_corpus(
+                self.settings.corpus, self.settings.tokenizer, cache_dir=Path(cache_dir) if cache_dir else None
+            )
+        return self._corpus
+
+    @property
+    def compared(self) -> list[str]:
+        """The models of the comparison, without Phase 2 where `skip_phase2` says so."""
+        return [name for name in self.settings.models if not (name == "phase2" and self.settings.skip_phase2)]
+
+    def model(self, name: str = "stage1", *, use_complex32: bool = True) -> nn.Module:
+        """Return an untrained model of the measured size on the stage's device."""
+        settings = self.settings
+        model = build_model(
+            name,
+            vocab_size=settings.vocab_size,
+            d_model=settings.d_model,
+            n_layers=settings.n_layers,
+            n_seq=settings.n_seq,
+            use_complex32=use_complex32,
+            seed=settings.seed,
+        )
+        return model.to(self.device)
+
+    def train(self, name: str) -> Trained:
+        """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
+        return choose_and_train(self.settings, name, self.corpus, build_model, self.device, live_curve())
+
+    def models_by_seed(self, name: str) -> dict[int, nn.Module]:
+        """Return the trained models in the form in which they are served; without a training, the untrained one."""
+        if not self.settings.train_tokens:
+            return {self.settings.seed: self.model(name)}
+        models = {}
+        for result in self.train(name).results:
+            model = load_trained(result.weights, build_model)
+            models[result.seed] = (model.to_complex32() if hasattr(model, "to_complex32") else model).to(self.device)
+        return models
+
+    def evaluate(self, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:
+        """Return the test perplexity of every seed of a model, and the checks that decide whether it counts."""
+        settings = self.settings
+        results, checks = {}, []
+        with planar.cpu_compute("float32"):
+            for seed, model in self.models_by_seed(name).items():
+                if not checks:
+                    checks = [
+                        *measure.check_causality(model, tolerance=SCAN_TOLERANCE).metrics(name),
+                        *measure.check_mixing(model, tolerance=SCAN_TOLERANCE).metrics(name),
+                        *measure.check_statefulness(model, tolerance=SCAN_TOLERANCE).metrics(name),
+                    ]
+                results[seed] = measure.measure_perplexity(
+                    model,
+                    self.corpus.splits["test"],
+                    n_seq=model.config.n_seq,
+                    batch_size=settings.ppl_batch_size,
+                    max_batches=settings.max_ppl_batches,
+                    progress=track,
+                )
+        return results, checks
+
+    def write(
+        self,
+        metrics: Iterable[Metric],
+        *,
+        series: Iterable[Series] = (),
+        excerpts: Sequence[Excerpt] = (),
+    ) -> StageRecord:
+        """Write the stage's record, last of all, and return it."""
+        scale, scale_note = scale_of(self.params)
+        files = self._corpus.files if self._corpus else ()
+        record = StageRecord(
+            stage=self.name,
+            started_utc=self.started_utc,
+            finished_utc=utc_now(),
+            scale=scale,
+            scale_note=scale_note,
+            params=self.params | {"device": str(self.device)},
+            inputs=[InputFile(path=file.path, sha256=file.sha256, num_bytes=file.num_bytes) for file in files],
+            metrics=list(metrics),
+            series=list(series),
+            excerpts=list(excerpts),
+        )
+        write_record(record, self.record_path)
+        return record

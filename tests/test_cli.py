@@ -1,0 +1,145 @@
+"""The `muse` command: what it prints, how it exits, and that it does so quickly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from muse import cli
+from muse.notebooks import REPOSITORY
+from muse.params import Settings
+
+
+@pytest.fixture
+def params(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text("profile: tiny\nd_model: 64\nlearning_rates: [1e-5]\n")
+    return str(path)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What `muse run` hands to the driver."""
+    calls = []
+
+    def fake_run(settings, **options):
+        calls.append((settings, options))
+        return 3
+
+    monkeypatch.setattr(cli, "run", fake_run)
+    return calls
+
+
+def test_run_hands_over_settings_and_options(params, started, tmp_path):
+    arguments = ["run", params, "-p", "seed=4", "-p", "seeds=[0, 1]", "--out", str(tmp_path / "o u t"), "--gate"]
+    assert cli.main(arguments) == 3
+    settings, options = started[0]
+    assert (settings.profile, settings.d_model, settings.seed, settings.seeds) == ("tiny", 64, 4, [0, 1])
+    assert options["out"] == tmp_path / "o u t"
+    assert options["gate"] is True
+    command = f"muse run {params} -p seed=4 -p 'seeds=[0, 1]' --out '{tmp_path}/o u t' --gate"
+    assert options["command"] == command
+
+
+def test_run_without_options(params, started):
+    cli.main(["run", params])
+    assert started[0][1] == {"out": None, "gate": False, "command": f"muse run {params}"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "d_modell=3"], "did you mean d_model?"),
+        (["-p", "d_model=3.5"], "d_model: got 3.5 (float)"),
+        (["-p", "d_model"], "expected key=value"),
+        (["-p", "corpus=no/such/folder"], "no folder"),
+    ],
+)
+def test_bad_parameters_give_2_and_one_message(params, arguments, message, capsys, tmp_path):
+    assert cli.main(["run", params, "--out", str(tmp_path / "out"), *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("muse: ")
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["run"], ["nonsense"], ["params", "x.yaml", "nonsense"], ["run", "x", "--wrong"]]
+)
+def test_a_wrong_command_line_gives_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: muse" in capsys.readouterr().err
+
+
+def test_an_interruption_gives_130_and_a_bug_4(params, monkeypatch, capsys):
+    for error, code in ((KeyboardInterrupt, 130), (RuntimeError("a bug"), 4)):
+
+        def broken(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(cli, "run", broken)
+        assert cli.main(["run", params]) == code
+    assert "a bug" in capsys.readouterr().err
+
+
+def test_params_prints_what_papermill_reads_back_unchanged(params, capsys, tmp_path, monkeypatch):
+    if not (REPOSITORY / "notebooks").is_dir():
+        pytest.skip("not a checkout")
+    from papermill.iorw import read_yaml_file
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "010").mkdir()
+    assert (
+        cli.main(["params", params, "train", "-p", "weight_decay=1e-6", "-p", "compile=false", "-p", "corpus='010'"])
+        == 0
+    )
+    file = tmp_path / "train.yaml"
+    file.write_text(capsys.readouterr().out)
+    values = read_yaml_file(str(file))
+    assert values["record_dir"] == str(tmp_path / "reports" / "tiny" / "records")
+    assert values["learning_rates"] == [1e-5]
+    assert values["weight_decay"] == 1e-6
+    assert values["compile"] is False
+    assert values["corpus"] == str(tmp_path / "010")
+    del values["record_dir"]
+    Settings(**values)
+    assert cli.main(["params", params, "report", "--out", "elsewhere"]) == 0
+    assert f"record_dir: {tmp_path / 'elsewhere' / 'records'}" in capsys.readouterr().out
+
+
+def test_schema_is_the_schema_of_the_report(capsys):
+    assert cli.main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["title"] == "Report"
+    assert schema["additionalProperties"] is False
+    assert "pass" in schema["$defs"]["Summary"]["properties"]
+
+
+def test_help_names_every_command_and_the_exit_codes(capsys):
+    for arguments, words in (
+        (["--help"], ("run", "params", "schema")),
+        (["run", "--help"], ("--gate", "130", "KEY=VALUE")),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(arguments)
+        assert exit_.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words)
+
+
+def test_the_command_starts_without_the_heavy_packages():
+    program = (
+        "import sys, runpy\nsys.argv = ['muse', 'run', 'no-such.yaml']\n"
+        "try:\n    runpy.run_module('muse', run_name='__main__')\nexcept SystemExit as e:\n    print('code', e.code)\n"
+        "print(sorted({'torch', 'papermill', 'nbformat', 'transformers', 'plotly', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["code 2", "[]"]
+    assert "no-such.yaml: cannot be read" in done.stderr

@@ -1,0 +1,257 @@
+"""Figures show what the record holds, in colours that can be told apart, and say it in words as well."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from muse import figures
+from muse.drawing import MODELS, PLOTLY_MIME, metric_label, mimebundle, number, style
+from muse.records import Metric, Series, StageRecord
+from muse.texts import LANGUAGES, texts
+
+
+def record(stage="perplexity", **values):
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    return StageRecord(stage=stage, started_utc=now, finished_utc=now, scale="published", **values)
+
+
+def metric(name, model="stage1", value=1.0, unit="1", **values):
+    return Metric(name=name, model=model, value=value, unit=unit, **values)
+
+
+def series(name, model="stage1", x=(1, 2, 3), y=(5.0, 4.0, 3.5)):
+    return Series(name=name, model=model, x_name="tokens", y_name="loss", x=list(x), y=list(y))
+
+
+def norms(samples, labels, **values):
+    return record("gradients_stability", metrics=[metric("gradient_norm", samples=samples, labels=labels, **values)])
+
+
+def luminance(color):
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(first, second):
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("page", ["#fdfdfc", "#14171b"])
+def test_every_model_colour_stands_out_on_both_pages(name, page):
+    assert contrast(style(name).color, page) >= 3
+
+
+def test_models_differ_by_more_than_colour():
+    looks = [style(name) for name in MODELS]
+    assert len({look.color for look in looks}) == len({look.symbol for look in looks}) == len(looks)
+    assert len({look.dash for look in looks}) == len(looks)
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [("stage1", "Stage 1"), ("stage1 seed 0", "Stage 1, seed 0"), ("gpt2 (seed 1)", "GPT-2 (seed 1)"),
+     ("stage1_memory", "Stage 1 with memory"), ("stage12", "stage12"), ("gpt2_large", "gpt2_large")],
+)  # fmt: skip
+def test_model_labels(model, label):
+    assert style(model).label == label
+
+
+def test_seeds_of_a_model_share_its_colour():
+    assert style("phase2 (seed 3)").color == style("phase2").color != style("stage1").color
+    assert style("stage1_memory").color != style("stage1").color
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, "–"), (0, "0"), (80937553, "80,937,553"), (54430.93, "54,431"), (0.52, "0.52"), (2e-8, "2×10⁻⁸"),
+     (1e-6, "10⁻⁶"), (-1.5e-7, "-1.5×10⁻⁷"), (1.0305, "1.03"), (9999.6, "10,000"), (9999.4, "9999")],
+)  # fmt: skip
+def test_numbers_read_well(value, words):
+    assert number(value) == words
+
+
+def test_loss_curves_hold_every_series_and_say_the_last_validation_loss():
+    curves = [
+        series("training_loss"),
+        series("validation_loss", y=(5.1, 4.2, 3.71)),
+        series("validation_loss", "phase2"),
+    ]
+    figure = figures.loss_curves(record("train", series=[*curves, series("other")]))
+    assert [trace.name for trace in figure.data] == ["Stage 1, training", "Stage 1, validation", "Phase 2, validation"]
+    assert list(figure.data[1].y) == [5.1, 4.2, 3.71]
+    assert "Stage 1 3.71; Phase 2 3.5" in figure.layout.meta["caption"]
+    assert "5.1 to 3.71" in figure.layout.meta["alt"]
+
+
+def test_perplexity_shows_interval_and_floors():
+    found = [
+        metric("perplexity", value=20.0, interval=(18.0, 23.0)),
+        metric("word_perplexity", value=90.0),
+        metric("bigram_floor_perplexity", "", 17.5),
+    ]
+    figure = figures.perplexity_bars(record(metrics=found))
+    dot, floor = figure.data
+    assert (dot.x[0], dot.error_x.array[0], dot.error_x.arrayminus[0]) == (20.0, 3.0, 2.0)
+    assert floor.x[0] == 17.5
+    assert "17.5" in floor.name
+    assert "20 (18 – 23)" in figure.layout.meta["caption"]
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_loss_by_position_averages_runs_of_positions():
+    values = np.arange(200.0)
+    figure = figures.loss_by_position(record(series=[series("loss_by_position", x=values, y=values)]))
+    assert list(figure.data[0].y[:2]) == [1.0, 4.0]
+    assert "mean of 3 positions" in figure.layout.meta["caption"]
+
+
+def test_estimates_are_hatched_and_measured_bars_are_not():
+    found = [
+        metric("peak_memory", value=1.5, unit="GiB", basis="estimate"),
+        metric("peak_memory", "phase2", 3.0, "GiB"),
+        metric("parameter_memory", "phase2", 0.3, "GiB"),
+    ]
+    figure = figures.memory_bars(record("memory", metrics=found))
+    estimated, measured = figure.data
+    assert estimated.marker.pattern.shape == "/"
+    assert measured.marker.pattern.shape is None
+    assert "estimate" in estimated.name
+    assert "1.5 GiB (estimate)" in figure.layout.meta["alt"]
+    assert "measured" in figure.layout.meta["caption"]
+    assert "All values are estimates" in figures.memory_bars(record("memory", metrics=found[:1])).layout.meta["caption"]
+
+
+def test_throughput_names_the_share_of_the_ceiling():
+    found = [
+        metric("throughput_training", value=1000.0, unit="token/s", interval=(900.0, 1200.0)),
+        metric("ceiling_share", value=0.5, samples=[0.5, 0.25], labels=["logits", "training"]),
+    ]
+    figure = figures.throughput_bars(record("throughput", metrics=found))
+    assert "1,000 token/s, 25.0% of the ceiling" in figure.layout.annotations[0].text
+    assert figure.data[0].error_x.array[0] == 200
+
+
+def test_gradient_norms_name_what_lies_outside():
+    figure = figures.gradient_norms(norms([0.5, 2e-8, 0.0], ["head", "gamma", "beta"]))
+    assert list(figure.data[0].y) == ["head", "gamma", "beta"]
+    assert figure.data[0].marker.symbol == ("circle", "circle", "x")
+    caption = figure.layout.meta["caption"]
+    assert "1 of 3" in caption
+    assert "gamma 2×10⁻⁸; beta 0" in caption
+    assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].x1) == (1e-6, 1e3)
+    assert figure.data[0].x[2] < 2e-8
+
+
+def test_gradient_norms_name_parameters_without_a_norm():
+    stage = norms([0.5], ["head"])
+    more = [
+        metric("parameters_without_gradient", labels=["lost"]),
+        metric("parameters_with_non_finite_gradient", labels=["nan"]),
+    ]
+    figure = figures.gradient_norms(stage.model_copy(update={"metrics": [*stage.metrics, *more]}))
+    assert "Zero or missing: lost." in figure.layout.meta["caption"]
+    assert "Not finite: nan." in figure.layout.meta["caption"]
+
+
+def test_scale_stress_uses_log_axes_where_values_range_far():
+    wide = figures.scale_stress(record(series=[series("scale_stress", x=(1e-3, 1, 1e3), y=(1, 10, 1e4))]))
+    flat = figures.scale_stress(record(series=[series("scale_stress", x=(0, 1, 2), y=(1, 1.5, 2))]))
+    assert (wide.layout.xaxis.type, wide.layout.yaxis.type) == ("log", "log")
+    assert (flat.layout.xaxis.type, flat.layout.yaxis.type) == (None, None)
+
+
+def test_phase_and_magnitude_of_known_values():
+    figure = figures.phase_magnitude(torch.tensor([[2j, 2j], [2j, 4j]], dtype=torch.complex64))
+    magnitude, phase = figure.data
+    assert sum(magnitude.y) == pytest.approx(1)
+    assert phase.theta[int(np.argmax(phase.r))] == pytest.approx(95)
+    assert "Mean magnitude 2.5, largest 4" in figure.layout.meta["caption"]
+    assert "1.000" in figure.layout.meta["caption"]
+
+
+def test_planar_values_are_split_and_zeros_have_no_phase():
+    planar = torch.tensor([[0.0, 3.0, 0.0, 0.0, 4.0, -2.0]], dtype=torch.float16)
+    phase = figures.phase_magnitude(planar).data[1]
+    assert sum(phase.r) == pytest.approx(1)
+    assert max(phase.r) == pytest.approx(0.5)
+    caption = figures.phase_magnitude(planar).layout.meta["caption"]
+    assert "3 complex values. Mean magnitude 2.333, largest 5" in caption
+    assert "1 of them are exactly zero" in caption
+    with pytest.raises(ValueError, match=r"\(3,\).*even last axis"):
+        figures.phase_magnitude(torch.zeros(3))
+    with pytest.raises(ValueError, match="finite"):
+        figures.phase_magnitude([complex("nan")])
+
+
+def test_complex_plane_is_thinned():
+    figure = figures.complex_plane(np.arange(1001) + 3j, max_points=100)
+    assert len(figure.data[0].x) == 91
+    assert set(figure.data[0].y) == {3.0}
+
+
+def test_a_record_without_data_draws_nothing():
+    empty = record()
+    assert figures.of_stage(empty) == []
+    for draw in figures.FIGURES:
+        with pytest.raises(figures.NothingToDraw, match="perplexity"):
+            draw(empty)
+
+
+def everything():
+    found = [
+        metric("perplexity", value=20.0),
+        metric("peak_memory", unit="GiB"),
+        metric("throughput_a", unit="token/s"),
+    ]
+    curves = [series(name) for name in ("training_loss", "loss_by_position", "scale_stress")]
+    gradients = metric("gradient_norm", samples=[0.1], labels=["w"])
+    return record(metrics=[*found, gradients], series=curves)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_figure_has_title_caption_alternative_and_little_weight(language):
+    found = [*figures.of_stage(everything(), language), figures.phase_magnitude([1j], language)]
+    assert len(found) == 8
+    for figure in found:
+        assert figure.layout.title.text
+        assert figure.layout.meta["caption"]
+        assert figure.layout.meta["alt"]
+        assert figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
+        assert len(figure.to_json()) < 4000
+
+
+def test_bundle_serves_the_lab_and_the_page():
+    figure = figures.loss_curves(record(series=[series("training_loss", "evil </script><b>")]))
+    bundle = mimebundle(figure, caption="a < b", alt='say "hi"')
+    assert bundle[PLOTLY_MIME]["data"][0]["y"] == [5.0, 4.0, 3.5]
+    page = bundle["text/html"]
+    assert page.startswith('<figure role="img" aria-label="say &quot;hi&quot;"')
+    assert "a &lt; b" in page
+    inside = re.search(r'<script type="application/json">(.*?)</script>', page)[1]
+    assert "<" not in inside
+    plain = json.loads(inside)
+    assert plain["data"][0]["name"].startswith("evil </script><b>")
+    assert "title" not in plain["layout"]
+    assert bundle["text/plain"] == 'say "hi"'
+
+
+def test_default_caption_and_alternative_are_the_figures_own():
+    figure = figures.loss_curves(record(series=[series("training_loss")]))
+    page = mimebundle(figure)["text/html"]
+    assert html.escape(figure.layout.meta["caption"]) in page
+    assert f'aria-label="{html.escape(figure.layout.meta["alt"])}"' in page
+
+
+def test_metric_labels_fall_back_to_the_name():
+    assert metric_label("peak_memory", "ja") == texts("ja")["metric.peak_memory"]
+    assert metric_label("odd_thing") == "odd thing"

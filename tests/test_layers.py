@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference
+import torch
+from torch.autograd import gradcheck
+
+from muse import layers, planar
+
+D = 7
+
+
+def planar_noise(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def randomised(module, seed=1):
+    """The module in float64 with every parameter moved away from its initial value."""
+    module = module.double()
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.add_(0.3 * planar_noise(*parameter.shape, seed=seed + i))
+    return module
+
+
+def cases():
+    """(name, module, its complex128 reference)."""
+    linear = randomised(layers.ComplexLinear(D, 5))
+    activation = randomised(layers.ModReLU(D))
+    norm = randomised(layers.ComplexLayerNorm(D))
+    return {
+        "linear": (
+            linear,
+            lambda z: reference.linear(z, linear.weight_real, linear.weight_imag, linear.bias_real, linear.bias_imag),
+        ),
+        "modrelu": (activation, lambda z: reference.modrelu(z, activation.bias, layers.MAGNITUDE_EPS)),
+        "norm": (norm, lambda z: reference.layer_norm(z, norm.gamma, norm.beta)),
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "modrelu", "norm"])
+def test_forward_and_gradients_match_the_reference(name):
+    module, naive = cases()[name]
+    z = planar_noise(3, 11, 2 * D).requires_grad_()
+    got, want = module(z), reference.planes(naive(reference.native(z)))
+    assert reference.rms_error(got, want) < 1e-14
+    direction = planar_noise(*got.shape, seed=5)
+    inputs = [z, *module.parameters()]
+    got_grads = torch.autograd.grad((got * direction).sum(), inputs)
+    want_grads = torch.autograd.grad((want * direction).sum(), inputs)
+    for got_grad, want_grad in zip(got_grads, want_grads, strict=True):
+        assert reference.rms_error(got_grad, want_grad) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["linear", "modrelu", "norm"])
+def test_gradcheck(name):
+    module, _ = cases()[name]
+    z = planar_noise(2, 3, 2 * D).requires_grad_()
+    parameters = dict(module.named_parameters())
+
+    def call(z, *values):
+        return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), (z,))
+
+    assert gradcheck(call, (z, *parameters.values()))
+
+
+@pytest.mark.parametrize(("name", "bound"), [("linear", 4e-3), ("modrelu", 3e-4), ("norm", 3e-4)])
+def test_float16_rounding_error(name, bound):
+    module, naive = cases()[name]
+    module.half()
+    z = planar_noise(5, 13, 2 * D, dtype=torch.float16).requires_grad_()
+    got = module(z)
+    assert got.dtype == torch.float16
+    z64 = z.detach().double().requires_grad_()
+    want = reference.planes(naive(reference.native(z64)))
+    assert reference.rms_error(got, want) < bound
+    direction = planar_noise(*got.shape, seed=5, dtype=torch.float16)
+    (got * direction).sum().backward()
+    (want_grad,) = torch.autograd.grad((want * direction.double()).sum(), z64)
+    assert z.grad.dtype == torch.float16
+    assert reference.rms_error(z.grad, want_grad) < 2 * bound
+
+
+def rotate(z, angle):
+    return reference.planes(reference.native(z) * torch.exp(1j * torch.tensor(angle, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("name", ["linear", "modrelu", "norm"])
+@pytest.mark.parametrize("angle", [0.7, math.pi / 2, 4.0])
+def test_phase_equivariance_without_shifts(name, angle):
+    """f(e^{ia} z) = e^{ia} f(z) once the additive complex bias, or beta, is zero."""
+    module, _ = cases()[name]
+    with torch.no_grad():
+        for shift in ("bias_real", "bias_imag", "beta"):
+            if hasattr(module, shift):
+                getattr(module, shift).zero_()
+        z = planar_noise(3, 2 * D)
+        assert reference.rms_error(module(rotate(z, angle)), rotate(module(z), angle)) < 1e-14
+
+
+def test_zero_imaginary_part_is_the_real_layer():
+    real = planar_noise(3, D)
+    z = planar.pack(real, torch.zeros_like(real))
+    linear, activation, norm = (module for module, _ in cases().values())
+    with torch.no_grad():
+        linear.weight_imag.zero_()
+        linear.bias_imag.zero_()
+        x, y = planar.unpack(linear(z))
+        assert reference.rms_error(x, torch.nn.functional.linear(real, linear.weight_real, linear.bias_real)) < 1e-15
+        assert not y.any()
+        x, y = planar.unpack(norm(z))
+        assert reference.rms_error(x, torch.nn.functional.layer_norm(real, (D,), norm.gamma, norm.beta)) < 1e-15
+        assert not y.any()
+        activation.bias.copy_(-activation.bias.abs())
+        x, y = planar.unpack(activation(z))
+        soft_threshold = torch.sign(real) * torch.relu(real.abs() + activation.bias)
+        assert reference.rms_error(x, soft_threshold) < 1e-5  # |z| is smoothed by MAGNITUDE_EPS
+        assert not y.any()
+
+
+def test_beta_moves_the_real_plane_only():
+    norm = layers.ComplexLayerNorm(D).double()
+    z = planar_noise(3, 2 * D)
+    before = norm(z)
+    with torch.no_grad():
+        norm.beta.fill_(2.5)
+    x, y = planar.unpack(norm(z) - before)
+    assert torch.allclose(x, torch.full_like(x, 2.5))
+    assert not y.any()
+
+
+def test_norm_output_has_zero_mean_and_unit_complex_variance_per_token():
+    z = planar_noise(5, 11, 2 * 64) * torch.linspace(1, 9, 11, dtype=torch.float64)[:, None] + 3
+    c = reference.native(layers.ComplexLayerNorm(64).double()(z))
+    assert c.mean(-1).abs().max() < 1e-14
+    assert torch.allclose(c.abs().square().mean(-1), torch.ones(5, 11, dtype=torch.float64), atol=1e-4)
+
+
+def test_norm_in_float16_survives_values_whose_squares_overflow():
+    z = (planar_noise(2, 2 * D) * 2000).half()
+    assert layers.ComplexLayerNorm(D).half()(z).isfinite().all()
+    assert layers.ModReLU(D).half()(z).isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.25, -0.25])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_modrelu_at_zero(bias, dtype):
+    z = torch.zeros(2, 2 * D, dtype=dtype, requires_grad=True)
+    b = torch.full((D,), bias, dtype=dtype, requires_grad=True)
+    out = layers.modrelu(z, b)
+    out.sum().backward()
+    assert not out.any()
+    assert z.grad.isfinite().all()
+    assert b.grad.isfinite().all()
+    assert torch.equal(z.grad, torch.ones_like(z.grad)) or bias != 0.0  # b = 0 is the identity
+
+
+def test_modrelu_is_the_textbook_away_from_zero():
+    z = planar_noise(3, 2 * D)
+    z = torch.where(z.abs() < 0.1, z.sign() * 0.1, z)
+    bias = planar_noise(D, seed=3)
+    want = reference.planes(reference.modrelu(reference.native(z), bias))
+    assert reference.rms_error(layers.modrelu(z, bias), want) < 1e-6
+    closed = layers.modrelu(z, torch.full((D,), -10.0, dtype=torch.float64))
+    assert not closed.any()
+
+
+def test_embedding_looks_up_both_parts():
+    table = layers.ComplexEmbedding(13, D)
+    ids = torch.tensor([[3, 12], [0, 3]])
+    want = torch.complex(table.weight_real, table.weight_imag)[ids]
+    assert torch.equal(planar.to_complex(table(ids)), want)
+    direction = planar_noise(2, 2, 2 * D, dtype=torch.float32)
+    (table(ids) * direction).sum().backward()
+    assert torch.equal(table.weight_real.grad[3], direction[0, 0, :D] + direction[1, 1, :D])
+    assert torch.equal(table.weight_imag.grad[12], direction[0, 1, D:])
+    assert not table.weight_imag.grad[1].any()
+
+
+def test_dropout_keeps_or_drops_whole_complex_elements():
+    torch.manual_seed(0)
+    z = torch.ones(50, 2 * 100)
+    assert layers.dropout(z, 0.3, training=False) is z
+    x, y = planar.unpack(layers.dropout(z, 0.3, training=True))
+    assert torch.equal(x, y)
+    assert set(x.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
+    assert abs((x == 0).float().mean().item() - 0.3) < 0.02
+
+
+def test_initial_values_have_the_stated_variances():
+    linear, table = layers.ComplexLinear(300, 500), layers.ComplexEmbedding(400, 300)
+    generator = torch.Generator().manual_seed(0)
+    for module in (linear, table):
+        layers.initialise(module, generator)
+    for weight in (linear.weight_real, linear.weight_imag):
+        want = reference.xavier_part_variance(300, 500)
+        assert abs(weight.var().item() / want - 1) < 6 * math.sqrt(2 / weight.numel())
+        assert abs(weight.mean().item()) < 6 * math.sqrt(want / weight.numel())
+    parts_product = (linear.weight_real * linear.weight_imag).mean().abs().item()
+    assert parts_product < 6 * reference.xavier_part_variance(300, 500) / math.sqrt(linear.weight_real.numel())
+    power = table.weight_real.square() + table.weight_imag.square()
+    assert abs(power.mean().item() - 1) < 6 / math.sqrt(power.numel())
+    assert not linear.bias_real.any()
+    assert not linear.bias_imag.any()
+    assert not layers.ModReLU(D).bias.any()
+    norm = layers.ComplexLayerNorm(D)
+    assert torch.equal(norm.gamma, torch.ones(D))
+    assert not norm.beta.any()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(4, dtype=torch.int64), r"\(batch, positions\), got \(4,\)"),
+        (torch.zeros(1, 4), r"int64 or int32, got torch\.float32"),
+        (torch.zeros(1, 9, dtype=torch.int64), "n_seq=8 positions, got 9"),
+        (torch.zeros(1, 0, dtype=torch.int64), "positions, got 0"),
+        (torch.tensor([[0, 10]]), r"\[0, 10\), got 0 to 10"),
+        (torch.tensor([[-1, 9]]), r"\[0, 10\), got -1 to 9"),
+    ],
+)
+def test_bad_token_ids_are_refused(ids, message):
+    with pytest.raises(ValueError, match=message):
+        layers.check_token_ids(ids, vocab_size=10, n_seq=8)
+
+
+def test_good_token_ids_pass():
+    layers.check_token_ids(torch.tensor([[0, 9]]), vocab_size=10, n_seq=2)
+    layers.check_token_ids(torch.tensor([[0, 9]], dtype=torch.int32), vocab_size=10, n_seq=2)

@@ -1,0 +1,135 @@
+"""Perplexity against models whose loss is known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from measure_toys import Causal, Fixed, Toy
+
+from muse.corpora import TokenSplit
+from muse.measure.perplexity import NonFiniteBatchError, bootstrap_interval, measure_perplexity
+
+
+def split_of(ids, document_starts=(0,), num_words=10, num_bytes=40) -> TokenSplit:
+    return TokenSplit(
+        name="test",
+        ids=torch.tensor(ids, dtype=torch.int32),
+        document_starts=torch.tensor(document_starts),
+        num_words=num_words,
+        num_bytes=num_bytes,
+        sha256="",
+    )
+
+
+def by_name(result) -> dict:
+    return {metric.name: metric for metric in result.metrics("toy")}
+
+
+def test_uniform_logits_give_the_vocabulary_size():
+    result = measure_perplexity(Fixed([0] * 7, 0.0), split_of([3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 0]), n_seq=4, batch_size=2)
+    assert result.perplexity == pytest.approx(7, rel=1e-6)
+    assert result.num_targets == 10
+    assert by_name(result)["word_perplexity"].value == pytest.approx(7 ** (11 / 10), rel=1e-6)
+    assert by_name(result)["bits_per_byte"].value == pytest.approx(11 * math.log2(7) / 40, rel=1e-6)
+
+
+KNOWN = math.log1p(6 * math.exp(-5))  # loss of the one logit of 5 among six of 0
+
+
+@pytest.mark.parametrize(("shift", "per_token"), [(1, KNOWN), (0, 5 + KNOWN)])
+def test_targets_are_the_next_tokens(shift, per_token):
+    """Counting up: the successor model knows every target, a model that copies its input knows none."""
+    model = Fixed([(token + shift) % 7 for token in range(7)], 5.0)
+    result = measure_perplexity(model, split_of([token % 7 for token in range(30)]), n_seq=8, batch_size=2)
+    assert result.loss_nats == pytest.approx(per_token, rel=1e-6)
+
+
+@pytest.mark.parametrize("n_seq", [1, 3, 5, 16])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_every_target_counts_once_whatever_the_windows(n_seq, batch_size):
+    ids = torch.randint(8, (38,), generator=torch.Generator().manual_seed(1))
+    model = Toy()
+    logits = model(ids[None, :-1])[0].double().log_softmax(-1)
+    expected = -logits[torch.arange(37), ids[1:]].detach().numpy()
+    result = measure_perplexity(model, split_of(ids.tolist(), (0, 5, 20)), n_seq=n_seq, batch_size=batch_size)
+    assert result.nll_nats == pytest.approx(expected.sum(), rel=1e-6)
+    np.testing.assert_array_equal(result.document_targets, [4, 15, 18])  # token 0 of the split has no target
+    parts = np.split(expected, [4, 19])
+    np.testing.assert_allclose(result.document_nll_nats, [part.sum() for part in parts], rtol=1e-6)
+    (series,) = result.series("toy")
+    np.testing.assert_allclose(series.y, [expected[i::n_seq].mean() for i in range(n_seq)], rtol=1e-6)
+
+
+def test_windows_know_nothing_of_each_other():
+    ids = [1, 2, 3, 4, 5, 6, 7, 0, 1]
+    model = Causal()
+    halves = [measure_perplexity(model, split_of(part), n_seq=16, batch_size=1).nll_nats for part in (ids[:5], ids[4:])]
+    assert measure_perplexity(model, split_of(ids), n_seq=4, batch_size=2).nll_nats == pytest.approx(
+        sum(halves), rel=1e-6
+    )
+
+
+def test_part_of_a_split_has_no_word_perplexity():
+    result = measure_perplexity(Toy(), split_of([1, 2] * 20), n_seq=4, batch_size=2, max_batches=3)
+    found = by_name(result)
+    assert result.num_targets == found["num_targets"].value == 24
+    assert found["word_perplexity"].value is None
+    assert found["bits_per_byte"].value is None
+    assert "24 of 39" in found["perplexity"].note
+
+
+@pytest.mark.parametrize(
+    ("index", "place"), [(5, "batch 0, window 1, position 1"), (12, "batch 2, window 3, position 0")]
+)
+def test_a_non_finite_loss_stops_the_measurement_and_is_named(index, place):
+    """Three whole windows in batches of two and one, then a tail of one target."""
+    ids = [1] * 14
+    ids[index] = 5
+    model = Toy()
+    with torch.no_grad():
+        model.embedding.weight[5] = math.nan
+    with pytest.raises(NonFiniteBatchError, match=place):
+        measure_perplexity(model, split_of(ids), n_seq=4, batch_size=2)
+
+
+def test_the_mode_of_every_module_is_put_back():
+    model = Toy().train()
+    model.head.eval()
+    measure_perplexity(model, split_of([1, 2, 3]), n_seq=4, batch_size=1)
+    assert model.training
+    assert not model.head.training
+
+
+def test_a_loss_whose_exponential_overflows_keeps_its_loss():
+    result = measure_perplexity(Fixed([0, 0], 1000.0), split_of([0, 1, 1, 1]), n_seq=4, batch_size=1)
+    found = by_name(result)
+    assert found["loss"].value == pytest.approx(1000, rel=1e-6)
+    assert found["perplexity"].value is None
+    assert "overflow" in found["perplexity"].note
+
+
+def test_bootstrap_interval_is_that_of_the_ratio_estimator():
+    """Documents of equal length: the standard error is that of the mean of the document means."""
+    generator = np.random.default_rng(3)
+    means = generator.normal(4, 0.5, 400)
+    low, high = bootstrap_interval(means * 50, np.full(400, 50))
+    error = means.std() / math.sqrt(400)
+    assert low == pytest.approx(means.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(means.mean() + 1.96 * error, abs=0.2 * error)
+    assert bootstrap_interval(means * 50, np.full(400, 50)) == (low, high)
+
+
+def test_bootstrap_weighs_documents_by_their_targets():
+    low, high = bootstrap_interval(np.array([1000.0, 9.0, 0.0]), np.array([1000, 1, 0]))
+    assert (low, high) == (pytest.approx(1), pytest.approx(9))
+    low, high = bootstrap_interval(np.array([1000.0] * 50 + [9.0]), np.array([1000] * 50 + [1]))
+    assert high < 1.01  # a rare short document hardly moves the mean per token
+    assert bootstrap_interval(np.array([3.0]), np.array([2])) is None
+
+
+def test_a_split_without_targets_is_an_error():
+    with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
+        measure_perplexity(Toy(), split_of([1]), n_seq=4, batch_size=1)

@@ -1,0 +1,127 @@
+"""Sampling order, medians and units of throughput; FLOPs that can be counted by hand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from measure_toys import Toy
+
+from muse.measure import throughput
+from muse.measure.throughput import (
+    Ceiling,
+    copy_ceiling,
+    flops_per_token,
+    forward_logits,
+    forward_loss,
+    matrix_ceiling,
+    measure_throughput,
+    training_step,
+)
+from muse.models import build_model
+
+
+def test_paths_are_sampled_in_turn_and_warm_ups_are_not_counted():
+    calls: list[str] = []
+    paths = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seen = []
+
+    def progress(iterable, description, total):
+        seen.append((description, total))
+        return iterable
+
+    result = measure_throughput(paths, tokens_per_call=10, warmups=1, samples=3, device="cpu", progress=progress)
+    assert "".join(calls) == "abc" + "bca" + "cab" + "abc"
+    assert {name: len(values) for name, values in result.seconds.items()} == {"a": 3, "b": 3, "c": 3}
+    assert seen == [("throughput, a, b, c", 4)]
+
+
+def test_tokens_per_second_is_the_median_of_what_the_clock_says(monkeypatch):
+    durations = iter([9.0, 2.0, 1.0, 4.0, 2.0])
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def call():
+        now[0] += next(durations)
+
+    result = measure_throughput(
+        {"logits": call}, tokens_per_call=8, warmups=1, samples=4, device="cpu", flops_per_token=5.0,
+        matrix_flops_per_second=40.0,
+    )  # fmt: skip
+    metrics = {metric.name: metric for metric in result.metrics("toy")}
+    rate = metrics["throughput_logits"]
+    assert (rate.value, rate.unit, rate.n) == (4.0, "token/s", 4)
+    assert rate.samples == [4.0, 8.0, 2.0, 4.0]
+    assert rate.interval == (3.5, 5.0)
+    assert metrics["ceiling_share"].value == 4.0 * 5 / 40
+    assert metrics["flops_per_token"].value == 5
+
+
+def test_a_training_step_counts_three_forward_passes():
+    result = measure_throughput(
+        {"logits": lambda: time.sleep(0.001), "training": lambda: time.sleep(0.001)}, tokens_per_call=1, warmups=0,
+        samples=1, device="cpu", flops_per_token=1.0, matrix_flops_per_second=1.0,
+    )  # fmt: skip
+    (share,) = [metric for metric in result.metrics("toy") if metric.name == "ceiling_share"]
+    assert share.samples[1] / share.samples[0] == pytest.approx(
+        3 * result.seconds["logits"][0] / result.seconds["training"][0]
+    )
+
+
+def test_the_three_protocols_do_what_they_are_called():
+    ids = torch.randint(8, (2, 5))
+    model = Toy()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    logits = forward_logits(model, ids)()
+    assert logits.shape == (2, 5, 8)
+    assert not logits.requires_grad
+    assert not model.training
+    assert forward_loss(model, ids, ids)().shape == ()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    step = training_step(model, ids, ids)
+    losses = []
+    for _ in range(3):
+        step()
+        losses.append(model.loss(ids, ids).item())
+    assert losses[0] > losses[1] > losses[2]
+    assert model.training
+
+
+def test_training_runs_under_autocast():
+    model = Toy()
+    before = model.head.weight.detach().clone()
+    training_step(model, torch.tensor([[1, 2]]), torch.tensor([[2, 3]]), autocast_dtype=torch.bfloat16)()
+    assert not torch.equal(before, model.head.weight)
+
+
+def test_flops_are_those_of_the_matrix_products():
+    assert flops_per_token(Toy(vocab_size=11, d_model=4)) == 2 * 11 * 4
+    sizes = {"vocab_size": 31, "d_model": 8, "n_layers": 3, "n_seq": 16}
+    model = build_model("stage1", use_complex32=True, **sizes)
+    assert flops_per_token(model) == 3 * 2 * 16 * 16 + 2 * 8 * 31
+    assert next(model.parameters()).dtype == torch.float16  # the model itself is untouched
+    assert type(next(model.parameters()).data) is torch.Tensor
+
+
+def test_attention_counts_its_scores_and_sums():
+    model = build_model("gpt2", vocab_size=31, d_model=8, n_layers=3, n_seq=16)
+    assert flops_per_token(model) == 3 * (24 * 8 * 8 + 4 * 16 * 8) + 2 * 8 * 31
+
+
+def test_ceilings_are_work_over_time(monkeypatch):
+    monkeypatch.setattr(throughput, "_seconds", lambda call, device: call() is None or 0.5)
+    matrix = matrix_ceiling("cpu", torch.float32, sizes=(64, 128))
+    copy = copy_ceiling("cpu", num_bytes=2**20)
+    assert matrix.samples == (2 * 64**3 / 0.5, 2 * 128**3 / 0.5)
+    assert matrix.value == 2 * 128**3 / 0.5
+    assert matrix.labels == ("64", "128")
+    assert copy.value == 2 * 2**20 / 0.5
+    (metric,) = Ceiling("matrix_ceiling", 2.0, "FLOP/s", (1.0, 2.0), ("1", "2")).metrics()
+    assert (metric.name, metric.value, metric.samples, metric.model) == ("matrix_ceiling", 2.0, [1.0, 2.0], "")
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 0}, {"warmups": -1}])
+def test_counts_that_measure_nothing_are_errors(wrong):
+    with pytest.raises(ValueError, match="samples >= 1"):
+        measure_throughput({"a": lambda: None}, tokens_per_call=1, device="cpu", **wrong)

@@ -1,0 +1,143 @@
+"""Params files: what is accepted, what is refused and how that is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from muse.params import PUBLISHED, STAGE_NAMES, ParamsError, Settings, load_params, scale_of, validate
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def load(tmp_path, text="", *overrides):
+    path = tmp_path / "p.yaml"
+    path.write_text(text or "{}", encoding="utf-8")
+    return load_params(path, overrides)
+
+
+def test_the_defaults_are_the_published_protocol():
+    settings = Settings()
+    assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
+    assert scale_of(settings.model_dump() | {"corpus": "wikitext-2"}) == ("published", "")
+    assert scale_of(settings.model_dump()) == ("reduced", "synthetic corpus (published: WikiText-2)")
+
+
+def test_an_empty_mapping_gives_the_defaults(tmp_path):
+    assert load(tmp_path) == Settings()
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(tmp_path):
+    settings = load(tmp_path, "seed: 1\nd_model: 8\n", "seed=2", "seed=3")
+    assert (settings.seed, settings.d_model) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("weight_decay=1e-3", "weight_decay", 1e-3),
+        ("learning_rates=[1e-3, 2]", "learning_rates", [1e-3, 2.0]),
+        ("seed=010", "seed", 10),
+        ("max_ppl_batches=null", "max_ppl_batches", None),
+        ("corpus=yes", "corpus", "yes"),
+        ("corpus=a=b", "corpus", "a=b"),
+        ("skip_phase2=true", "skip_phase2", True),
+        ("corpus='2024_01'", "corpus", "2024_01"),
+        ("gradient_clip=1", "gradient_clip", 1.0),
+    ],
+)
+def test_values_are_yaml_1_2(tmp_path, override, key, value):
+    found = getattr(load(tmp_path, "", override), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("d_modell=64", ["-p d_modell=64", "unknown key d_modell", "did you mean d_model?"]),
+        ("zzz=1", ["unknown key zzz", "expected one of"]),
+        ("d_model=64.0", ["d_model: got 64.0 (float)", "integer"]),
+        ("d_model='64'", ["d_model: got '64' (str)"]),
+        ("d_model=63", ["d_model: got 63", "multiple of 2"]),
+        ("d_model=0", ["d_model: got 0"]),
+        ("seed=-1", ["seed: got -1", "greater than or equal to 0"]),
+        ("seed=true", ["seed: got True (bool)"]),
+        ("skip_phase2=yes", ["skip_phase2: got 'yes' (str)"]),
+        ("weight_decay=nan", ["weight_decay"]),
+        ("weight_decay=.nan", ["weight_decay: got nan"]),
+        ("gradient_clip=.inf", ["gradient_clip: got inf"]),
+        ("stage_timeout_minutes=.inf", ["stage_timeout_minutes: got inf"]),
+        ("dropouts=[0.1, 1.0]", ["dropouts[1]: got 1.0"]),
+        ("seeds=[]", ["seeds: got []"]),
+        ("seeds=[0, -1]", ["seeds[1]: got -1"]),
+        ("stages=[memory, memory]", ["names one stage twice"]),
+        ("stages=[report]", ["stages[0]: got 'report'"]),
+        ("models=[stage7]", ["models[0]: got 'stage7'"]),
+        ("profile='../up'", ["profile: got '../up'"]),
+        ("device=tpu", ["device: got 'tpu'", "'auto', 'cpu' or 'cuda'"]),
+        ("language=fr", ["language: got 'fr'"]),
+        ("seed", ["-p seed: expected key=value"]),
+        ("=1", ["expected key=value"]),
+        ("seed=[", ["-p seed=[", "not YAML"]),
+        ("n_seq=64", ["gradient_n_tokens = 128 is more than n_seq = 64"]),
+        ("train_batch_tokens=100", ["holds no sequence of 1024"]),
+        ("train_n_seq=32768", ["holds no sequence of 32768"]),
+    ],
+)
+def test_bad_values_are_explained(tmp_path, override, words):
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, "", override)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_every_problem_is_named_with_its_place(tmp_path):
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, "seed: x\nzzz: 1\n", "d_model=1")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert any(line.startswith(f"{tmp_path / 'p.yaml'}: seed: got 'x'") for line in lines)
+    assert any(line.startswith("-p d_model=1: d_model: got 1") for line in lines)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "just words", "a: [", "a: 1\na: 2\n", "3"])
+def test_files_that_are_no_mapping_are_refused(tmp_path, text):
+    with pytest.raises(ParamsError, match=r"p\.yaml"):
+        load(tmp_path, text)
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(ParamsError, match="cannot be read"):
+        load_params(tmp_path / "missing.yaml")
+    with pytest.raises(ParamsError, match="cannot be read"):
+        load_params(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ParamsError, match="not YAML"):
+        load_params(tmp_path / "binary.yaml")
+
+
+def test_a_setting_below_the_published_one_is_reduced():
+    assert scale_of({"d_model": 64, "n_layers": 6}) == ("reduced", "d_model 64 (published: 512)")
+    assert scale_of({"max_ppl_batches": 10}) == ("reduced", "max_ppl_batches 10 (published: all)")
+    assert scale_of({"d_model": 1024, "stability_trials": 1000, "seed": 0}) == ("published", "")
+    scale, note = scale_of({"d_model": 64, "n_seq": 128})
+    assert scale == "reduced"
+    assert "d_model" in note
+    assert "n_seq" in note
+
+
+def test_every_setting_is_described_and_the_stages_are_known():
+    assert all(field.description for field in Settings.model_fields.values())
+    assert Settings().stages == list(STAGE_NAMES)
+
+
+def test_settings_survive_their_own_dump():
+    settings = Settings(seeds=[3, 4], learning_rates=[1e-5], max_ppl_batches=2)
+    assert validate(settings.model_dump()) == settings
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_params_files_of_the_repository_are_valid(path):
+    assert load_params(path).profile == path.stem

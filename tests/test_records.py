@@ -1,0 +1,168 @@
+"""Records: strict, atomic, and readable again."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from muse import records
+from muse.records import (
+    CRITERIA,
+    Criterion,
+    Metric,
+    RecordError,
+    Report,
+    RunInfo,
+    Series,
+    StageRecord,
+    Summary,
+    git_state,
+    hardware,
+    read_record,
+    schema,
+    to_json,
+    utc_now,
+    versions,
+    write_atomic,
+    write_record,
+)
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone(timedelta(hours=9)))
+
+
+def stage(**changes):
+    fields = {"stage": "memory", "started_utc": NOW, "finished_utc": NOW, "scale": "published"}
+    return StageRecord(**(fields | changes))
+
+
+def report(**changes):
+    info = RunInfo(
+        id="x", profile="quick", started_utc=NOW, git_commit=None, git_dirty=None, versions={}, hardware={}, seeds=[0],
+        command="muse run",
+    )  # fmt: skip
+    criteria = [
+        Criterion(name=name, target="t", value=None, verdict="not_measured", basis="none", reason="理由")
+        for name in CRITERIA
+    ]
+    metrics = [Metric(name="peak", model="stage1", value=1.5, unit="GiB", interval=(1.0, 2.0), samples=[1.0, 2.0])]
+    fields = {"run": info, "criteria": criteria, "summary": Summary(), "stages": [stage(metrics=metrics)]}
+    return Report(**(fields | changes))
+
+
+def test_a_report_survives_the_disk(tmp_path):
+    path = write_record(report(), tmp_path / "deep" / "report.json")
+    found = read_record(Report, path)
+    assert found == report()
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("}\n")
+    assert "理由" in text
+    assert "2026-03-01T03:00:00+00:00" in text, "times are UTC"
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
+
+
+def test_the_summary_says_pass_in_json(tmp_path):
+    path = write_record(report(summary=Summary(pass_=True)), tmp_path / "r.json")
+    assert json.loads(path.read_text())["summary"]["pass"] is True
+    assert read_record(Report, path).summary.pass_ is True
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_strict_json_are_refused_and_located(tmp_path, bad):
+    path = tmp_path / "r.json"
+    path.write_text("before")
+    for record, place in (
+        (stage(metrics=[Metric(name="m", value=bad, unit="1")]), "/metrics/0/value"),
+        (stage(metrics=[Metric(name="m", value=1.0, unit="1", samples=[0.0, bad])]), "/metrics/0/samples/1"),
+        (stage(series=[Series(name="s", x_name="x", y_name="y", x=[bad], y=[0.0])]), "/series/0/x/0"),
+        (stage(params={"a": {"b": bad}}), "/params/a/b"),
+    ):
+        with pytest.raises(RecordError, match=place):
+            write_record(record, path)
+    assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_verdicts_and_summaries_hold_finite_numbers_only(value):
+    with pytest.raises(ValueError, match="finite"):
+        Summary(ppl=value)
+    with pytest.raises(ValueError, match="finite"):
+        Criterion(name="vram", target="t", value=value, verdict="pass", basis="measured", reason="r")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"surprise": 1}, {"stage": None}, {"schema_version": 2}, {"status": "fine"}, {"metrics": [{"name": "m"}]}],
+)
+def test_malformed_records_are_refused(tmp_path, change):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(json.loads(to_json(stage())) | change))
+    with pytest.raises(RecordError, match=r"r\.json: not a valid StageRecord"):
+        read_record(StageRecord, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'{"stage": NaN}'])
+def test_files_that_are_not_records_are_refused(tmp_path, content):
+    path = tmp_path / "r.json"
+    path.write_bytes(content)
+    with pytest.raises(RecordError):
+        read_record(StageRecord, path)
+    with pytest.raises(RecordError, match="no such record"):
+        read_record(StageRecord, tmp_path / "missing.json")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    write_atomic(path, "old")
+
+    def broken(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(records.os, "fsync", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_metrics_are_found_by_name_and_model():
+    metrics = [Metric(name="a", model=model, value=i, unit="1") for i, model in enumerate(("", "x", "y", "x"))]
+    found = stage(metrics=[*metrics, Metric(name="b", model="z", value=9, unit="1")])
+    assert found.find("a").value == 0
+    assert found.find("a", "x").value == 1
+    assert found.find("b") is None
+    assert found.models("a") == ["", "x", "y"]
+
+
+def test_records_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        stage().status = "failed"
+
+
+def test_the_schema_is_closed_and_complete():
+    found = schema()
+    assert found["additionalProperties"] is False
+    assert set(found["required"]) == {"run", "criteria", "summary", "stages"}
+    assert all(part["additionalProperties"] is False for part in found["$defs"].values() if part["type"] == "object")
+
+
+def test_where_and_when():
+    assert utc_now().utcoffset() == timedelta(0)
+    assert utc_now().microsecond == 0
+    assert {"python", "torch", "papermill"} <= set(versions())
+    assert int(hardware()["cores"]) >= 1
+
+
+def test_git_state_outside_a_checkout_and_inside_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state(tmp_path) == (None, None)
+    for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "x")
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        records.subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    commit, dirty = git_state(tmp_path)
+    assert len(commit) == 40
+    assert dirty is False
+    (tmp_path / "new").write_text("x")
+    assert git_state(tmp_path) == (commit, True)

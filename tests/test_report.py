@@ -1,0 +1,513 @@
+"""Pages: nothing remote, nothing lost, verdicts first, failures plain, and figures that a browser really draws."""
+
+from __future__ import annotations
+
+import re
+import string
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from muse import check, export, figures, report
+from muse.drawing import PLOTLY_MIME, mimebundle
+from muse.params import STAGE_NAMES
+from muse.records import (
+    CRITERIA,
+    Criterion,
+    Excerpt,
+    InputFile,
+    Metric,
+    Report,
+    RunInfo,
+    Series,
+    StageRecord,
+    Summary,
+    write_record,
+)
+from muse.texts import LANGUAGES, texts
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_report.ipynb"
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+LATER = datetime(2026, 1, 2, 4, 9, 5, tzinfo=UTC)
+VERDICTS = dict(zip(CRITERIA, ("fail", "not_measured", "pass", "pass", "pass"), strict=True))
+
+
+def criterion(name, verdict="pass", **values):
+    values = {
+        "target": "at most <1.03>",
+        "value": 1.25,
+        "basis": "measured",
+        "reason": f"because of {name} <more>",
+    } | values
+    return Criterion(name=name, verdict=verdict, **values)
+
+
+def stage(name="perplexity", **values):
+    return StageRecord(stage=name, **{"started_utc": NOW, "finished_utc": LATER, "scale": "published"} | values)
+
+
+def run_info(**values):
+    about = {"id": "quick-1", "profile": "quick", "started_utc": NOW, "git_commit": "abc123", "git_dirty": False}
+    about |= {"versions": {"torch": "9.9"}, "hardware": {"cpu": "slow"}, "seeds": [0, 7], "command": "muse run <x>"}
+    return RunInfo(**about | values)
+
+
+def make_report(stages=(), run=None, verdicts=VERDICTS):
+    criteria = [criterion(name, verdict) for name, verdict in verdicts.items()]
+    return Report(run=run or run_info(), criteria=criteria, summary=Summary(), stages=list(stages))
+
+
+def soup(text):
+    return BeautifulSoup(text, "html.parser")
+
+
+def figure(label="stage1"):
+    curve = Series(name="training_loss", model=label, x_name="tokens", y_name="loss", x=[1, 2], y=[3, 2])
+    return figures.loss_curves(stage("train", series=[curve]))
+
+
+def code(source="1 + 1  # sum", *outputs, tags=()):
+    return new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)}, execution_count=1)
+
+
+def shown(data):
+    return new_output("display_data", data)
+
+
+ERROR = new_output("error", ename="ValueError", evalue="got <5>", traceback=["\x1b[31mValueError\x1b[0m: got <5>"])
+MESSAGE = new_output("stream", name="stderr", text="a <message>")
+
+
+def export_cells(folder, *cells, page="pages/03_perplexity.html", parameters=None, **options):
+    source = folder / "source.ipynb"
+    metadata = {"papermill": {"parameters": parameters}} if parameters else {}
+    nbformat.write(new_notebook(cells=list(cells), metadata=metadata), source)
+    options = {"title": "A title", "links": [], "language": "en", "inline_assets": False} | options
+    report.export_html(source, folder / page, **options)
+    return folder / page
+
+
+# --- texts
+
+
+def fields(text):
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def test_languages_have_the_same_keys_and_fields():
+    english, japanese = texts("en"), texts("ja")
+    assert set(english) == set(japanese)
+    assert {key: fields(english[key]) - {"colon"} for key in english} == {
+        key: fields(japanese[key]) - {"colon"} for key in japanese
+    }
+    assert all(text.strip() for words in (english, japanese) for text in words.values())
+    same = {key for key in english if english[key] == japanese[key]}
+    assert not {key for key in same if re.search("[A-Za-z]{4}", re.sub(r"\{\w+\}|Stage|Phase|GPT", "", english[key]))}
+
+
+def test_every_stage_and_criterion_has_a_name():
+    for language in LANGUAGES:
+        assert not [name for name in STAGE_NAMES if f"stage.{name}" not in texts(language)]
+        assert not [name for name in CRITERIA if f"criterion.{name}.question" not in texts(language)]
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(ValueError, match="'fr', expected one of en, ja"):
+        texts("fr")
+
+
+# --- HTML from records
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_cards_tell_verdict_value_target_basis_and_reason(language):
+    page = soup(report.verdict_table(make_report(), language))
+    assert [card["data-criterion"] for card in page.select(".muse-card")] == list(CRITERIA)
+    for card, verdict in zip(page.select(".muse-card"), VERDICTS.values(), strict=True):
+        badge = card.select_one(".muse-badge")
+        assert verdict in badge["class"]
+        assert texts(language)[f"verdict.{verdict}"] in badge.text
+        assert {"pass": "✓", "fail": "✕", "not_measured": "–"}[verdict] in badge.text
+        assert "1.25" in card.select_one(".value").text
+        assert "at most <1.03>" in card.text
+        assert texts(language)["basis.measured"] in card.text
+        assert f"because of {card['data-criterion']} <more>" in card.text
+
+
+def test_an_estimate_is_called_one_beside_its_value_and_no_value_is_none():
+    found = make_report().model_copy(
+        update={"criteria": [criterion("vram", "not_measured", basis="estimate"), criterion("layout", value=None)]}
+    )
+    values = [value.text for value in soup(report.verdict_table(found)).select(".value")]
+    assert values[0].startswith("estimate 1.25")
+    assert values[1] == "no value"
+
+
+def test_summary_counts_verdicts_and_failed_stages():
+    text = soup(report.summary(make_report([stage(), stage("memory", status="failed", error="boom")]))).text
+    assert "3 pass, 1 fail and 1 were not measured" in text
+    assert "1 of 2 stages did not finish" in text
+    passed = make_report([stage()], verdicts=dict.fromkeys(CRITERIA, "pass"))
+    assert "All five" in report.summary(passed)
+    assert "did not finish" not in report.summary(passed)
+    assert "nothing was measured" in report.summary(make_report())
+
+
+def test_scale_is_named_when_any_stage_is_reduced():
+    reduced = stage("memory", scale="reduced", scale_note="n_seq 8 (published: 1024), d_model 4 (published: 512)")
+    again = stage("throughput", scale="reduced", scale_note="n_seq 8 (published: 1024)")
+    notice = report.scale_notice([stage(), reduced, again])
+    assert notice.startswith("Reduced profile: toy-scale.")
+    assert notice.count("n_seq 8") == 1
+    assert "d_model 4" in notice
+    assert report.scale_notice([stage()]) == ""
+    assert report.scale_banner(make_report([stage()])) == ""
+    assert "muse-scale" in report.scale_banner(make_report([reduced]))
+
+
+def test_the_report_says_that_stage_1_does_not_mix():
+    assert "does not mix positions" in report.note_no_mixing()
+    assert "位置を混ぜません" in report.note_no_mixing("ja")
+
+
+def test_stage_table_shows_failed_and_missing_stages():
+    found = make_report(
+        [stage(), stage("memory", status="failed", error="out of <memory>")],
+        run=run_info(params={"stages": ["perplexity", "memory", "train"]}),
+    )
+    page = soup(report.stage_table(found))
+    rows = [row.get_text(" ") for row in page.select("tbody tr")]
+    assert [row.split()[0] for row in rows] == ["Training", "Perplexity", "Memory", "out"]
+    assert "no record" in rows[0]
+    assert "1 h 05 min" in rows[1]
+    assert "failed" in rows[2]
+    assert "out of <memory>" in rows[3]
+    links = [link["href"] for link in page.select("a")]
+    assert links == ["pages/03_perplexity.html", "pages/04_memory.html", "logs/memory.log"]
+
+
+def test_numbers_table_shows_every_metric():
+    metric = Metric(
+        name="peak_memory",
+        model="phase2",
+        value=1.5,
+        unit="GiB",
+        n=30,
+        interval=(1.25, 1.75),
+        basis="estimate",
+        note="a<b",
+    )
+    none = Metric(name="odd", value=None, unit="1", note="overflow")
+    rows = soup(report.numbers_table(stage(metrics=[metric, none]))).select("tbody tr")
+    cells = [cell.text for cell in rows[0].select("td")]
+    assert cells == ["peak memory", "Phase 2", "1.5", "GiB", "30", "1.25 – 1.75", "estimate", "a<b"]
+    assert "–" in rows[1].text
+    assert "overflow" in rows[1].text
+    assert "no numbers" in report.numbers_table(stage())
+    assert "bo&lt;om" in report.numbers_table(stage(status="failed", error="bo<om"))
+
+
+def test_excerpts_are_quoted_as_they_are():
+    item = Excerpt(name="continuation", model="stage1", text="a <unk> b")
+    assert "a <unk> b" in soup(report.excerpts(stage(excerpts=[item]))).text
+    assert report.excerpts(stage()) == ""
+
+
+def test_provenance_tells_what_repeats_the_run():
+    files = [InputFile(path="test.txt", sha256="f" * 64, num_bytes=1234)]
+    clean = make_report([stage(inputs=files), stage("memory", inputs=files)], run=run_info(params={"d_model": 512}))
+    text = soup(report.provenance(clean)).get_text(" ")
+    for expected in (
+        "abc123",
+        "no uncommitted changes",
+        "torch 9.9",
+        "cpu: slow",
+        "0, 7",
+        "muse run <x>",
+        "1,234",
+        "d_model",
+    ):
+        assert expected in text
+    assert text.count("f" * 64) == 1
+    assert "muse-warning" not in report.provenance(clean)
+    dirty = report.provenance(make_report(run=run_info(git_dirty=True)))
+    assert "uncommitted changes" in soup(dirty).select_one(".muse-warning").text
+    assert "No file was read" in dirty
+    assert "not run from a git checkout" in report.provenance(
+        make_report(run=run_info(git_commit=None, git_dirty=None))
+    )
+
+
+def test_downloads_link_records_and_notebooks_of_finished_stages():
+    found = make_report([stage(), stage("memory", status="failed", error="x")])
+    links = [link["href"] for link in soup(report.downloads(found)).select("a")]
+    assert links == [
+        "report.json",
+        "run.json",
+        "records/perplexity.json",
+        "notebooks/03_perplexity.ipynb",
+        "records/memory.json",
+    ]
+
+
+# --- export
+
+
+def test_a_page_keeps_everything_and_folds_code(tmp_path):
+    page = export_cells(
+        tmp_path,
+        new_markdown_cell("# Own title\n\nSome **bold** text."),
+        code("n: int = 3", tags=["parameters"]),
+        code("n = 4", tags=["injected-parameters"]),
+        code("print('out')", new_output("stream", name="stdout", text="out <b>"), MESSAGE),
+        new_markdown_cell("for the notebook", metadata={"tags": ["notebook-only"]}),
+        links=[("Report", "../index.html"), ("Here", "03_perplexity.html")],
+    )
+    found = soup(page.read_text())
+    assert [h.text for h in found.select("h1")] == ["Own title"]
+    assert found.title.text == "A title"
+    assert "out <b>" in found.select_one("pre.output").text
+    assert "a <message>" in found.text
+    assert "for the notebook" not in found.text
+    assert [s.text for s in found.select("details.code > summary")] == [
+        "parameters and their defaults", "parameters of this run", "messages", "code"
+    ]  # fmt: skip
+    assert all(not block.find_parent("details").has_attr("open") for block in found.select(".highlight"))
+    assert found.select_one("header a[aria-current]").text == "Here"
+    assert len(page.read_text()) < 20_000
+
+
+def test_headings_of_text_and_outputs_are_in_the_contents(tmp_path):
+    page = export_cells(
+        tmp_path,
+        new_markdown_cell("## First\n\n### Inner"),
+        code("x", shown({"text/html": "<h2>結果</h2><h3>First</h3>"})),
+        code("y", shown({"text/markdown": "## Last **one**"})),
+    )
+    found = soup(page.read_text())
+    assert [link.text for link in found.select("details.toc a")] == ["First", "Inner", "結果", "First", "Last one"]
+    assert [link.text for link in found.select("details.toc ul ul a")] == ["Inner", "First"]
+    ids = [heading["id"] for heading in found.select("main h2, main h3")]
+    assert len(set(ids)) == 5
+    assert [link["href"] for link in found.select("details.toc a")] == [f"#{i}" for i in ids]
+    assert found.h1.text == "A title"
+
+
+def test_the_title_stands_first_even_when_parameters_precede_it(tmp_path):
+    page = export_cells(
+        tmp_path,
+        code("p = 1", tags=["parameters"]),
+        code("p = 2", tags=["injected-parameters"]),
+        code("x", shown({"text/html": "<h1>From output</h1><p>lead</p>"})),
+    )
+    main = soup(page.read_text()).main
+    assert main.find(True).text == "From output"
+    assert main.text.index("lead") < main.text.index("parameters and their defaults") < main.text.index("of this run")
+
+
+def test_formulas_become_mathml_and_unknown_ones_stay_readable(tmp_path):
+    text = "Inline $e^{i\\theta}$ and\n\n$$\\frac{a}{b} < c$$\n\nand $\\nosuchmacro{x}$, price 5$"
+    main = soup(export_cells(tmp_path, new_markdown_cell(text)).read_text()).main
+    assert len(main.select("math")) == 2
+    assert main.select_one("math[display=block] mfrac")
+    assert main.select_one("code").text == "\\nosuchmacro{x}"
+    assert "mathjax" not in str(main).lower()
+
+
+def test_a_failed_cell_is_shown_first_and_in_place(tmp_path):
+    page = export_cells(tmp_path, new_markdown_cell("# T"), code("fail()", MESSAGE, ERROR))
+    main = soup(page.read_text()).main
+    top, message, raised = main.select(".failure")
+    assert top["role"] == "alert"
+    assert "ValueError: got <5>" in top.text
+    assert top.a["href"] == "#failed-cell"
+    assert main.select_one("#failed-cell .failure.raised") is raised
+    assert "a <message>" in message.text
+    assert raised.select_one("details")["open"] == ""
+    assert "\x1b" not in page.read_text()
+    assert check.check_page(page) == ["03_perplexity.html: error output: ValueError"]
+
+
+def test_a_failure_that_the_notebook_does_not_know_is_shown(tmp_path):
+    main = soup(export_cells(tmp_path, new_markdown_cell("# T"), error="took too <long>").read_text()).main
+    assert "took too <long>" in main.select_one(".failure[role=alert]").text
+    assert not main.select(".failure a")
+
+
+def test_scale_label_from_the_notice_or_the_notebooks_own_parameters(tmp_path):
+    cell = new_markdown_cell("# T")
+    own = soup(export_cells(tmp_path, cell, parameters={"n_seq": 8}).read_text())
+    assert "n_seq 8 (published: 1024)" in own.select_one(".muse-scale").text
+    given = soup(export_cells(tmp_path, cell, parameters={"n_seq": 8}, notice="NOTICE").read_text())
+    assert given.select_one(".muse-scale").text == "NOTICE"
+    assert not soup(export_cells(tmp_path, cell, parameters={"n_seq": 1024}).read_text()).select("main .muse-scale")
+
+
+def test_every_figure_of_the_notebook_is_on_the_page(tmp_path):
+    foreign = {PLOTLY_MIME: {"data": [{"y": [1, 2]}], "layout": {"title": {"text": "foreign"}}}, "text/plain": "words"}
+    page = export_cells(tmp_path, code("a", shown(mimebundle(figure()))), code("b", shown(foreign)))
+    found = soup(page.read_text())
+    assert len(found.select("figure .muse-figure")) == 2
+    assert found.select("figure")[1]["aria-label"] == "words"
+    assert found.select_one("script[src]")["src"] == "../assets/figures.js"
+    assert found.find("meta", {"name": "muse-figures"})["content"] == "2"
+
+
+def test_assets_are_inlined_once_or_not_at_all(tmp_path):
+    cells = [code("a", shown(mimebundle(figure()))), code("b", shown(mimebundle(figure())))]
+    page = export_cells(tmp_path, *cells, page="index.html", inline_assets=True)
+    assert page.read_text().count("window.musePlotly=") == 1
+    assert not soup(page.read_text()).select("script[src]")
+    assert page.stat().st_size < 2_200_000
+    bare = export_cells(tmp_path, new_markdown_cell("# T"), page="index.html", inline_assets=True)
+    assert bare.stat().st_size < 16_000
+    report.write_assets(tmp_path / "assets")
+    assert (tmp_path / "assets" / "figures.js").read_text() == export.figures_script()
+
+
+def test_pages_in_japanese(tmp_path):
+    found = soup(export_cells(tmp_path, new_markdown_cell("## 見出し"), code("x = 1"), language="ja").read_text())
+    assert found.html["lang"] == "ja"
+    assert found.select_one("details.toc summary").text == "目次"
+    assert found.select_one("details.code summary").text == "コード"
+    assert found.h2["id"] == "見出し"
+
+
+# --- the report's notebook
+
+
+def run_notebook(folder, language, monkeypatch):
+    """Run the cells of 07_report here and return its outputs as one page."""
+    outputs = []
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda item, raw=False: outputs.append(shown(item if raw else {"text/html": item.data})),
+    )
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    values = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, values)
+        if "parameters" in cell.metadata.get("tags", ()):
+            values |= {"record_dir": str(folder / "records"), "language": language}
+    return export_cells(folder, code("x", *outputs), page="index.html", language=language, inline_assets=True)
+
+
+def write_run(folder, *stages):
+    names = [record.stage for record in stages] or ["perplexity"]
+    write_record(run_info(params={"stages": names}), folder / "run.json")
+    for record in stages:
+        write_record(record, folder / "records" / f"{record.stage}.json")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch, language):
+    curve = Series(name="training_loss", model="stage1", x_name="tokens", y_name="loss", x=[1, 2], y=[3, 2])
+    reduced = {"scale": "reduced", "scale_note": "n_seq 8"}
+    write_run(tmp_path, stage("train", series=[curve], **reduced), stage("memory", status="failed", error="out of it"))
+    main = soup(run_notebook(tmp_path, language, monkeypatch).read_text()).main
+    words = texts(language)
+    assert main.find(True).text == words["report.title"]
+    assert main.find("h2").text == words["report.verdicts"]
+    assert {card["data-criterion"] for card in main.select(".muse-card")} == set(CRITERIA)
+    assert "n_seq 8" in main.select_one(".muse-scale").text
+    assert "out of it" in main.select_one(".failure").text
+    assert len(main.select("figure")) == 1
+    assert words["note.no_mixing"] in main.text
+
+
+def test_the_report_of_a_run_without_records_still_says_so(tmp_path, monkeypatch):
+    write_run(tmp_path)
+    main = soup(run_notebook(tmp_path, "en", monkeypatch).read_text()).main
+    assert {"not_measured"} == {card["class"][1] for card in main.select(".muse-card")}
+    assert "0 pass, 0 fail and 5 were not measured" in main.text
+
+
+def test_the_notebook_is_committed_clean():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    assert not any("def " in cell.source for cell in cells)
+    assert sum("parameters" in cell.metadata.get("tags", ()) for cell in cells) == 1
+
+
+# --- check
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A run folder with an index of cards and one figure, and one stage page."""
+    cards = report.heading("Verdicts") + report.verdict_table(make_report())
+    cells = [code("c", shown({"text/html": cards})), code("f", shown(mimebundle(figure())))]
+    export_cells(tmp_path, *cells, page="index.html", inline_assets=True)
+    export_cells(tmp_path, new_markdown_cell("## Part"), code("f", shown(mimebundle(figure("phase2")))))
+    report.write_assets(tmp_path / "assets")
+    write_record(stage(), tmp_path / "records" / "perplexity.json")
+    return tmp_path
+
+
+def test_good_pages_have_no_problems(good):
+    assert check.check_run(good) == []
+    assert [page.name for page in check.pages_of(good)] == ["index.html", "03_perplexity.html"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('<link href="data:,"', '<link href="https://cdn.example/x.css"', "remote reference https://cdn.example/x.css"),
+        ("<main", '<img src="//cdn.example/x.png"><main', "remote reference //cdn.example/x.png"),
+        ("<style>", "<style>@import 'https://x.example/a.css';", "remote reference https://x.example/a.css"),
+        ("<style>", "<style>b{background:url(https://x.example/a.png)}", "remote reference https://x.example/a.png"),
+        ('class="muse-figure"', 'class="other"', "0 figures where the notebook had 1"),
+        ('data-criterion="vram"', "", "no verdict on vram"),
+        ('<details class="toc">', '<details class="gone">', "no table of contents"),
+        ('<details class="code"><summary>code', '<details class="code" open><summary>code', "code that is not folded"),
+        ("window.musePlotly=", "window.other=", "figures without the script that draws them"),
+        ("<main", '<a href="gone.html">x</a><main', "broken link gone.html"),
+        ("<main", '<a href="#gone">x</a><main', "broken link #gone"),
+        ("aria-label=\"Line", 'data-label="Line', "figure without a text alternative"),
+    ],
+)  # fmt: skip
+def test_check_finds(good, old, new, problem):
+    page = good / "index.html"
+    text = page.read_text()
+    text = text.replace('<link href="data:," rel="icon"/>', '<link href="data:,"/>')
+    assert old in text
+    page.write_text(text.replace(old, new))
+    assert f"index.html: {problem}" in check.check_run(good)
+
+
+def test_check_wants_the_scale_on_every_page(good):
+    write_record(stage(scale="reduced"), good / "records" / "perplexity.json")
+    assert [problem.split(":")[0] for problem in check.check_run(good)] == ["index.html", "03_perplexity.html"]
+
+
+def test_check_command(good, monkeypatch, capsys):
+    monkeypatch.setattr(check, "find_browser", lambda: None)
+    assert check.main([str(good)]) == 0
+    assert "no browser found" in capsys.readouterr().out
+    (good / "index.html").unlink()
+    assert check.main([str(good)]) == 1
+    assert check.main([]) == 2
+
+
+# --- browser
+
+
+@pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
+def test_a_browser_draws_every_figure_without_network(good):
+    pytest.importorskip("playwright")
+    broken = good / "pages" / "04_memory.html"
+    text = (good / "pages" / "03_perplexity.html").read_text()
+    text = text.replace('{"data":[', '{"data":oops[', 1).replace(
+        "<main", '<img src="http://remote.invalid/x.png"><main', 1
+    )
+    broken.write_text(text)
+    problems = check.check_in_browser([*check.pages_of(good)], check.find_browser())
+    assert [problem for problem in problems if not problem.startswith("04_memory.html")] == []
+    assert "04_memory.html: asked the network for http://remote.invalid/x.png" in problems
+    assert any("figure 1 was not drawn: SyntaxError" in problem for problem in problems)

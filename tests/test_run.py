@@ -1,0 +1,572 @@
+"""The driver: notebooks that work, raise, die, hang or stay silent, and what a run leaves behind in each case."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from muse import execute, plain
+from muse.criteria import judge, summarise
+from muse.folder import check_folder, fresh_folder
+from muse.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
+from muse.params import STAGE_NAMES, ParamsError, Settings
+from muse.records import Metric, RecordError, Report, RunInfo, StageRecord, read_record, utc_now, write_record
+from muse.run import assemble, exit_code, failed_record, previous_seconds, run
+
+PARAMETERS = "seed: int = 7  # help\nd_model = 512\nrecord_dir: str = '.'"
+WRITE = """
+from pathlib import Path
+from muse.records import Metric, StageRecord, utc_now, write_record
+metrics = [Metric(name="seed", value=seed, unit="1"), Metric(name="d_model", value=d_model, unit="1")]
+record = StageRecord(stage={stage!r}, started_utc=utc_now(), finished_utc=utc_now(), scale="published", metrics=metrics)
+written = write_record(record, Path(record_dir) / {file!r})
+"""
+
+
+def writes(stage, file=None):
+    return WRITE.format(stage=stage, file=file or f"{stage}.json")
+
+
+def write_notebook(folder, name, *cells, parameters=PARAMETERS, heading="# The title\n\ntext"):
+    def cell(kind, source, **more):
+        return {"cell_type": kind, "id": f"cell-{len(made)}", "metadata": {}, "source": source.splitlines(True)} | more
+
+    made = []
+    made.append(cell("markdown", heading))
+    for i, source in enumerate((parameters, *cells)):
+        tags = {"tags": ["parameters"]} if i == 0 and parameters else {}
+        if source is not None:
+            made.append(cell("code", source, metadata=tags, outputs=[], execution_count=None))
+    kernel = {"kernelspec": {"name": "not-installed", "display_name": "x", "language": "python"}}
+    path = folder / name
+    path.write_text(json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def fake_export(notebook, page, **about):
+    """Stand in for the real export, which has tests of its own."""
+    if notebook.stem == "00_planar_complex":
+        raise RuntimeError("no export today")
+    page.write_text(json.dumps(about))
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone_within(pids, seconds):
+    deadline = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+HANG = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+file = Path(record_dir).parent / "pids.json"
+done = Path(str(file) + ".tmp").write_text(json.dumps([os.getpid(), child.pid]))
+renamed = os.rename(str(file) + ".tmp", file)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def bad_run(tmp_path_factory):
+    """A run in which nearly everything goes wrong, each stage in its own way."""
+    folder = tmp_path_factory.mktemp("bad")
+    books, out = folder / "notebooks", folder / "out"
+    books.mkdir()
+    write_notebook(books, "00_planar_complex.ipynb", "print('hello from the kernel')", writes("planar_complex"))
+    write_notebook(books, "01_basic_test.ipynb", writes("basic_test"), "raise ValueError('seven is too\\nmany')")
+    write_notebook(books, "02_train.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", writes("train"))
+    write_notebook(books, "03_perplexity.ipynb", writes("perplexity"))
+    write_notebook(books, "04_memory.ipynb", "print('no record')")
+    write_notebook(books, "05_throughput.ipynb", HANG, writes("throughput"))
+    write_notebook(books, "06_gradients_stability.ipynb", writes("memory", "gradients_stability.json"))
+    write_notebook(books, "07_report.ipynb", "1 / 0")
+    stream = io.StringIO()
+    settings = Settings(d_model=64, seed=3, stage_timeout_minutes=0.2, train_tokens=1)
+    code = run(settings, out=out, notebooks=books, command="muse run x", gate=True, export=fake_export, stream=stream)
+    return code, out, stream.getvalue(), read_record(Report, out / "report.json")
+
+
+def stage_of(report, name):
+    return next(stage for stage in report.stages if stage.stage == name)
+
+
+def test_a_failed_stage_gives_4_even_with_gate(bad_run):
+    assert bad_run[0] == 4
+
+
+def test_every_stage_is_in_the_report(bad_run):
+    report = bad_run[3]
+    assert [stage.stage for stage in report.stages] == [*STAGE_NAMES, "report"]
+    ok = [stage.stage for stage in report.stages if stage.status == "ok"]
+    assert ok == ["planar_complex"]
+    assert [criterion.verdict for criterion in report.criteria] == ["not_measured"] * 5
+    assert report.run.finished_utc is not None
+    assert report.run.command == "muse run x"
+    assert report.run.hardware["cores"]
+
+
+def test_the_notebook_gets_the_settings_it_declares(bad_run):
+    stage = stage_of(bad_run[3], "planar_complex")
+    assert (stage.find("seed").value, stage.find("d_model").value) == (3, 64)
+    executed = json.loads((bad_run[1] / "notebooks" / "00_planar_complex.ipynb").read_text())
+    injected = next(c for c in executed["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
+    names = {line.split(" = ")[0] for line in "".join(injected["source"]).splitlines()[1:]}
+    assert names == {"seed", "d_model", "record_dir"}
+    assert "hello from the kernel" in (bad_run[1] / "logs" / "planar_complex.log").read_text()
+
+
+def test_an_exception_after_the_record_is_a_failure_that_keeps_the_numbers(bad_run):
+    stage = stage_of(bad_run[3], "basic_test")
+    assert stage.status == "failed"
+    assert stage.error == "ValueError: seven is too\nmany (cell In [4])"
+    assert stage.find("seed").value == 3
+
+
+def test_a_dead_kernel_is_a_failure(bad_run):
+    error = stage_of(bad_run[3], "train").error
+    assert error.startswith("DeadKernelError: Kernel died")
+    assert "cell In [3]: import os, signal" in error
+
+
+def test_a_stage_does_not_run_when_what_it_needs_failed(bad_run):
+    assert stage_of(bad_run[3], "perplexity").error == "not run: needs train, which failed"
+    assert not (bad_run[1] / "notebooks" / "03_perplexity.ipynb").exists()
+    assert "not run: needs train" in (bad_run[1] / "logs" / "perplexity.log").read_text()
+
+
+def test_a_stage_without_a_record_is_a_failure(bad_run):
+    assert "left no valid record" in stage_of(bad_run[3], "memory").error
+
+
+def test_a_stage_that_writes_the_record_of_another_is_a_failure(bad_run):
+    stage = stage_of(bad_run[3], "gradients_stability")
+    assert stage.params == {"seed": 3, "d_model": 64}
+    assert (stage.scale, stage.scale_note) == ("reduced", "d_model 64 (published: 512)")
+    assert "wrote the record of memory" in stage.error
+    assert stage.metrics == []
+
+
+def test_a_hanging_stage_is_stopped_with_everything_it_started(bad_run):
+    error = stage_of(bad_run[3], "throughput").error
+    assert error.startswith("stopped: took longer than stage_timeout_minutes = 0.2 (cell In [3]: import json")
+    assert gone_within(json.loads((bad_run[1] / "pids.json").read_text()), 1)
+
+
+def test_pages_exist_for_every_stage_and_know_of_each_other(bad_run):
+    pages = bad_run[1] / "pages"
+    assert sorted(page.name for page in pages.iterdir()) == sorted(
+        f"{i:02d}_{stage}.html" for i, stage in enumerate(STAGE_NAMES)
+    )
+    about = json.loads((pages / "04_memory.html").read_text())
+    assert about["links"][:2] == [
+        ["Report", "../index.html"],
+        ["Planar complex numbers", "../pages/00_planar_complex.html"],
+    ]
+    assert (about["title"], about["language"], about["inline_assets"]) == ("Memory", "en", False)
+    assert "left no valid record" in about["error"]
+    plain_page = (pages / "03_perplexity.html").read_text()
+    assert "needs train" in plain_page
+    assert "../logs/perplexity.log" in plain_page
+
+
+def test_a_failed_export_is_reported_and_replaced_by_a_plain_page(bad_run):
+    assert "the page of planar_complex: RuntimeError: no export today" in stage_of(bad_run[3], "report").error
+    assert "Planar complex numbers" in (bad_run[1] / "pages" / "00_planar_complex.html").read_text()
+
+
+def test_a_failed_report_leaves_an_honest_index(bad_run):
+    assert stage_of(bad_run[3], "report").error.startswith("ZeroDivisionError: division by zero (cell In [3])")
+    index = (bad_run[1] / "index.html").read_text()
+    assert "seven is too" in index
+    for stage in (*STAGE_NAMES[1:], "report"):
+        assert f"logs/{stage}.log" in index
+        assert (bad_run[1] / "logs" / f"{stage}.log").stat().st_size > 0
+
+
+def test_the_terminal_tells_the_story(bad_run):
+    lines = bad_run[2].splitlines()
+    assert lines[0] == "[1/8] planar_complex ..."
+    assert lines[1].startswith("[1/8] planar_complex ... ok ")
+    assert lines[3].startswith("[2/8] basic_test ... failed ")
+    assert lines[3].endswith("s: ValueError: seven is too")
+    assert [line.split()[0] for line in lines[-6:-1]] == ["perplexity", "vram", "stability", "gradients", "layout"]
+    assert lines[-1] == str(bad_run[1] / "index.html")
+
+
+def test_nothing_but_the_run_is_left(bad_run):
+    names = {path.name for path in bad_run[1].iterdir()} - {"pids.json"}
+    assert names == {"run.json", "records", "notebooks", "logs", "pages", "index.html", "report.json"}
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    books, out = folder / "notebooks", folder / "out"
+    books.mkdir()
+    write_notebook(books, "04_memory.ipynb", writes("memory"))
+    write_notebook(books, "07_report.ipynb", "assert record_dir.endswith('records')")
+    write_record(run_info(["memory"]), out / "run.json")
+    settings = Settings(stages=["memory"], language="ja")
+    code = run(settings, out=out, notebooks=books, gate=True, stream=io.StringIO())
+    return code, out, read_record(Report, out / "report.json")
+
+
+def test_a_good_run_with_unmeasured_criteria_gives_3_with_gate_and_0_without(good_run):
+    assert good_run[0] == 3
+    assert exit_code(good_run[2], gate=False) == 0
+
+
+def test_a_good_run_has_real_pages_and_keeps_the_run_before(good_run):
+    index, page = (good_run[1] / name for name in ("index.html", "pages/04_memory.html"))
+    assert "<html" in index.read_text()
+    assert "../index.html" in page.read_text()
+    assert any((good_run[1] / "assets").iterdir())
+    assert (good_run[1].with_name("out.previous") / "run.json").exists()
+    assert [stage.stage for stage in good_run[2].stages] == ["memory"]
+    assert not (good_run[1] / ".lock").exists()
+
+
+def test_an_interrupted_run_stops_everything_and_still_reports(tmp_path):
+    books, out = tmp_path / "notebooks", tmp_path / "out"
+    books.mkdir()
+    write_notebook(books, "00_planar_complex.ipynb", HANG)
+    write_notebook(books, "01_basic_test.ipynb", writes("basic_test"))
+    write_notebook(books, "07_report.ipynb")
+    program = f"""
+import sys
+from pathlib import Path
+from muse.params import Settings
+from muse.run import run
+if __name__ == "__main__":
+    settings = Settings(stages=["planar_complex", "basic_test"])
+    sys.exit(run(settings, out={str(out)!r}, notebooks=Path({str(books)!r})))
+"""
+    (tmp_path / "program.py").write_text(program)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")], start_new_session=True, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not (out / "pids.json").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert gone_within(json.loads((out / "pids.json").read_text()), 1)
+    report = read_record(Report, out / "report.json")
+    assert [stage.error for stage in report.stages] == [
+        "interrupted", "not run: the run was interrupted", "not run: the run was interrupted",
+    ]  # fmt: skip
+    assert "interrupted" in (out / "index.html").read_text()
+    assert "[1/3] planar_complex ... interrupted" in printed
+
+
+# ------ processes
+
+
+def die(how):
+    os.kill(os.getpid(), signal.SIGKILL) if how == "killed" else os._exit(3)
+
+
+def hang(file):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    file.write_text(str(child.pid))
+    time.sleep(600)
+
+
+def look_around(name):
+    print("on stdout")
+    print("on stderr", file=sys.stderr)
+    return f"{os.environ.get(name)} {Path.cwd()}"
+
+
+def call(function, arguments, tmp_path, **options):
+    return execute.call(
+        function, arguments, log=tmp_path / "log", environment=os.environ | {"MUSE_TEST": "here"}, **options
+    )
+
+
+def test_a_call_has_its_environment_folder_and_log(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(look_around, {"name": "MUSE_TEST"}, tmp_path) == f"here {tmp_path}"
+    assert (tmp_path / "log").read_text().splitlines() == ["on stdout", "on stderr"]
+
+
+def test_a_call_that_raises_says_so(tmp_path):
+    assert call(look_around, {"wrong": 1}, tmp_path).startswith("TypeError: look_around() got an unexpected")
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(("how", "code"), [("killed", -9), ("exit", 3)])
+def test_a_call_that_dies_says_so(tmp_path, how, code):
+    assert call(die, {"how": how}, tmp_path) == f"the process that ran it died (exit code {code})"
+
+
+def test_a_timeout_takes_detached_descendants_too(tmp_path):
+    ticks = []
+    with pytest.raises(TimeoutError):
+        call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=3, tick=lambda: ticks.append(1))
+    assert gone_within([int((tmp_path / "pid").read_text())], 1)
+    assert len(ticks) > 3
+
+
+def test_sigterm_interrupts_like_ctrl_c():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), execute.signals_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_error_text_is_clean_and_short():
+    assert execute.error_text("E", "\x1b[31mred\x1b[0m \ud800", "cell In [2]") == "E: red ? (cell In [2])"
+    assert len(execute.error_text("E", "x" * 10**6)) < 3000
+    assert execute.error_text("E", "") == "E"
+
+
+# ------ notebooks and their parameters
+
+
+def test_notebooks_are_found_in_order_and_the_report_last(tmp_path):
+    for name in ("07_report", "03_memory", "01_basic_test", "08_explore"):
+        write_notebook(tmp_path, f"{name}.ipynb")
+    found = find_notebooks(["memory", "basic_test"], tmp_path)
+    assert [(n.stage, n.path.name, n.title) for n in found] == [
+        ("basic_test", "01_basic_test.ipynb", "The title"),
+        ("memory", "03_memory.ipynb", "The title"),
+        ("report", "07_report.ipynb", "The title"),
+    ]
+    assert found[0].declared == ("seed", "d_model", "record_dir")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
+        (lambda folder: (folder / "04_memory.ipynb").unlink(), "got none for the stage memory"),
+        (lambda folder: write_notebook(folder, "05_memory.ipynb"), "04_memory.ipynb, 05_memory.ipynb for the stage"),
+        (lambda folder: (folder / "04_memory.ipynb").write_text("{"), "not a notebook"),
+        (lambda folder: write_notebook(folder, "04_memory.ipynb", parameters=None), "got 0 cells tagged parameters"),
+        (lambda folder: write_notebook(folder, "04_memory.ipynb", parameters="seed = ("), "SyntaxError"),
+        (
+            lambda folder: write_notebook(folder, "04_memory.ipynb", parameters="sead = 1\nrecord_dir = ''"),
+            "declares sead",
+        ),
+        (
+            lambda folder: write_notebook(folder, "07_report.ipynb", parameters="seed = 1"),
+            "does not declare record_dir",
+        ),
+    ],
+)
+def test_bad_notebooks_are_parameter_errors_before_anything_starts(tmp_path, change, message):
+    books = tmp_path / "books"
+    books.mkdir()
+    write_notebook(books, "04_memory.ipynb")
+    write_notebook(books, "07_report.ipynb")
+    assert len(find_notebooks(["memory"], books)) == 2
+    change(books)
+    with pytest.raises(ParamsError, match=message):
+        run(Settings(stages=["memory"]), out=tmp_path / "out", notebooks=books)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_notebooks_of_the_repository_declare_settings():
+    if not (REPOSITORY / "notebooks").is_dir():
+        pytest.skip("not a checkout")
+    settings = Settings(d_model=64)
+    for notebook in find_notebooks(list(STAGE_NAMES)):
+        parameters = stage_parameters(settings, notebook, Path("records"))
+        assert set(parameters) == set(notebook.declared)
+        assert Path(parameters["record_dir"]).is_absolute()
+
+
+def test_folders_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    (tmp_path / "synthetic").mkdir()
+    found = resolve_folders(
+        Settings(corpus="data/text", tokenizer="~/data", cache_dir="c", checkpoint_dir="/x/y"), tmp_path
+    )
+    assert found.corpus == str(tmp_path / "data" / "text")
+    assert found.tokenizer == str(tmp_path / "data")
+    assert found.cache_dir == str(tmp_path / "c")
+    assert found.checkpoint_dir == "/x/y"
+    known = resolve_folders(Settings(corpus="synthetic", tokenizer="gpt2"), tmp_path)
+    assert (known.corpus, known.tokenizer, known.cache_dir) == ("synthetic", "gpt2", None)
+    assert known.checkpoint_dir == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "values", [{"corpus": "no/such"}, {"corpus": "wikitext2"}, {"tokenizer": "./x"}, {"tokenizer": ""}]
+)
+def test_unknown_folders_are_parameter_errors(tmp_path, values):
+    with pytest.raises(ParamsError, match=next(iter(values))):
+        resolve_folders(Settings(**values), tmp_path)
+
+
+# ------ folders
+
+
+def run_info(stages, **params):
+    settings = Settings(stages=stages, **params)
+    now = utc_now()
+    return RunInfo(
+        id="x", profile="custom", started_utc=now, finished_utc=now, git_commit=None, git_dirty=None, versions={},
+        hardware={}, seeds=[0], command="muse", params=settings.model_dump(),
+    )  # fmt: skip
+
+
+def test_an_earlier_run_moves_aside_and_replaces_the_one_before(tmp_path):
+    folder, previous = tmp_path / "out", tmp_path / "out.previous"
+    for content in ("first", "second", "third"):
+        with fresh_folder(folder) as found:
+            assert found == previous
+            assert sorted(path.name for path in folder.iterdir()) == [".lock", "logs", "notebooks", "pages", "records"]
+            assert list((folder / "records").iterdir()) == []
+            (folder / "run.json").write_text(content)
+    assert (folder / "run.json").read_text() == "third"
+    assert (previous / "run.json").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.previous"]
+    assert not (previous / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "out.previous"])
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with fresh_folder(tmp_path / "out"):
+        pass
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name / "thesis.tex").write_text("years of work")
+    with pytest.raises(ParamsError, match="holds no run"), fresh_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParamsError):
+        check_folder(tmp_path / "file")
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with fresh_folder(tmp_path / "out"):
+        (tmp_path / "out" / "run.json").write_text("{}")
+        with pytest.raises(ParamsError, match="another run"), fresh_folder(tmp_path / "out"):
+            pass
+    with fresh_folder(tmp_path / "out"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_a_parameter_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParamsError, match="--out"), fresh_folder(tmp_path / "file" / "out"):
+        pass
+
+
+def test_durations_come_from_a_previous_run_of_the_same_settings(tmp_path):
+    info = run_info(["memory"])
+    now = info.started_utc
+    assert previous_seconds(tmp_path, Settings(stages=["memory"])) == {}
+    later = {seconds: now.fromtimestamp(now.timestamp() + seconds, now.tzinfo) for seconds in (30, 42)}
+    stage = StageRecord(stage="memory", started_utc=now, finished_utc=later[30], scale="published")
+    write_record(info.model_copy(update={"finished_utc": later[42]}), tmp_path / "run.json")
+    write_record(stage, tmp_path / "records" / "memory.json")
+    assert previous_seconds(tmp_path, Settings(stages=["memory"])) == {"memory": 30.0, "report": 12.0}
+    assert previous_seconds(tmp_path, Settings(stages=["memory"], d_model=2)) == {}
+    write_record(failed_record({}, "memory", now, "x"), tmp_path / "records" / "memory.json")
+    assert "memory" not in previous_seconds(tmp_path, Settings(stages=["memory"]))
+
+
+# ------ the report and the exit code
+
+
+def report_of(tmp_path, *stages, **params):
+    write_record(run_info([stage.stage for stage in stages] or ["memory"], **params), tmp_path / "run.json")
+    for stage in stages:
+        write_record(stage, tmp_path / "records" / f"{stage.stage}.json")
+    return assemble(tmp_path)
+
+
+def test_assemble_wants_a_run_and_calls_a_missing_record_failed(tmp_path):
+    with pytest.raises(RecordError):
+        assemble(tmp_path)
+    report = report_of(tmp_path)
+    assert report.stages[0].status == "failed"
+    assert "no valid record" in report.stages[0].error
+    assert exit_code(report, gate=False) == 4
+
+
+def test_assemble_knows_a_skipped_baseline_and_the_language(tmp_path):
+    report = report_of(tmp_path, *stages_with(100.0), skip_phase2=True, language="ja")
+    assert "skip_phase2" in report.criteria[0].reason
+    assert "未測定" in report.criteria[0].reason
+
+
+def stages_with(ours, theirs=100.0, stability=0):
+    def metric(name, model, value, **more):
+        return Metric(**{"name": name, "model": model, "value": value, "unit": "1"} | more)
+
+    def record(stage, metrics):
+        return StageRecord(
+            stage=stage, started_utc=utc_now(), finished_utc=utc_now(), scale="published", metrics=metrics
+        )
+
+    pair = (("stage1", ours), ("phase2", theirs))
+    perplexity = [metric("perplexity", model, value) for model, value in pair if value != "missing"]
+    perplexity += [metric("causality_violations", model, 0) for model, _ in pair]
+    health = [
+        metric("non_finite_trials", "stage1", stability, n=100),
+        metric("parameters_without_gradient", "stage1", 0),
+    ]
+    health += [metric("gradient_norm", "stage1", 1.0, samples=[1.0]), metric("layout_violations", "stage1", 0)]
+    health += [metric("bytes_per_complex", "stage1", 4)]
+    return (
+        record("perplexity", perplexity),
+        record("memory", [metric("peak_memory", "stage1", 0.5), metric("peak_memory", "phase2", 1.0)]),
+        record("gradients_stability", health),
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "code"),
+    [
+        (stages_with(103.0), 0),
+        (stages_with(103.1), 1),
+        (stages_with(90.0, "missing"), 3),
+        (stages_with(90.0, float("inf")), 3),
+        (stages_with(90.0, float("nan")), 3),
+        (stages_with(90.0, None), 3),
+        (stages_with(float("nan")), 1),
+        (stages_with(90.0, "missing", stability=1), 1),
+        (stages_with(90.0)[:1], 3),
+        ((*stages_with(103.1), failed_record({}, "report", utc_now(), "x")), 4),
+    ],
+)
+def test_exit_codes_with_gate(stages, code):
+    criteria = judge(stages)
+    report = Report(run=run_info(["memory"]), criteria=criteria, summary=summarise(stages, criteria), stages=stages)
+    assert exit_code(report, gate=True) == code
+    assert exit_code(report, gate=False) == (4 if code == 4 else 0)
+
+
+def test_the_verdict_table_is_aligned(tmp_path):
+    report = report_of(tmp_path, *stages_with(103.1))
+    lines = plain.verdict_table(report)
+    assert lines[0].split()[:3] == ["perplexity", "fail", "1.031"]
+    starts = {line.index(criterion.target) for line, criterion in zip(lines, report.criteria, strict=True)}
+    assert len(starts) == 1
