@@ -71,7 +71,8 @@ class _SummedLoss(torch.autograd.Function):
         w, b = _padded(weight, bias, compute)
         loss = torch.zeros((), dtype=accumulate, device=x.device)
         dx = torch.empty(x.shape, dtype=compute, device=x.device)
-        dw = torch.zeros(w.shape, dtype=accumulate, device=x.device)
+        one_chunk = x.shape[0] <= chunk_tokens and not x.is_cuda  # nothing to sum: the product is dW itself
+        dw = None if one_chunk else torch.zeros(w.shape, dtype=accumulate, device=x.device)
         db = torch.zeros(w.shape[0], dtype=accumulate, device=x.device)
         for start in range(0, x.shape[0], chunk_tokens):
             part = slice(start, start + chunk_tokens)
@@ -84,7 +85,10 @@ class _SummedLoss(torch.autograd.Function):
             db += g.sum(0)
             g = g.to(compute)
             dx[part] = g @ w
-            _add_weight_gradient(dw, g, x_part)
+            if one_chunk:
+                dw = g.t() @ x_part
+            else:
+                _add_weight_gradient(dw, g, x_part)
         ctx.save_for_backward(dx, dw[: weight.shape[0]], db[: weight.shape[0]])
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return loss

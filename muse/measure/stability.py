@@ -104,8 +104,8 @@ def measure_stability(
 
 
 def _run(model: nn.Module, inputs: Tensor, targets: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return features and mean loss after a backward pass into gradients that start at zero and keep their memory."""
-    model.zero_grad(set_to_none=False)
+    """Return features and mean loss after a backward pass into fresh gradients."""
+    model.zero_grad(set_to_none=True)
     with dropout_seed(seed, inputs.device):
         features = model.features(inputs)
     loss = head_loss(features, *model.head_parameters(), targets)
