@@ -53,7 +53,7 @@ def phase_magnitude(z: object, language: str = "en") -> go.Figure:
         ],
         language,
         {"caption": caption},
-        xaxis=axis(words["figure.magnitude"], domain=[0, 0.52], rangemode="tozero"),
+        xaxis=axis(words["figure.magnitude"], domain=[0, 0.53], rangemode="tozero"),
         yaxis=axis(words["figure.share_of_values"], tickformat="~%"),
         polar={
             "domain": {"x": [0.64, 0.96]},

@@ -151,22 +151,23 @@ def load_params(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
             raise ParamsError(f"-p {override}: the value is not YAML: {error}") from error
         sources[key] = f"-p {override}"
     settings = validate(values, sources, default_source=str(path))
-    if problem := _inconsistency(settings):
-        raise ParamsError(f"{path}: {problem}")
+    if problems := _contradictions(settings):
+        raise ParamsError("\n".join(f"{path}: {problem}" for problem in problems))
     return settings
 
 
-def _inconsistency(settings: Settings) -> str | None:
-    """Return what two settings of a whole run contradict each other in, if any do."""
+def _contradictions(settings: Settings) -> list[str]:
+    """Return where two settings of a whole run contradict each other."""
+    found = []
     for name in ("throughput_n_tokens", "gradient_n_tokens", "stability_n_tokens"):
         if getattr(settings, name) > settings.n_seq:
-            return f"{name} = {getattr(settings, name)} is more than n_seq = {settings.n_seq}"
+            found.append(f"{name} = {getattr(settings, name)} is more than n_seq = {settings.n_seq}")
     if len(set(settings.stages)) != len(settings.stages):
-        return f"stages names one stage twice: {settings.stages}"
+        found.append(f"stages names one stage twice: {settings.stages}")
     n_seq = settings.train_n_seq or settings.n_seq
     if settings.train_batch_tokens < n_seq:
-        return f"train_batch_tokens = {settings.train_batch_tokens} holds no sequence of {n_seq} tokens"
-    return None
+        found.append(f"train_batch_tokens = {settings.train_batch_tokens} holds no sequence of {n_seq} tokens")
+    return found
 
 
 def validate(

@@ -212,7 +212,7 @@ class Run:
             "title": self.label(notebook),
             "language": self.settings.language,
             "error": self.errors.get(stage),
-            "scale_note": scale_of(self.settings.model_dump())[1],
+            "scale_note": "" if is_index else scale_of(self.settings.model_dump())[1],  # the report says it itself
         }
         error = "no executed notebook"
         if source.exists():

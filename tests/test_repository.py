@@ -1,0 +1,168 @@
+"""The house itself: imports go one way, lists agree with each other, notebooks are clean and declare what they take."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from muse.params import STAGE_NAMES, Settings, load_params, validate
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+LAYERS = (
+    {"planar", "zeta", "green_triton", "texts"},
+    {"layers", "head", "green", "hebbian", "memory", "grammar", "tokenizers", "records", "params", "progress"},
+    {"mixer", "stage1_memory", "generate", "corpora"},
+    {"stage1", "real_twin", "phase2", "yardsticks", "checkpoint"},
+    {"models", "measure", "recipe", "criteria", "drawing"},
+    {"live", "complex_figures", "figures"},
+    {"train"},
+    {"tuning", "export"},
+    {"stage", "report"},
+    {"warm", "check"},
+    {"execute", "notebooks", "folder", "plain"},
+    {"run"},
+    {"cli"},
+    {"__main__"},
+)
+"""Modules from the bottom of the house to its roof: each imports only from floors below its own, or from its own."""
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of this package that a file imports at its top level or within its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level == (2 if path.parent.name == "measure" else 1) or module.split(".")[0] == "muse":
+                module = module.removeprefix("muse").lstrip(".")
+                found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("muse.")}
+    return found
+
+
+def floor(module: str) -> int:
+    return next(i for i, modules in enumerate(LAYERS) if module in modules)
+
+
+MODULES = [path for path in sorted((ROOT / "muse").rglob("*.py")) if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT / "muse")))
+def test_imports_go_one_way(path):
+    own = "measure" if path.parent.name == "measure" else path.stem
+    above = {module for module in imports_of(path) if floor(module) > floor(own)}
+    # run is where `assemble` lives; the two modules that only read finished folders may ask for it.
+    assert not above, f"{path.name} imports {above} from a floor above its own"
+
+
+def test_measurements_neither_print_nor_know_thresholds():
+    for path in (ROOT / "muse" / "measure").glob("*.py"):
+        text = path.read_text()
+        assert "print(" not in text, path
+        assert "criteria" not in imports_of(path), path
+
+
+def test_only_criteria_holds_the_published_thresholds():
+    for path in MODULES:
+        if path.stem != "criteria":
+            assert not re.search(r"\b(1\.03|0\.52)\b", path.read_text()), path
+
+
+def test_conda_view_of_the_dependencies_does_not_drift():
+    text = (ROOT / "environment.yml").read_text()
+    extras = re.search(r"-e \.\[([a-z,]+)\]", text).group(1).split(",")
+    assert set(extras) == {"lab", "test"} <= PROJECT["optional-dependencies"].keys()
+    assert f"python{PROJECT['requires-python']}" in text
+    listed = [line.strip(" -") for line in text.splitlines() if line.strip().startswith("- ")]
+    assert listed == ["conda-forge", f"python{PROJECT['requires-python']}", "pip", "pip:", f"e .[{','.join(extras)}]"]
+
+
+def test_lock_pins_every_dependency_within_its_range():
+    lock = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    lock = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
+    assert lock["torch"] == "2.13.0"
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["lab"], *PROJECT["optional-dependencies"]["test"]]
+    for requirement in map(Requirement, wanted):
+        version = lock[re.sub(r"[-_.]+", "-", requirement.name).lower()]
+        assert requirement.specifier.contains(version), f"{requirement} is locked at {version}"
+
+
+def test_every_import_is_a_declared_dependency():
+    names = {"bs4": "beautifulsoup4", "ruamel": "ruamel-yaml", "yaml": "pyyaml", "IPython": "ipykernel"}
+    brought = {"nbformat", "jinja2", "pygments", "tokenizers", "huggingface_hub", "pyarrow", "triton", "traitlets"}
+    declared = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["dependencies"]}
+    optional = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["optional-dependencies"]["test"]}
+    import sys
+
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            for module in (name.split(".")[0] for name in modules):
+                if module in sys.stdlib_module_names or module == "muse" or module in brought:
+                    continue
+                assert names.get(module, module) in declared | (optional if path.stem == "check" else set()), (path, module)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_clean_and_declare_settings(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code), "committed with outputs"
+    assert not any("papermill" in cell["metadata"] for cell in cells)
+    (parameters,) = (cell for cell in code if "parameters" in cell["metadata"].get("tags", []))
+    namespace: dict[str, object] = {}
+    exec("".join(parameters["source"]), namespace)
+    declared = {name: value for name, value in namespace.items() if not name.startswith("__")}
+    assert "record_dir" in declared
+    settings = {name: value for name, value in declared.items() if name in Settings.model_fields}
+    assert declared.keys() - settings.keys() <= {"record_dir"}
+    validate(settings)  # the defaults are valid settings
+    for line in "".join(parameters["source"]).splitlines():
+        assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), f"{path.name}: {line!r} is not `name: type = value  # help`"
+    source = "\n".join("".join(cell["source"]) for cell in code)
+    assert not re.search(r"^\s*def ", source, re.MULTILINE), "logic belongs in muse, not in a cell"
+
+
+def test_there_is_one_notebook_for_each_stage():
+    stages = [path.stem[3:] for path in NOTEBOOKS]
+    assert stages == [*STAGE_NAMES, "report"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_params_files_are_valid_and_named_after_their_profile(path):
+    assert load_params(path).profile == path.stem
+
+
+def test_every_module_is_on_the_readme_map_and_every_name_there_exists():
+    readme = (ROOT / "README.md").read_text()
+    names = set(re.findall(r"`(?:muse/)?(\w+)\.py`", readme))
+    modules = {path.stem for path in MODULES} - {"__main__"}
+    assert modules <= names, f"not on the README's file map: {sorted(modules - names)}"
+    for name in re.findall(r"`((?:muse|notebooks|params|tests)/[\w./]+)`", readme):
+        assert (ROOT / name).exists(), f"README names {name}, which is not there"
+
+
+def test_tracked_files_are_small_and_hold_no_absolute_paths():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if not path.exists() or name.startswith("reports/"):
+            continue
+        assert path.stat().st_size < 2**20, name
+        if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".json"}:
+            assert not re.search(r"(^|[\s\"'`=])/(home|root|Users)/", path.read_text()), name
