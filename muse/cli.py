@@ -66,6 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_run)
 
     command = commands.add_parser(
+        "train",
+        help="train the models of a params file, or go on where an interrupted training stopped",
+        description="Train every model and seed of a params file. The same command resumes; finished ones are reused.",
+    )
+    _add_settings(command)
+    command.set_defaults(call=_train)
+
+    command = commands.add_parser(
         "params",
         help="print the parameters of one stage's notebook, for plain papermill",
         description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
@@ -97,6 +105,27 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     settings = load_params(options.params, options.overrides)
     return run(settings, out=options.out, gate=options.gate, command=shlex.join(["muse", *arguments]))
+
+
+def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    settings = resolve_folders(load_params(options.params, options.overrides), Path.cwd())
+    if not settings.train_tokens:
+        raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
+    from .corpora import CorpusUnavailable
+    from .stage import Stage
+    from .train import NonFiniteLossError
+
+    try:
+        stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
+        for name in stage.compared:
+            for result in stage.train(name).results:
+                loss, found = f"{result.best_validation_loss:.4f}", ", found finished" if result.reused else ""
+                print(f"{name} seed {result.seed}: validation loss {loss} nat/token", end=" ")
+                print(f"at step {result.best_step} of {result.steps}{found}: {result.weights}")
+    except (NonFiniteLossError, CorpusUnavailable, ValueError) as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return STAGE_FAILED
+    return OK
 
 
 def _params(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +144,23 @@ def test_the_command_starts_without_the_heavy_packages():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["code 2", "[]"]
     assert "no-such.yaml: cannot be read" in done.stderr
+
+
+def test_train_trains_resumes_and_says_where_the_weights_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = tmp_path / "p.yaml"
+    params.write_text(
+        "train_tokens: 256\ntrain_batch_tokens: 128\ntrain_d_model: 8\ntrain_n_layers: 1\ntrain_n_seq: 16\n"
+        "evaluations: 1\nmodels: [stage1, phase2]\nskip_phase2: true\ndevice: cpu\n"
+    )
+    assert cli.main(["train", str(params)]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("stage1 seed 0: validation loss ")
+    assert "phase2" not in first
+    weights = Path(first.strip().rsplit(": ", 1)[1])
+    assert weights.is_file()
+    assert weights.is_relative_to(tmp_path / "checkpoints")
+    assert cli.main(["train", str(params)]) == 0
+    assert "found finished" in capsys.readouterr().out
+    assert cli.main(["train", str(params), "-p", "train_tokens=0"]) == 2
+    assert "train_tokens: got 0" in capsys.readouterr().err

@@ -92,7 +92,11 @@ def test_lock_pins_every_dependency_within_its_range():
     lock = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     lock = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
     assert lock["torch"] == "2.13.0"
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["lab"], *PROJECT["optional-dependencies"]["test"]]
+    wanted = [
+        *PROJECT["dependencies"],
+        *PROJECT["optional-dependencies"]["lab"],
+        *PROJECT["optional-dependencies"]["test"],
+    ]
     for requirement in map(Requirement, wanted):
         version = lock[re.sub(r"[-_.]+", "-", requirement.name).lower()]
         assert requirement.specifier.contains(version), f"{requirement} is locked at {version}"
@@ -113,7 +117,10 @@ def test_every_import_is_a_declared_dependency():
             for module in (name.split(".")[0] for name in modules):
                 if module in sys.stdlib_module_names or module == "muse" or module in brought:
                     continue
-                assert names.get(module, module) in declared | (optional if path.stem == "check" else set()), (path, module)
+                assert names.get(module, module) in declared | (optional if path.stem == "check" else set()), (
+                    path,
+                    module,
+                )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

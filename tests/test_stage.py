@@ -1,0 +1,100 @@
+"""The glue of a stage notebook: parameters in, models and corpus, a record out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from muse.models import MODEL_NAMES, build_model
+from muse.params import ModelName, ParamsError
+from muse.records import Metric, StageRecord, read_record
+from muse.stage import Stage
+
+TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
+TRAIN = {
+    "models": ["stage1", "phase2"],
+    "train_tokens": 512,
+    "train_batch_tokens": 128,
+    "train_d_model": 8,
+    "train_n_layers": 1,
+    "train_n_seq": 16,
+    "evaluations": 1,
+    "learning_rates": [0.01],
+    "ppl_batch_size": 2,
+    "max_ppl_batches": 2,
+}
+
+
+@pytest.fixture
+def namespace(tmp_path):
+    return {**TINY, "record_dir": str(tmp_path / "records"), "unrelated": object(), "cache_dir": str(tmp_path)}
+
+
+def test_bad_parameters_are_named(namespace):
+    with pytest.raises(ParamsError, match="d_model: got 7"):
+        Stage("memory", namespace | {"d_model": 7})
+
+
+def test_only_declared_parameters_are_checked_against_each_other(namespace):
+    Stage("memory", namespace | {"n_seq": 16})  # gradient_n_tokens and others are not this stage's business
+
+
+def test_cuda_is_refused_where_there_is_none(namespace):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ValueError, match="device: got cuda"):
+        Stage("memory", namespace | {"device": "cuda"})
+
+
+def test_the_record_says_how_it_was_made(namespace, tmp_path):
+    stage = Stage("memory", namespace)
+    stage.write([Metric(name="loss", value=1.5, unit="nat/token")])
+    record = read_record(StageRecord, tmp_path / "records" / "memory.json")
+    assert record.stage == "memory"
+    assert record.params["d_model"] == 16
+    assert "unrelated" not in record.params
+    assert record.scale == "reduced"
+    assert "d_model 16 (published: 512)" in record.scale_note
+    assert record.find("loss").value == 1.5
+
+
+def test_phase2_is_left_out_on_request(namespace):
+    assert Stage("memory", namespace | {"models": ["stage1", "phase2"]}).compared == ["stage1", "phase2"]
+    assert Stage("memory", namespace | {"models": ["stage1", "phase2"], "skip_phase2": True}).compared == ["stage1"]
+
+
+def test_untrained_stage1_scores_near_uniform_guessing_and_says_what_it_is(namespace):
+    results, checks = Stage("perplexity", namespace | {"max_ppl_batches": 4}).evaluate("stage1")
+    assert results[3].loss_nats == pytest.approx(math.log(77), rel=0.15)
+    assert {check.name: check.value for check in checks} == {
+        "causality_violations": 0,
+        "mixing": 0,
+        "state_violations": 0,
+    }
+
+
+def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(namespace, tmp_path):
+    stage = Stage("perplexity", {**namespace, **TRAIN, "checkpoint_dir": str(tmp_path / "checkpoints")})
+    (result,) = stage.train("stage1").results
+    models = stage.models_by_seed("stage1")
+    assert models.keys() == {0}
+    assert models[0].head_weight.dtype == torch.float16
+    assert models[0].config.d_model == 8
+    assert stage.train("stage1").results[0].reused
+    assert result.weights.exists()
+    results, checks = stage.evaluate("phase2")
+    assert results[0].num_targets == 2 * 2 * 16
+    assert next(check for check in checks if check.name == "mixing").value == 1
+
+
+def test_every_model_name_can_be_asked_for_and_built():
+    assert set(ModelName.__args__) == set(MODEL_NAMES)
+    sizes = {"vocab_size": 11, "d_model": 16, "n_layers": 1, "n_seq": 8}
+    for name in MODEL_NAMES:
+        model = build_model(name, **sizes, seed=1)
+        assert model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 11)
+        assert sum(model.parameter_groups().values()) == sum(p.numel() for p in model.parameters())
+    with pytest.raises(ValueError, match="got 'gpt3', expected one of stage1"):
+        build_model("gpt3", **sizes)
