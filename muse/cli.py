@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .notebooks import REPORT, find_notebooks, resolve_folders, stage_parameters
 from .params import STAGE_NAMES, ParamsError, load_params
-from .run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, run
+from .run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run
 
 EXIT_CODES = """\
 exit codes:
@@ -84,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder that gets the stage's record")
     command.set_defaults(call=_params)
+
+    command = commands.add_parser(
+        "report",
+        help="make the pages of a finished run again, in another language",
+        description="Make a run's pages again from its records, without measuring anything.",
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder, such as reports/quick")
+    command.add_argument("--language", choices=("en", "ja"), default="en", help="language of the pages (default: en)")
+    command.set_defaults(call=lambda options, arguments: render(options.folder, options.language))
 
     command = commands.add_parser("schema", help="print the JSON schema of report.json")
     command.set_defaults(call=_schema)

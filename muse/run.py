@@ -19,7 +19,7 @@ from .criteria import judge, summarise
 from .criteria import texts as criteria_texts
 from .folder import check_folder, fresh_folder
 from .notebooks import REPORT, REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
-from .params import STAGE_NAMES, Settings, scale_of
+from .params import STAGE_NAMES, ParamsError, Settings, scale_of, validate
 from .progress import PROGRESS_FILE_VARIABLE, StageLines
 from .records import (
     RecordError,
@@ -47,8 +47,8 @@ def default_out(settings: Settings) -> Path:
     return Path("reports") / settings.profile
 
 
-def assemble(run_dir: str | Path) -> Report:
-    """Return the report of a run folder, from its run.json and the records of its stages."""
+def assemble(run_dir: str | Path, language: str = "en") -> Report:
+    """Return the report of a run folder, from its run.json and the records of its stages; reasons in `language`."""
     run_dir = Path(run_dir)
     info = read_record(RunInfo, run_dir / "run.json")
     records = []
@@ -60,9 +60,7 @@ def assemble(run_dir: str | Path) -> Report:
             if stage != REPORT:
                 records.append(failed_record(info.params, stage, info.started_utc, f"no valid record: {error}"))
     stages = [record for record in records if record.stage != REPORT or record.status != "ok"]
-    criteria = judge(
-        stages, skipped_baseline=bool(info.params.get("skip_phase2")), language=str(info.params.get("language", "en"))
-    )
+    criteria = judge(stages, skipped_baseline=bool(info.params.get("skip_phase2")), language=language)
     return Report(run=info, criteria=criteria, summary=summarise(stages, criteria), stages=stages)
 
 
@@ -253,7 +251,7 @@ class Run:
         language = self.settings.language
         text, rows = criteria_texts(language), [self.row(notebook) for notebook in self.notebooks]
         lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
-        body = plain.index_body(lead, rows, assemble(self.folder).criteria, language)
+        body = plain.index_body(lead, rows, assemble(self.folder, language).criteria, language)
         title = text["fallback.title"].format(profile=self.settings.profile)
         write_atomic(self.folder / "index.html", plain.page(title, language, body))
 
@@ -306,6 +304,8 @@ def run(
     check_folder(folder)
     execute.warm_up()
     info = run_info(settings, command)
+    if settings.device == "cuda" and "gpu" not in info.hardware:
+        raise ParamsError("device: got cuda, expected auto or cpu: torch finds no CUDA device on this machine")
     with (
         fresh_folder(folder) as previous,
         tempfile.TemporaryDirectory(prefix="muse-") as temporary,
@@ -324,6 +324,38 @@ def run(
             this.interrupt()
         report = this.finish(info, interrupted)
     return INTERRUPTED if interrupted else exit_code(report, gate)
+
+
+def render(
+    folder: str | Path,
+    language: str,
+    *,
+    notebooks: Path | None = None,
+    export: Callable[..., str | None] = execute.export_page,
+    stream: TextIO | None = None,
+) -> int:
+    """Make the pages of a finished run again from its records, in a language of choice; return the exit code.
+
+    Nothing is measured and `report.json`, which is always in English, stays as it is. ParamsError where `folder` holds
+    no run.
+    """
+    folder = Path(folder).resolve()
+    try:
+        info = read_record(RunInfo, folder / "run.json")
+    except RecordError as error:
+        raise ParamsError(f"{folder}: not the folder of a run: {error}") from error
+    settings = validate(info.params | {"language": language})
+    for name in ("logs", "notebooks", "pages"):
+        (folder / name).mkdir(exist_ok=True)
+    execute.warm_up()
+    with tempfile.TemporaryDirectory(prefix="muse-") as temporary, execute.signals_interrupt():
+        found = find_notebooks(settings.stages, notebooks)
+        lines = StageLines([REPORT], {}, Path(temporary) / "progress.json", stream)
+        this = Run(settings, folder, found, info.command, export, lines)
+        problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
+        this.stage(found[-1])
+        lines.line(str(folder / "index.html"))
+    return STAGE_FAILED if this.errors or any(problems) else OK
 
 
 def previous_seconds(previous: Path, settings: Settings) -> dict[str, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from muse import execute, plain
 from muse.criteria import judge, summarise
@@ -21,7 +22,7 @@ from muse.folder import check_folder, fresh_folder
 from muse.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
 from muse.params import STAGE_NAMES, ParamsError, Settings
 from muse.records import Metric, RecordError, Report, RunInfo, StageRecord, read_record, utc_now, write_record
-from muse.run import assemble, exit_code, failed_record, previous_seconds, run
+from muse.run import assemble, exit_code, failed_record, previous_seconds, render, run
 
 PARAMETERS = "seed: int = 7  # help\nd_model = 512\nrecord_dir: str = '.'"
 WRITE = """
@@ -514,7 +515,36 @@ def test_assemble_wants_a_run_and_calls_a_missing_record_failed(tmp_path):
 def test_assemble_knows_a_skipped_baseline_and_the_language(tmp_path):
     report = report_of(tmp_path, *stages_with(100.0), skip_phase2=True, language="ja")
     assert "skip_phase2" in report.criteria[0].reason
-    assert "未測定" in report.criteria[0].reason
+    assert report.criteria[0].reason.startswith("Not measured"), "scripts read English, whatever the page speaks"
+    assert "未測定" in assemble(tmp_path, "ja").criteria[0].reason
+
+
+def test_cuda_is_refused_before_anything_is_moved(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    books, out = tmp_path / "notebooks", tmp_path / "out"
+    books.mkdir()
+    write_notebook(books, "04_memory.ipynb", writes("memory"))
+    write_notebook(books, "07_report.ipynb", "1")
+    with pytest.raises(ParamsError, match="device: got cuda"):
+        run(Settings(device="cuda", stages=["memory"]), out=out, notebooks=books)
+    assert not out.exists()
+
+
+def test_pages_are_made_again_in_another_language_without_measuring(tmp_path):
+    books, out = tmp_path / "notebooks", tmp_path / "out"
+    books.mkdir()
+    for name in ("03_perplexity.ipynb", "04_memory.ipynb"):
+        write_notebook(books, name, "raise RuntimeError('measured again')")
+    write_notebook(books, "07_report.ipynb", "print(language)", parameters="language = 'en'\nrecord_dir = '.'")
+    report = report_of(out, *stages_with(100.0)[:2])
+    write_record(report, out / "report.json")
+    before = (out / "report.json").read_bytes()
+    assert render(out, "ja", notebooks=books, export=fake_export) == 0
+    assert json.loads((out / "index.html").read_text())["language"] == "ja"
+    assert (out / "report.json").read_bytes() == before
+    with pytest.raises(ParamsError, match="not the folder of a run"):
+        render(books, "ja", notebooks=books, export=fake_export)
 
 
 def stages_with(ours, theirs=100.0, stability=0):
