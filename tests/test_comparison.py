@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from muse.measure import PerplexityResult, compare, seed_metrics
+from muse.measure import PerplexityResult, compare, ratio_metrics, seed_metrics
+from muse.records import Metric
 
 TARGETS = np.array([100, 300, 50, 250])
 
@@ -79,3 +80,15 @@ def test_different_targets_cannot_be_compared():
     other = dataclasses.replace(result([1, 1, 1, 1]), document_targets=np.array([100, 300, 50, 249]))
     with pytest.raises(ValueError, match="same targets"):
         compare({0: result([1, 1, 1, 1])}, {0: other}, "phase2")
+
+
+def test_ratios_to_a_baseline_keep_the_weaker_basis_and_skip_what_is_missing():
+    def metric(model, value, **more):
+        return Metric(name="peak_memory", model=model, value=value, unit="GiB", **more)
+
+    found = [metric("stage1", 1.5, basis="estimate"), metric("phase2", 3.0), metric("gpt2", None), metric("", 9.0)]
+    (ratio,) = ratio_metrics(found, "phase2")
+    assert (ratio.name, ratio.model, ratio.value, ratio.unit) == ("peak_memory_ratio_to_phase2", "stage1", 0.5, "1")
+    assert ratio.basis == "estimate"
+    assert ratio_metrics(found, "absent") == []
+    assert ratio_metrics([metric("stage1", 1.0), metric("phase2", 0.0)], "phase2") == []

@@ -149,7 +149,7 @@ def test_an_estimate_is_called_one_beside_its_value_and_no_value_is_none():
 
 def test_summary_counts_verdicts_and_failed_stages():
     text = soup(report.summary(make_report([stage(), stage("memory", status="failed", error="boom")]))).text
-    assert "3 pass, 1 fail and 1 were not measured" in text
+    assert "3 pass, 1 fail, 1 not measured" in text
     assert "1 of 2 stages did not finish" in text
     passed = make_report([stage()], verdicts=dict.fromkeys(CRITERIA, "pass"))
     assert "All five" in report.summary(passed)
@@ -424,7 +424,7 @@ def test_the_report_of_a_run_without_records_still_says_so(tmp_path, monkeypatch
     write_run(tmp_path)
     main = soup(run_notebook(tmp_path, "en", monkeypatch).read_text()).main
     assert {"not_measured"} == {card["class"][1] for card in main.select(".muse-card")}
-    assert "0 pass, 0 fail and 5 were not measured" in main.text
+    assert "0 pass, 0 fail, 5 not measured" in main.text
 
 
 def test_the_notebook_is_committed_clean():

@@ -1,6 +1,6 @@
 """One module per measured quantity: each returns a dataclass with `.metrics(model_name)`, prints and judges nothing."""
 
-from .comparison import ComparisonResult, compare, seed_metrics
+from .comparison import ComparisonResult, compare, ratio_metrics, seed_metrics
 from .gradients import GradientResult, measure_gradients
 from .layout import LayoutResult, check_layout
 from .memory import MemoryResult, measure_memory
@@ -54,6 +54,7 @@ __all__ = [
     "measure_perplexity",
     "measure_stability",
     "measure_throughput",
+    "ratio_metrics",
     "seed_metrics",
     "training_step",
 ]

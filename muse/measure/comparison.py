@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,3 +130,23 @@ def _bootstrap(by_seed: Seeds) -> np.ndarray:
     losses = (counts @ nll.T) / (counts @ targets)[:, None]  # (resamples, seeds)
     picked = generator.integers(len(results), size=(RESAMPLES, len(results)))
     return np.log(np.exp(np.take_along_axis(losses, picked, axis=1)).mean(axis=1))
+
+
+def ratio_metrics(metrics: Sequence[Metric], baseline_name: str) -> list[Metric]:
+    """Return `<name>_ratio_to_<baseline>` of every other model, for each metric name that the baseline has too.
+
+    A ratio is an estimate when either side is; values that are missing or zero give none.
+    """
+    baseline = {m.name: m for m in metrics if m.model == baseline_name and m.value}
+    return [
+        Metric(
+            name=f"{metric.name}_ratio_to_{baseline_name}",
+            model=metric.model,
+            value=metric.value / baseline[metric.name].value,
+            unit="1",
+            basis="estimate" if "estimate" in (metric.basis, baseline[metric.name].basis) else "measured",
+            note=f"{metric.value:.6g} over {baseline[metric.name].value:.6g} {metric.unit}",
+        )
+        for metric in metrics
+        if metric.model not in ("", baseline_name) and metric.name in baseline and metric.value is not None
+    ]
