@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from muse.params import STAGE_NAMES, Settings, load_params, validate
+from muse.records import Report, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -173,3 +174,20 @@ def test_tracked_files_are_small_and_hold_no_absolute_paths():
         assert path.stat().st_size < 2**20, name
         if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".json"}:
             assert not re.search(r"(^|[\s\"'`=])/(home|root|Users)/", path.read_text()), name
+
+
+def test_readme_numbers_are_those_of_the_committed_records():
+    readme = (ROOT / "README.md").read_text()
+    for name, label in (("full", "perplexity per token, all"), ("ten", "the same, first 10 batches")):
+        report = read_record(Report, ROOT / "reports" / f"wikitext2-cpu-{name}" / "report.json")
+        (stage,) = report.stages
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {label}"))
+        value, targets = stage.find("perplexity", "stage1").value, stage.find("num_targets", "stage1").value
+        assert row.split("|")[2].strip() == f"{value:,.0f}"
+        if name == "full":
+            assert f"all {targets:,.0f} targets" in row
+        else:
+            assert targets == 10 * 4 * 1024
+        assert report.run.started_utc.date().isoformat() in readme
+        assert not report.run.git_dirty
+        assert {str(f.sha256) for f in stage.inputs}, "the record names what was read"
