@@ -24,6 +24,8 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 """Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom."""
 
 NAMES_SHOWN = 5
+NOT_ITS_SCALE = {"stability": ("gradient_",), "gradients": ("stability_",), "layout": ("gradient_", "stability_")}
+"""Settings of a shared stage that say nothing about how large the named criterion was measured."""
 
 
 @cache
@@ -86,7 +88,7 @@ def judge(
     }
     criteria = []
     for name in CRITERIA:
-        finding = _ask(question, *judges[name])
+        finding = _ask(question, *judges[name], NOT_ITS_SCALE.get(name, ()))
         criteria.append(
             Criterion(
                 name=name,
@@ -132,7 +134,9 @@ def summarise(
     )
 
 
-def _ask(question: Question, stage: str, ask: Callable[[Question, StageRecord], Finding]) -> Finding:
+def _ask(
+    question: Question, stage: str, ask: Callable[[Question, StageRecord], Finding], foreign: tuple[str, ...]
+) -> Finding:
     record, text = question.records.get(stage), question.text
     if record is None:
         return Finding("not_measured", text["stage_missing"].format(stage=stage))
@@ -140,9 +144,11 @@ def _ask(question: Question, stage: str, ask: Callable[[Question, StageRecord], 
         error = " ".join((record.error or "?").split())
         return Finding("not_measured", text["stage_failed"].format(stage=stage, error=error[:200]))
     finding = ask(question, record)
-    if record.scale == "reduced":
-        template = text["reduced" if record.scale_note else "reduced_without_note"]
-        reason = template.format(scale_note=record.scale_note, reason=finding.reason)
+    parts = [part for part in record.scale_note.split(", ") if part]
+    own = [part for part in parts if not part.startswith(foreign)] if foreign else parts
+    if record.scale == "reduced" and (own or not parts):
+        template = text["reduced" if own else "reduced_without_note"]
+        reason = template.format(scale_note=", ".join(own), reason=finding.reason)
         return Finding(finding.verdict, reason, finding.value, finding.basis)
     return finding
 

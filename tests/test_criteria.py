@@ -362,3 +362,16 @@ def test_japanese_reasons_are_japanese():
     assert [c.verdict for c in english] == [c.verdict for c in japanese]
     for criterion in japanese:
         assert any("ぁ" <= letter <= "ん" for letter in criterion.reason + criterion.target), criterion
+
+
+def test_a_small_stability_batch_does_not_reduce_what_it_has_no_part_in():
+    note = "stability_batch_size 1 (published: 2), gradient_n_tokens 8 (published: 128)"
+    health = health_record().model_copy(update={"scale": "reduced", "scale_note": note})
+    reasons = {criterion.name: criterion.reason for criterion in judge([health])}
+    assert "stability_batch_size 1" in reasons["stability"]
+    assert "gradient_n_tokens" not in reasons["stability"]
+    assert "gradient_n_tokens 8" in reasons["gradients"]
+    assert "stability_batch_size" not in reasons["gradients"]
+    assert "Reduced" not in reasons["layout"]
+    small = health.model_copy(update={"scale_note": "d_model 64 (published: 512)"})
+    assert all("d_model 64" in c.reason for c in judge([small]) if c.name in ("stability", "gradients", "layout"))
