@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -63,7 +64,6 @@ MODULES = [path for path in sorted((ROOT / "muse").rglob("*.py")) if path.name !
 def test_imports_go_one_way(path):
     own = "measure" if path.parent.name == "measure" else path.stem
     above = {module for module in imports_of(path) if floor(module) > floor(own)}
-    # run is where `assemble` lives; the two modules that only read finished folders may ask for it.
     assert not above, f"{path.name} imports {above} from a floor above its own"
 
 
@@ -108,8 +108,6 @@ def test_every_import_is_a_declared_dependency():
     brought = {"nbformat", "jinja2", "pygments", "tokenizers", "huggingface_hub", "pyarrow", "triton", "traitlets"}
     declared = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["dependencies"]}
     optional = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["optional-dependencies"]["test"]}
-    import sys
-
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
