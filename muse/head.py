@@ -97,7 +97,7 @@ class _SummedLoss(torch.autograd.Function):
     def backward(ctx, grad):
         scale = grad / GRADIENT_SCALE
         scaled = [
-            None if dtype is None else torch.mul(total, scale, out=torch.empty_like(total, dtype=dtype))
+            None if dtype is None else torch.mul(total.to(scale.dtype), scale, out=torch.empty_like(total, dtype=dtype))
             for total, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None, None

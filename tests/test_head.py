@@ -207,3 +207,17 @@ def test_bad_arguments_say_what_is_wrong():
         targets[3] = bad
         with pytest.raises(ValueError, match=f"got {bad}"):
             head.head_loss(x, weight, b, targets)
+
+
+def test_the_division_by_n_is_not_rounded_to_half_precision():
+    """The mean's gradients are the sum's over N to float32 precision, though the products themselves are bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((7, 16), (13, 16)))
+    y = torch.randint(13, (7,), generator=generator)
+    gradients = {}
+    for reduction in ("sum", "mean"):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = head.head_loss(x, w, None, y, reduction=reduction)
+        gradients[reduction] = torch.autograd.grad(loss, (x, w))
+    for total, mean in zip(gradients["sum"], gradients["mean"], strict=True):
+        torch.testing.assert_close(mean, total / 7, rtol=1e-6, atol=0)
