@@ -124,8 +124,8 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from .stage import Stage
     from .train import NonFiniteLossError
 
+    stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
     try:
-        stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
         for name in stage.compared:
             for result in stage.train(name).results:
                 loss, found = f"{result.best_validation_loss:.4f}", ", found finished" if result.reused else ""

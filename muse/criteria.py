@@ -144,9 +144,8 @@ def _ask(
         error = " ".join((record.error or "?").split())
         return Finding("not_measured", text["stage_failed"].format(stage=stage, error=error[:200]))
     finding = ask(question, record)
-    parts = [part for part in record.scale_note.split(", ") if part]
-    own = [part for part in parts if not part.startswith(foreign)] if foreign else parts
-    if record.scale == "reduced" and (own or not parts):
+    own = [reduction for reduction in record.reductions if not reduction.startswith(foreign)]
+    if record.scale == "reduced" and (own or not record.scale_note):
         template = text["reduced" if own else "reduced_without_note"]
         reason = template.format(scale_note=", ".join(own), reason=finding.reason)
         return Finding(finding.verdict, reason, finding.value, finding.basis)

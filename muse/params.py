@@ -49,6 +49,9 @@ StageName = Literal[STAGE_NAMES]
 ModelName = Literal["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"]
 
 
+NO_CUDA = "device: got cuda, expected auto or cpu: torch finds no CUDA device on this machine"
+
+
 class ParamsError(ValueError):
     """Bad settings; the message names the file, the key, what was got and what is expected."""
 

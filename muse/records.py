@@ -91,6 +91,11 @@ class StageRecord(_Record):
     series: list[Series] = Field(default_factory=list)
     excerpts: list[Excerpt] = Field(default_factory=list)
 
+    @property
+    def reductions(self) -> list[str]:
+        """The settings that `scale_note` lists, one each."""
+        return [part for part in self.scale_note.split(", ") if part]
+
     def find(self, name: str, model: str = "") -> Metric | None:
         """Return the metric of that name and model, or None."""
         return next((m for m in self.metrics if m.name == name and m.model == model), None)

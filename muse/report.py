@@ -66,7 +66,7 @@ def scale_notice(stages: Iterable[StageRecord], language: str = "en") -> str:
     reduced = [stage for stage in stages if stage.scale == "reduced"]
     if not reduced:
         return ""
-    parts = [part.strip() for stage in reduced for part in stage.scale_note.split(", ") if part.strip()]
+    parts = [reduction for stage in reduced for reduction in stage.reductions]
     return scale_label(texts(language)["and"].join(dict.fromkeys(parts)), language)
 
 

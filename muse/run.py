@@ -19,7 +19,7 @@ from .criteria import judge, summarise
 from .criteria import texts as criteria_texts
 from .folder import check_folder, fresh_folder
 from .notebooks import REPORT, REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
-from .params import STAGE_NAMES, ParamsError, Settings, scale_of, validate
+from .params import NO_CUDA, STAGE_NAMES, ParamsError, Settings, scale_of, validate
 from .progress import PROGRESS_FILE_VARIABLE, StageLines
 from .records import (
     RecordError,
@@ -305,7 +305,7 @@ def run(
     execute.warm_up()
     info = run_info(settings, command)
     if settings.device == "cuda" and "gpu" not in info.hardware:
-        raise ParamsError("device: got cuda, expected auto or cpu: torch finds no CUDA device on this machine")
+        raise ParamsError(NO_CUDA)
     with (
         fresh_folder(folder) as previous,
         tempfile.TemporaryDirectory(prefix="muse-") as temporary,
@@ -345,17 +345,19 @@ def render(
     except RecordError as error:
         raise ParamsError(f"{folder}: not the folder of a run: {error}") from error
     settings = validate(info.params | {"language": language})
+    found = find_notebooks(settings.stages, notebooks)
     for name in ("logs", "notebooks", "pages"):
         (folder / name).mkdir(exist_ok=True)
     execute.warm_up()
     with tempfile.TemporaryDirectory(prefix="muse-") as temporary, execute.signals_interrupt():
-        found = find_notebooks(settings.stages, notebooks)
         lines = StageLines([REPORT], {}, Path(temporary) / "progress.json", stream)
-        this = Run(settings, folder, found, info.command, export, lines)
+        failed = {record.stage: record.error or "" for record in assemble(folder).stages if record.status != "ok"}
+        failed.pop(REPORT, None)  # it is made anew
+        this = Run(settings, folder, found, info.command, export, lines, errors=failed)
         problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
         this.stage(found[-1])
         lines.line(str(folder / "index.html"))
-    return STAGE_FAILED if this.errors or any(problems) else OK
+    return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
 
 
 def previous_seconds(previous: Path, settings: Settings) -> dict[str, float]:

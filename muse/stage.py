@@ -13,7 +13,7 @@ from .checkpoint import load_trained
 from .corpora import Corpus, load_corpus
 from .live import live_curve
 from .models import build_model
-from .params import Settings, scale_of, validate
+from .params import NO_CUDA, ParamsError, Settings, scale_of, validate
 from .progress import track
 from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
 from .tuning import Trained, choose_and_train
@@ -38,7 +38,7 @@ class Stage:
     def _device(self) -> torch.device:
         wanted = self.settings.device
         if wanted == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: got cuda, but torch finds no CUDA device here; expected auto or cpu")
+            raise ParamsError(NO_CUDA)
         if wanted == "auto":
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(wanted)

@@ -543,6 +543,13 @@ def test_pages_are_made_again_in_another_language_without_measuring(tmp_path):
     assert render(out, "ja", notebooks=books, export=fake_export) == 0
     assert json.loads((out / "index.html").read_text())["language"] == "ja"
     assert (out / "report.json").read_bytes() == before
+    # a stage that had failed keeps saying so on its page, also where its notebook cannot know
+    failed = report.stages[1].model_copy(update={"status": "failed", "error": "took too long"})
+    write_record(failed, out / "records" / f"{failed.stage}.json")
+    executed = next(books.glob(f"*_{failed.stage}.ipynb"))
+    (out / "notebooks" / executed.name).write_text(executed.read_text())
+    assert render(out, "ja", notebooks=books, export=fake_export) == 0
+    assert json.loads((out / "pages" / f"{executed.stem}.html").read_text())["error"] == "took too long"
     with pytest.raises(ParamsError, match="not the folder of a run"):
         render(books, "ja", notebooks=books, export=fake_export)
 
