@@ -18,6 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from muse import planar
 
+try:
+    from muse import head_triton
+except ImportError:  # Triton comes with CUDA builds of PyTorch
+    head_triton = None
+
 IGNORE_INDEX = -100
 GRADIENT_SCALE = 256.0  # p - y in fp16: probabilities down to 1e-10 stay non-zero, sums stay far from 65504
 REDUCTIONS = ("mean", "sum", "none")
@@ -29,22 +34,49 @@ def default_chunk_tokens(num_tokens: int) -> int:
     return min(max(num_tokens // 8, 256), 4096)
 
 
-def _padded(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """W and b in `dtype` with V rounded up to the device's multiple; the added logits are -inf, their probability 0."""
-    extra = -weight.shape[0] % VOCAB_MULTIPLE.get(weight.device.type, 1)
-    if bias is None and extra:
-        bias = weight.new_zeros(weight.shape[0])
+def _cut(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """W in `dtype`: the rows that fill the device's multiple, uncopied, and the rest, padded with zero rows to one."""
     weight = weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    multiple = VOCAB_MULTIPLE.get(weight.device.type, 1)
+    rest = weight.shape[0] % multiple
+    if not rest:
+        return (weight,)
+    full = weight.shape[0] - rest
+    return tuple(part for part in (weight[:full], F.pad(weight[full:], (0, 0, 0, multiple - rest))) if len(part))
+
+
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _padded(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """W and b in `dtype` with V rounded up to the device's multiple."""
+    extra = -weight.shape[0] % VOCAB_MULTIPLE.get(weight.device.type, 1)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if extra:
-        weight, bias = F.pad(weight, (0, 0, 0, extra)), F.pad(bias, (0, extra), value=-torch.inf)
+        weight = torch.cat([weight, weight.new_zeros(extra, weight.shape[1])])  # twice as fast as F.pad
+        bias = None if bias is None else F.pad(bias, (0, extra))
     return weight, bias
 
 
-def _log_probabilities(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
-    """log softmax(W x + b) in the accumulation dtype, r(n V), of logits rounded to the storage dtype."""
-    logits = F.linear(x.to(weight.dtype), weight, bias).to(storage)
-    return torch.log_softmax(logits, dim=-1, dtype=planar.accumulate_dtype(storage))
+def _products(x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Tensor:
+    """W x + b, r(n V) with V as padded; the padded logits are 0."""
+    logits = x.new_empty(x.shape[0], sum(map(len, pieces)))
+    start = 0
+    for w in pieces:
+        out = logits[:, start : start + len(w)]
+        if bias is None:
+            torch.mm(x, w.t(), out=out)
+        else:
+            b = bias[start : start + len(w)].to(w.dtype)
+            torch.addmm(F.pad(b, (0, len(w) - len(b))), x, w.t(), out=out)
+        start += len(w)
+    return logits
+
+
+def _log_probabilities(logits: Tensor, storage: torch.dtype) -> Tensor:
+    """log softmax in the accumulation dtype, r(n V), of logits rounded to the storage dtype."""
+    return torch.log_softmax(logits.to(storage), dim=-1, dtype=planar.accumulate_dtype(storage))
 
 
 def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
@@ -53,13 +85,85 @@ def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
     return nll.masked_fill(targets == IGNORE_INDEX, 0.0)
 
 
-@torch.library.custom_op("muse::add_weight_gradient", mutates_args=("total",))
+def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, gradient: bool):
+    """-log p of each target, r(n), and GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 for ignored targets; or None.
+
+    x r(n D), pieces of W as _cut returns them, bias r(V), targets (n,).
+    """
+    if x.is_cuda and head_triton is not None and x.dtype != torch.float64:
+        logits = _products(x, pieces)
+        scale = GRADIENT_SCALE if gradient else 0.0
+        nll = head_triton.nll_and_gradient_(logits, bias, targets, vocab, IGNORE_INDEX, scale)
+        return nll, logits if gradient else None
+    logits = _products(x, pieces, bias)
+    log_p = _log_probabilities(logits[:, :vocab], storage)
+    nll = _picked_nll(log_p, targets)
+    if not gradient:
+        return nll, None
+    g = log_p.exp_()  # p
+    g.scatter_add_(1, targets.clamp_min(0)[:, None], g.new_full((1, 1), -1.0).expand(targets.shape[0], 1))
+    g = g.mul_((targets != IGNORE_INDEX)[:, None] * GRADIENT_SCALE).to(x.dtype)
+    return nll, F.pad(g, (0, logits.shape[1] - vocab)) if logits.shape[1] > vocab else g
+
+
 def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
-    """total += g^T x for g r(n V), x r(n D), summed in total's dtype; an op since compilers refuse a mixed addmm."""
+    """total += g^T x for g r(n V), x r(n D), summed in total's dtype."""
     if g.is_cuda and g.dtype != total.dtype:
         torch.addmm(total, g.t(), x, out_dtype=total.dtype, out=total)
     else:
         total.add_(g.t() @ x)
+
+
+def _loss_and_gradients(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    chunk_tokens: int,
+    compute: torch.dtype,
+    storage: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss, and GRADIENT_SCALE times its dx r(N D), dW r(V D) and db r(V) (empty without a bias)."""
+    accumulate, vocab = planar.accumulate_dtype(storage), weight.shape[0]
+    pieces = _cut(weight, compute)
+    padded = sum(map(len, pieces))
+    loss = torch.zeros((), dtype=accumulate, device=x.device)
+    dx = torch.empty(x.shape, dtype=compute, device=x.device)
+    one_chunk = x.shape[0] <= chunk_tokens and not x.is_cuda  # nothing to sum: the product is dW itself
+    dw = None if one_chunk else torch.zeros(padded, x.shape[1], dtype=accumulate, device=x.device)
+    db = torch.zeros(0 if bias is None else vocab, dtype=accumulate, device=x.device)
+    for start in range(0, x.shape[0], chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        x_part = x[part].to(compute)
+        nll, g = _chunk_loss(x_part, pieces, bias, targets[part], vocab, storage, gradient=True)
+        loss += nll.sum()
+        if bias is not None:
+            db += g.sum(0, dtype=accumulate)[:vocab]
+        torch.mm(g[:, : len(pieces[0])], pieces[0], out=dx[part])
+        if len(pieces) > 1:
+            dx[part].addmm_(g[:, len(pieces[0]) :], pieces[1])
+        if one_chunk:
+            dw = g.t() @ x_part
+        else:
+            _add_weight_gradient(dw, g, x_part)
+    return loss, dx, dw[:vocab], db
+
+
+_compiled_loss_and_gradients = torch.library.custom_op(
+    "muse::loss_and_gradients", _loss_and_gradients, mutates_args=()
+)  # one step for a compiler, whose own version of the loop would copy the sums and compile for every length
+
+
+@_compiled_loss_and_gradients.register_fake
+def _(x, weight, bias, targets, chunk_tokens, compute, storage):
+    accumulate = planar.accumulate_dtype(storage)
+    dw_dtype = compute if x.shape[0] <= chunk_tokens and not x.is_cuda else accumulate
+    return (
+        x.new_empty((), dtype=accumulate),
+        torch.empty_like(x, dtype=compute),
+        torch.empty_like(weight, dtype=dw_dtype),
+        x.new_empty(0 if bias is None else weight.shape[0], dtype=accumulate),
+    )
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -67,29 +171,9 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, targets, chunk_tokens, compute, storage):
-        accumulate = planar.accumulate_dtype(storage)
-        w, b = _padded(weight, bias, compute)
-        loss = torch.zeros((), dtype=accumulate, device=x.device)
-        dx = torch.empty(x.shape, dtype=compute, device=x.device)
-        one_chunk = x.shape[0] <= chunk_tokens and not x.is_cuda  # nothing to sum: the product is dW itself
-        dw = None if one_chunk else torch.zeros(w.shape, dtype=accumulate, device=x.device)
-        db = torch.zeros(w.shape[0], dtype=accumulate, device=x.device)
-        for start in range(0, x.shape[0], chunk_tokens):
-            part = slice(start, start + chunk_tokens)
-            x_part, y = x[part].to(compute), targets[part]
-            log_p = _log_probabilities(x_part, w, b, storage)
-            loss += _picked_nll(log_p, y).sum()
-            g = log_p.exp_()  # p, then GRADIENT_SCALE (p - y), 0 for ignored targets
-            g.scatter_add_(1, y.clamp_min(0)[:, None], g.new_full((1, 1), -1.0).expand(y.shape[0], 1))
-            g.mul_((y != IGNORE_INDEX)[:, None] * GRADIENT_SCALE)
-            db += g.sum(0)
-            g = g.to(compute)
-            dx[part] = g @ w
-            if one_chunk:
-                dw = g.t() @ x_part
-            else:
-                _add_weight_gradient(dw, g, x_part)
-        ctx.save_for_backward(dx, dw[: weight.shape[0]], db[: weight.shape[0]])
+        call = _compiled_loss_and_gradients if torch.compiler.is_compiling() else _loss_and_gradients
+        loss, *gradients = call(x, weight, bias, targets, chunk_tokens, compute, storage)
+        ctx.save_for_backward(*gradients)
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return loss
 
@@ -105,7 +189,18 @@ class _SummedLoss(torch.autograd.Function):
 
 def _nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, storage: torch.dtype) -> Tensor:
     """-log p of each target, r(n): one chunk."""
-    return _picked_nll(_log_probabilities(x, weight, bias, storage), targets)
+    return _picked_nll(_log_probabilities(F.linear(x, weight, bias), storage), targets)
+
+
+def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wants_grad) -> Tensor:
+    """-log p of each target, r(N), chunk by chunk; a backward pass computes each chunk's logits again."""
+    parts = zip(x.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    if wants_grad:
+        w, b = weight.to(compute), None if bias is None else bias.to(compute)
+        return torch.cat([checkpoint(_nll, x_.to(compute), w, b, y, storage, use_reentrant=False) for x_, y in parts])
+    pieces, vocab = _cut(weight, compute), weight.shape[0]
+    chunks = [_chunk_loss(x_.to(compute), pieces, bias, y, vocab, storage, gradient=False) for x_, y in parts]
+    return torch.cat([nll for nll, _ in chunks])
 
 
 def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, chunk_tokens: int | None) -> None:
@@ -126,14 +221,35 @@ def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, ch
             )
 
 
+def _padded_logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W x + b, r(... V) with V rounded up to the device's multiple."""
+    w, b = _padded(weight, bias, x.dtype)
+    return F.linear(x, w, b)
+
+
+_padded_logits_op = torch.library.custom_op(
+    "muse::padded_logits", _padded_logits, mutates_args=()
+)  # one step for a compiler, which would add the bias in a second pass over the logits
+
+
+@_padded_logits_op.register_fake
+def _(x, weight, bias):
+    extra = -weight.shape[0] % VOCAB_MULTIPLE.get(x.device.type, 1)
+    return x.new_empty(*x.shape[:-1], weight.shape[0] + extra)
+
+
 def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """W x + b: features r(... D), weight r(V D), bias r(V) to logits r(... V) in the storage (autocast: compute) dtype.
 
     On CUDA the result is a view of a buffer whose rows are padded to a multiple of 64 columns.
     """
     compute, storage = planar.product_dtypes(features)
-    w, b = _padded(weight, bias, compute)
-    return F.linear(features.to(compute), w, b).to(storage)[..., : weight.shape[0]]
+    call = (
+        _padded_logits_op
+        if torch.compiler.is_compiling() and not _wants_grad(features, weight, bias)
+        else _padded_logits
+    )
+    return call(features.to(compute), weight, bias).to(storage)[..., : weight.shape[0]]
 
 
 def head_loss(
@@ -155,16 +271,11 @@ def head_loss(
     x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1).long()
     chunk_tokens = chunk_tokens or default_chunk_tokens(x.shape[0])
     compute, storage = planar.product_dtypes(x)
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    wants_grad = _wants_grad(x, weight, bias)
     if reduction != "none" and wants_grad:
         loss = _SummedLoss.apply(x, weight, bias, y, chunk_tokens, compute, storage)
     else:
-        w, b = _padded(weight, bias, compute)
-        parts = [
-            (x_part, w, b, y_part, storage)
-            for x_part, y_part in zip(x.split(chunk_tokens), y.split(chunk_tokens), strict=True)
-        ]
-        nll = torch.cat([checkpoint(_nll, *part, use_reentrant=False) if wants_grad else _nll(*part) for part in parts])
+        nll = _chunked_nll(x, weight, bias, y, chunk_tokens, compute, storage, wants_grad)
         if reduction == "none":
             return nll.reshape(targets.shape)
         loss = nll.sum()
