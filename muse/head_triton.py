@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS = 8192, 32  # logits that a program holds at a time; two programs fill a multiprocessor: rows stay cached
+BLOCK, WARPS = 2048, 4  # logits that a program holds at a time, and the warps that share them
 
 
 def nll_and_gradient_(
@@ -38,9 +38,12 @@ def nll_and_gradient_(
                 HAS_BIAS=bias is not None,
                 WRITES=gradient_scale != 0,
                 BLOCK=block,
-                num_warps=max(1, min(WARPS, block // 256)),
+                num_warps=max(1, min(WARPS, block // 128)),
             )
     return nll
+
+
+LOWEST = tl.constexpr(-1e30)  # where a lane starts: finite, so that -inf is no special case
 
 
 @triton.jit
@@ -61,17 +64,20 @@ def _kernel(
     logits += row * padded
     target = tl.load(targets + row)
     columns = tl.arange(0, BLOCK)
-    largest = -float("inf")
-    total = 0.0  # sum of exp(z - largest)
+    largest = tl.full(
+        (BLOCK,), LOWEST, tl.float32
+    )  # every lane sums exp(z - its own largest z): no waiting in the loop
+    total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocab, BLOCK):
         inside = start + columns < vocab
         z = tl.load(logits + start + columns, mask=inside, other=-float("inf")).to(tl.float32)
         if HAS_BIAS:
             z += tl.load(bias + start + columns, mask=inside, other=0.0).to(tl.float32)
-        above = tl.maximum(largest, tl.max(z, 0))
-        total = total * tl.exp(largest - above) + tl.sum(tl.exp(z - above), 0)
-        largest = above
-    log_sum = largest + tl.log(total)
+        ratio = tl.exp(-tl.abs(z - largest))
+        total = tl.where(z > largest, total * ratio + 1.0, total + ratio)
+        largest = tl.maximum(largest, z)
+    top = tl.max(largest, 0)
+    log_sum = top + tl.log(tl.sum(total * tl.exp(largest - top), 0))
     counted = target != ignore_index
     picked = tl.load(logits + target, mask=counted, other=0.0).to(tl.float32)
     if HAS_BIAS:
