@@ -36,6 +36,12 @@ MODELS = {
     "phase2": ("#d55e00", "diamond", "dashdot"),
     "gpt2": ("#009473", "triangle-up", "dot"),
     "real_twin": ("#8a7a1f", "cross", "longdash"),
+    "stage1_memory_no_rotation": ("#8f6bd6", "triangle-down", "longdashdot"),
+    "stage1_memory_real_scores": ("#c4566a", "star", "2px,6px"),
+    "stage1_memory_no_decay": ("#2f8fa3", "pentagon", "8px,2px"),
+    "stage1_memory_untied": ("#5f7f9f", "hexagon", "12px,4px,4px,4px"),
+    "stage1_memory_modrelu": ("#a0522d", "bowtie", "6px,6px"),
+    "stage1_memory_positions": ("#3f8f5f", "hourglass", "2px,2px,8px,2px"),
 }
 """Okabe-Ito colours, some darkened, so that each has a contrast of 3:1 on the light and on the dark page."""
 

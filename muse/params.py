@@ -46,7 +46,19 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 StageName = Literal[STAGE_NAMES]
-ModelName = Literal["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"]
+ModelName = Literal[
+    "stage1",
+    "stage1_memory",
+    "phase2",
+    "gpt2",
+    "real_twin",
+    "stage1_memory_no_rotation",
+    "stage1_memory_real_scores",
+    "stage1_memory_no_decay",
+    "stage1_memory_untied",
+    "stage1_memory_modrelu",
+    "stage1_memory_positions",
+]
 
 
 NO_CUDA = "device: got cuda, expected auto or cpu: torch finds no CUDA device on this machine"

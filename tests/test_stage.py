@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from muse.models import MODEL_NAMES, build_model
+from muse.drawing import MODELS
+from muse.mixer import MemoryOptions
+from muse.models import ABLATIONS, MODEL_NAMES, build_model
 from muse.params import ModelName, ParamsError
 from muse.records import Metric, StageRecord, read_record
 from muse.stage import Stage
@@ -90,7 +93,7 @@ def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(n
 
 
 def test_every_model_name_can_be_asked_for_and_built():
-    assert set(ModelName.__args__) == set(MODEL_NAMES)
+    assert set(ModelName.__args__) == set(MODEL_NAMES) == set(MODELS)
     sizes = {"vocab_size": 11, "d_model": 16, "n_layers": 1, "n_seq": 8}
     for name in MODEL_NAMES:
         model = build_model(name, **sizes, seed=1)
@@ -98,3 +101,24 @@ def test_every_model_name_can_be_asked_for_and_built():
         assert sum(model.parameter_groups().values()) == sum(p.numel() for p in model.parameters())
     with pytest.raises(ValueError, match="got 'gpt3', expected one of stage1"):
         build_model("gpt3", **sizes)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_the_memory_with_one_option_changed_and_fits_its_budget(name):
+    """Counted with a short vocabulary; the missing rows of the table (or table and head) and of the bias are added."""
+    memory = build_model(name, vocab_size=3, d_model=512, n_layers=6, n_seq=1024)
+    options, changed = memory.config.memory, ABLATIONS[name]
+    assert options == dataclasses.replace(MemoryOptions(), **changed) != MemoryOptions()
+    assert len(changed) == 1
+    num = sum(p.numel() for p in memory.parameters()) + (50257 - 3) * (2 * 512 + 1)
+    assert 0.97 * 80_937_553 < num <= 80_937_553
+
+
+def test_an_ablation_is_trained_and_served_under_its_own_name(namespace, tmp_path):
+    name = "stage1_memory_no_rotation"
+    trained = {**namespace, **TRAIN, "models": [name], "checkpoint_dir": str(tmp_path / "checkpoints")}
+    stage = Stage("perplexity", trained)
+    assert stage.compared == [name]
+    (model,) = stage.models_by_seed(name).values()
+    assert model.config.memory.rotation == "none"
+    assert model.config.use_complex32
