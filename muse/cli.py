@@ -74,6 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_train)
 
     command = commands.add_parser(
+        "export",
+        help="write a trained model as a folder with config.json, model.safetensors and a model card",
+        description="Write the model of a finished training as a folder that muse.from_pretrained reads.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoints/<model>-s<seed>-<key>")
+    command.add_argument("out", type=Path, metavar="OUT", help="the folder that gets the model")
+    command.add_argument("--float32", action="store_true", help="as trained, not as served in float16 planes")
+    command.set_defaults(call=_export)
+
+    command = commands.add_parser(
         "params",
         help="print the parameters of one stage's notebook, for plain papermill",
         description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
@@ -134,6 +144,21 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     except (NonFiniteLossError, CorpusUnavailable, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
         return STAGE_FAILED
+    return OK
+
+
+def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from .pretrained import export_checkpoint
+
+    try:
+        model = export_checkpoint(options.checkpoint, options.out, float32=options.float32)
+    except (OSError, ValueError) as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return BAD_PARAMETERS
+    num_parameters, dtype = sum(p.numel() for p in model.parameters()), next(model.parameters()).dtype
+    print(
+        f"{options.out}: {type(model).__name__}, {num_parameters:,} parameters in {str(dtype).removeprefix('torch.')}"
+    )
     return OK
 
 

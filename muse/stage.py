@@ -14,6 +14,7 @@ from .corpora import Corpus, load_corpus
 from .live import live_curve
 from .models import build_model
 from .params import NO_CUDA, ParamsError, Settings, scale_of, validate
+from .pretrained import served
 from .progress import track
 from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
 from .tuning import Trained, choose_and_train
@@ -82,8 +83,7 @@ class Stage:
             return {self.settings.seed: self.model(name)}
         models = {}
         for result in self.train(name).results:
-            model = load_trained(result.weights, build_model)
-            models[result.seed] = (model.to_complex32() if hasattr(model, "to_complex32") else model).to(self.device)
+            models[result.seed] = served(load_trained(result.weights, build_model)).to(self.device)
         return models
 
     def evaluate(self, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:

@@ -26,7 +26,7 @@ LAYERS = (
     {"mixer", "stage1_memory", "generate", "corpora"},
     {"stage1", "real_twin", "phase2", "yardsticks", "checkpoint"},
     {"models", "measure", "recipe", "criteria", "drawing"},
-    {"live", "complex_figures", "figures"},
+    {"pretrained", "live", "complex_figures", "figures"},
     {"train"},
     {"tuning", "export"},
     {"stage", "report"},
