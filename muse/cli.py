@@ -84,6 +84,24 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_export)
 
     command = commands.add_parser(
+        "eval",
+        help="ask the lm-evaluation-harness about a saved model (extra: eval)",
+        description="Run tasks of EleutherAI's lm-evaluation-harness on a saved model and print their results as JSON.",
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="a folder that muse export wrote")
+    command.add_argument(
+        "--tokenizer", default="gpt2", metavar="FOLDER", help="gpt2 (from the hub, default) or a folder"
+    )
+    command.add_argument("--tasks", nargs="+", default=["muse_wikitext"], metavar="TASK", help="default: muse_wikitext")
+    command.add_argument(
+        "--corpus", metavar="FOLDER", help="the text of muse_wikitext: a folder with test.txt or parquet"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
+    command.add_argument("--batch-size", type=int, default=4, metavar="N", help="sequences at once (default: 4)")
+    command.add_argument("--device", metavar="DEVICE", help="default: cuda where there is one, else cpu")
+    command.set_defaults(call=_eval)
+
+    command = commands.add_parser(
         "params",
         help="print the parameters of one stage's notebook, for plain papermill",
         description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
@@ -159,6 +177,22 @@ def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     print(
         f"{options.out}: {type(model).__name__}, {num_parameters:,} parameters in {str(dtype).removeprefix('torch.')}"
     )
+    return OK
+
+
+def _eval(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    try:
+        from .harness import MuseLM, evaluate
+    except ModuleNotFoundError as error:
+        print(f"muse: {error}; muse eval needs an extra: pip install 'muse-workbook[eval]'", file=sys.stderr)
+        return BAD_PARAMETERS
+    try:
+        model = MuseLM(options.model, options.tokenizer, options.device, options.batch_size)
+        found = evaluate(model, options.tasks, options.corpus, options.limit)
+    except (OSError, ValueError) as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return BAD_PARAMETERS
+    print(json.dumps(found, indent=1, allow_nan=False))
     return OK
 
 
