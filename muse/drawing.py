@@ -13,11 +13,22 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from .records import StageRecord
 from .texts import texts
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 NEUTRAL, GRID = "#7b8290", "rgba(128,136,150,0.25)"
 CLEAR = "rgba(0,0,0,0)"
+
+
+class NothingToDraw(ValueError):  # noqa: N818  it tells the state of the record, nothing went wrong
+    """The record holds no data of the kind that the figure shows."""
+
+
+def need(found: Sequence[object], what: str, record: StageRecord) -> None:
+    """Raise NothingToDraw, saying `what` is missing, unless something was found."""
+    if not found:
+        raise NothingToDraw(f"stage {record.stage}: the record has no {what}")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import nn
 from . import measure, planar
 from .checkpoint import load_trained
 from .corpora import Corpus, load_corpus
+from .generate import generate
 from .live import live_curve
 from .models import build_model
-from .params import NO_CUDA, ParamsError, Settings, scale_of, validate
+from .params import NO_CUDA, ParamsError, Settings, memory_models, scale_of, validate
 from .pretrained import served
 from .progress import track
 from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
@@ -21,6 +22,10 @@ from .tuning import Trained, choose_and_train
 
 SCAN_TOLERANCE = 1e-4
 """Largest change of an earlier logit, relative to the largest logit, that rounding in parallel scans may cause."""
+
+PROMPT_TOKENS = 32
+WRITING = {"temperature": 0.8, "top_p": 0.95}
+"""How a trained model's text is drawn."""
 
 
 class Stage:
@@ -107,6 +112,41 @@ class Stage:
                     progress=track,
                 )
         return results, checks
+
+    @property
+    def memory_model(self) -> str | None:
+        """The model whose memory is watched: Stage 1 with memory, else the first of its ablations; None without one."""
+        return next(iter(memory_models(self.compared)), None)
+
+    def dynamics(self, model: nn.Module) -> measure.DynamicsResult:
+        """Return what the numbers of a memory model do on the first windows of the test split."""
+        n_seq, ids = model.config.n_seq, self.corpus.splits["test"].ids.long()
+        count = max(1, min(self.settings.dynamics_windows, len(ids) // n_seq))
+        with planar.cpu_compute("float32"):
+            return measure.measure_dynamics(model, ids[: count * n_seq].reshape(count, -1).to(self.device))
+
+    def write_text(self, model: nn.Module, label: str) -> list[Excerpt]:
+        """Let a model go on after the first tokens of the test split, print the text as it grows, and return it."""
+        corpus, n_new = self.corpus, self.settings.excerpt_tokens
+        if model.positions is not None:
+            n_new = min(n_new, model.config.n_seq // 2)
+        prompt = corpus.splits["test"].ids[: min(PROMPT_TOKENS, model.config.n_seq // 2)].long()
+        written, shown = [], ""
+        with planar.cpu_compute("float32"):
+            for token in generate(model, prompt[None].to(self.device), n_new, seed=self.settings.seed, **WRITING):
+                written.append(token.item())
+                text = corpus.decode(written)
+                if not text.endswith("\ufffd"):  # half of a letter
+                    print(text[len(shown) :], end="", flush=True)
+                    shown = text
+        print()
+        choices = ", ".join(f"{name} {value}" for name, value in WRITING.items())
+        return [
+            Excerpt(name=f"prompt: first {len(prompt)} tokens of the test split", model=label,
+                    text=corpus.decode(prompt.tolist())),
+            Excerpt(name=f"written: {n_new} tokens, {choices}, seed {self.settings.seed}", model=label,
+                    text=corpus.decode(written)),
+        ]  # fmt: skip
 
     def write(
         self,

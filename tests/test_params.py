@@ -130,7 +130,17 @@ def test_a_setting_below_the_published_one_is_reduced():
 
 def test_every_setting_is_described_and_the_stages_are_known():
     assert all(field.description for field in Settings.model_fields.values())
-    assert Settings().stages == list(STAGE_NAMES)
+    assert [*Settings().stages, "dynamics"] == list(STAGE_NAMES)
+
+
+def test_a_memory_is_watched_where_there_is_one(tmp_path):
+    assert load(tmp_path, "models: [gpt2, stage1_memory_untied]\n").stages == list(STAGE_NAMES)
+    assert load(tmp_path, "models: [real_twin]\n").stages == Settings().stages
+    assert load(tmp_path, "models: [stage1_memory]\nstages: [train]\n").stages == ["train"]
+    with pytest.raises(ParamsError, match="stages names dynamics, but none of models has a complex memory"):
+        load(tmp_path, "stages: [train, dynamics]\n")
+    with pytest.raises(ParamsError, match=r"models\[0\]: got 'stage2'"):
+        load(tmp_path, "models: [stage2]\n")
 
 
 def test_settings_survive_their_own_dump():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from muse.params import STAGE_NAMES, Settings, load_params, validate
+from muse.params import PAGE_NAMES, Settings, load_params, validate
 from muse.records import Report, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ LAYERS = (
     {"mixer", "stage1_memory", "generate", "corpora"},
     {"stage1", "real_twin", "phase2", "yardsticks", "checkpoint"},
     {"models", "measure", "recipe", "criteria", "drawing"},
-    {"pretrained", "live", "complex_figures", "figures"},
+    {"pretrained", "live", "complex_figures", "dynamics_figures", "figures"},
     {"train"},
     {"tuning", "export", "harness"},
     {"stage", "report"},
@@ -149,7 +149,7 @@ def test_notebooks_are_clean_and_declare_settings(path):
 
 def test_there_is_one_notebook_for_each_stage():
     stages = [path.stem[3:] for path in NOTEBOOKS]
-    assert stages == [*STAGE_NAMES, "report"]
+    assert stages == list(PAGE_NAMES)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
