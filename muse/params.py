@@ -87,7 +87,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    profile: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field("custom", description="name of the run's profile")
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = Field("custom", description="name of the run's profile")
     models: list[ModelName] = Field(["stage1", "phase2", "gpt2"], min_length=1, description="models that are trained")
     stages: list[StageName] = Field(
         default_factory=lambda before: usual_stages(before.get("models", ())),

@@ -15,7 +15,7 @@ from muse.models import ABLATIONS, MODEL_NAMES, build_model
 from muse.notebooks import REPOSITORY
 from muse.params import ModelName, ParamsError
 from muse.records import Metric, StageRecord, read_record
-from muse.stage import Stage
+from muse.stage import Stage, comparisons
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
 TRAIN = {
@@ -137,7 +137,7 @@ def test_a_trained_memory_is_watched_and_writes(namespace, tmp_path, capsys):
     decode, ids = stage.corpus.decode, stage.corpus.splits["test"].ids
     assert prompt.text == decode(ids[:8].tolist())
     assert len(written.text.split(" ")) == 7
-    assert capsys.readouterr().out == written.text + "\n"
+    assert capsys.readouterr().out == f"{prompt.text} ...\n{written.text}"
     assert written == stage.write_text(model, "stage1_memory")[1]
     assert "seed 3" in written.name
     watched = stage.dynamics(model)
@@ -181,3 +181,11 @@ def test_the_notebook_of_the_memory_does_nothing_without_one(namespace, tmp_path
         assert len(record.metrics) == 6
         assert [figure.layout.meta["caption"] != "" for figure in shown] == [True] * 3
         assert len(record.excerpts) == 2
+
+
+def test_changes_of_the_memory_are_compared_with_it_and_all_with_the_baselines():
+    names = ["stage1", "stage1_memory", "phase2", "gpt2", "real_twin", "stage1_memory_untied"]
+    to_memory = [("real_twin", "stage1_memory"), ("stage1_memory_untied", "stage1_memory")]
+    to_phase2 = [(name, "phase2") for name in names if name != "phase2"]
+    assert comparisons(names) == [*to_phase2, *((name, "gpt2") for name in names if name != "gpt2"), *to_memory]
+    assert comparisons(["stage1", "real_twin"]) == []
