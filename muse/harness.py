@@ -176,7 +176,7 @@ def process_results(doc: Mapping[str, str], results: Sequence[float]) -> dict[st
 
 
 def evaluate(model: MuseLM, tasks: Sequence[str], corpus: str | None = None, limit: int | None = None) -> dict:
-    """Return the harness's results of these tasks, its own and ours, by task."""
+    """Return the harness's results of these tasks, its own and ours, by task; null where one is not finite."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -185,4 +185,10 @@ def evaluate(model: MuseLM, tasks: Sequence[str], corpus: str | None = None, lim
         include_path=str(TASKS), include_defaults=not own.issuperset(tasks), metadata={"corpus": corpus}
     )
     found = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0)
-    return found["results"]
+    return {task: {name: _plain(value) for name, value in row.items()} for task, row in found["results"].items()}
+
+
+def _plain(value: object) -> object:
+    """A result as strict JSON can hold it: numbers of numpy as Python's own, None for NaN and infinity."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

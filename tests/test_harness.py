@@ -7,6 +7,7 @@ import math
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,6 +174,11 @@ def test_what_does_not_fit_is_refused(harness, folders):
         harness.MuseLM(tiny(), str(folders / "bpe"), batch_size="auto")
     with pytest.raises(ValueError, match="corpus: got nothing, expected a folder"):
         harness.load_text()
+
+
+def test_results_are_plain_values(harness):
+    values = [np.float64(0.5), np.int64(3), math.nan, np.float32("inf"), "N/A", 2]
+    assert json.dumps([harness._plain(value) for value in values]) == '[0.5, 3, null, null, "N/A", 2]'
 
 
 def test_the_command_prints_strict_json(harness, folders, tmp_path, capsys):
