@@ -7,9 +7,13 @@ _HOMES = {
     "Phase2Model": "phase2",
     "Phase3Stage1Config": "stage1",
     "Phase3Stage1Model": "stage1",
+    "from_pretrained": "pretrained",
+    "save_pretrained": "pretrained",
 }
 
-__all__ = ["Phase2Config", "Phase2Model", "Phase3Stage1Config", "Phase3Stage1Model"]
+__all__ = [
+    "Phase2Config", "Phase2Model", "Phase3Stage1Config", "Phase3Stage1Model", "from_pretrained", "save_pretrained",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -35,7 +35,6 @@ CONFIG_FILE = "config.json"
 STATE_FILE = "state.safetensors"
 RESULT_FILE = "result.json"
 MODEL_FILE = "model.safetensors"
-COMPLEX32_FILE = "model-complex32.safetensors"
 STATE_FORMAT = "muse-training-state-1"
 WEIGHTS_FORMAT = "muse-weights-1"
 METADATA_KEY = "muse"
@@ -117,12 +116,12 @@ def open_folder(folder: Path, config: Mapping[str, object], about: Mapping[str, 
         raise CheckpointError(f"{path}: belongs to a training with other settings; move {folder} away")
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object; CheckpointError names the file when it is missing or damaged."""
+def read_json(path: Path, advice: str = "remove its folder to start again") -> dict:
+    """Read a JSON object; CheckpointError names the file when it is missing or damaged, and gives the advice."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error}); remove its folder to start again") from error
+        raise CheckpointError(f"{path}: not readable JSON ({error}); {advice}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: got {type(value).__name__}, expected a JSON object")
     return value
@@ -153,14 +152,16 @@ def _sync(path: Path, flags: int) -> None:
         os.close(handle)
 
 
-def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict]:
+def read_tensors(
+    path: Path, expected_format: str, advice: str = "remove it to start again"
+) -> tuple[dict[str, Tensor], dict]:
     """Read what write_tensors wrote; CheckpointError names the file and what is wrong with it."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); remove it to start again") from error
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); {advice}") from error
     if about.get("format") != expected_format:
         raise CheckpointError(f"{path}: got format {about.get('format')!r}, expected {expected_format!r}")
     return tensors, about
@@ -174,15 +175,18 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path) -> None:
+def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path) -> None:
     """Copy values into targets of the same names, shapes and dtypes; CheckpointError otherwise."""
     if odd := sorted(targets.keys() ^ values.keys()):
-        raise CheckpointError(f"{path}: tensors differ from the model's, first {odd[0]!r}")
+        got, expected = ("a tensor", "none") if odd[0] in values else ("none", "a tensor")
+        raise CheckpointError(
+            f"{path}: tensors differ from the model's, first {odd[0]}: got {got}, expected {expected}"
+        )
     for name, target in targets.items():
         value = values[name]
         if (value.shape, value.dtype) != (target.shape, target.dtype):
             raise CheckpointError(
-                f"{path}: {name} is {value.dtype} {tuple(value.shape)}, expected {target.dtype} {tuple(target.shape)}"
+                f"{path}: {name}: got {value.dtype} {tuple(value.shape)}, expected {target.dtype} {tuple(target.shape)}"
             )
         target.copy_(value)
 
@@ -225,7 +229,7 @@ def load_state(folder: Path, key: str, model: nn.Module, optimizer: torch.optim.
         kind, _, rest = name.partition(":")
         parts.setdefault(kind, {})[rest] = tensor
     rng = parts.pop("rng", {})
-    _fill(model_tensors(model), parts.pop("weight", {}), path)
+    fill(model_tensors(model), parts.pop("weight", {}), path)
     parameters = dict(model.named_parameters())
     for kind, values in parts.items():
         for name, value in values.items():
@@ -255,24 +259,12 @@ def load_trained(path: str | Path, build_model: Callable[..., nn.Module]) -> nn.
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
     tensors, about = read_tensors(path, WEIGHTS_FORMAT)
+    if not {"model_name", "model_config"} <= about.keys():
+        raise CheckpointError(f"{path}: got the weights of a saved model, expected those of a training")
     stored = about["model_config"]
     sizes = ("vocab_size", "d_model", "n_layers", "n_seq", "dropout", "use_complex32")
     model = build_model(about["model_name"], **{name: stored[name] for name in sizes if name in stored})
     if asdict(model.config) != stored:
         raise CheckpointError(f"{path}: holds a model with {stored}, but the code builds {asdict(model.config)}")
-    _fill(model_tensors(model), tensors, path)
+    fill(model_tensors(model), tensors, path)
     return model.eval()
-
-
-def export_complex32(path: str | Path, build_model: Callable[..., nn.Module]) -> Path:
-    """Write the served complex32 form of trained float32 weights beside them and return its path.
-
-    The model must have `to_complex32()`; `load_trained` reads the new file, too.
-    """
-    path = Path(path)
-    path = path / MODEL_FILE if path.is_dir() else path
-    served = load_trained(path, build_model).to_complex32()
-    _, about = read_tensors(path, WEIGHTS_FORMAT)
-    target = path.with_name(COMPLEX32_FILE)
-    save_weights(target, served, about | {"model_config": asdict(served.config)})
-    return target

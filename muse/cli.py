@@ -74,6 +74,34 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_train)
 
     command = commands.add_parser(
+        "export",
+        help="write a trained model as a folder with config.json, model.safetensors and a model card",
+        description="Write the model of a finished training as a folder that muse.from_pretrained reads.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoints/<model>-s<seed>-<key>")
+    command.add_argument("out", type=Path, metavar="OUT", help="the folder that gets the model")
+    command.add_argument("--float32", action="store_true", help="as trained, not as served in float16 planes")
+    command.set_defaults(call=_export)
+
+    command = commands.add_parser(
+        "eval",
+        help="ask the lm-evaluation-harness about a saved model (extra: eval)",
+        description="Run tasks of EleutherAI's lm-evaluation-harness on a saved model and print their results as JSON.",
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="a folder that muse export wrote")
+    command.add_argument(
+        "--tokenizer", default="gpt2", metavar="FOLDER", help="gpt2 (from the hub, default) or a folder"
+    )
+    command.add_argument("--tasks", nargs="+", default=["muse_wikitext"], metavar="TASK", help="default: muse_wikitext")
+    command.add_argument(
+        "--corpus", metavar="FOLDER", help="the text of muse_wikitext: a folder with test.txt or parquet"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
+    command.add_argument("--batch-size", type=int, default=4, metavar="N", help="sequences at once (default: 4)")
+    command.add_argument("--device", metavar="DEVICE", help="default: cuda where there is one, else cpu")
+    command.set_defaults(call=_eval)
+
+    command = commands.add_parser(
         "params",
         help="print the parameters of one stage's notebook, for plain papermill",
         description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
@@ -134,6 +162,37 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     except (NonFiniteLossError, CorpusUnavailable, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
         return STAGE_FAILED
+    return OK
+
+
+def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from .pretrained import export_checkpoint
+
+    try:
+        model = export_checkpoint(options.checkpoint, options.out, float32=options.float32)
+    except (OSError, ValueError) as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return BAD_PARAMETERS
+    num_parameters, dtype = sum(p.numel() for p in model.parameters()), next(model.parameters()).dtype
+    print(
+        f"{options.out}: {type(model).__name__}, {num_parameters:,} parameters in {str(dtype).removeprefix('torch.')}"
+    )
+    return OK
+
+
+def _eval(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    try:
+        from .harness import MuseLM, evaluate
+    except ModuleNotFoundError as error:
+        print(f"muse: {error}; muse eval needs an extra: pip install 'muse-workbook[eval]'", file=sys.stderr)
+        return BAD_PARAMETERS
+    try:
+        model = MuseLM(options.model, options.tokenizer, options.device, options.batch_size)
+        found = evaluate(model, options.tasks, options.corpus, options.limit)
+    except (OSError, ValueError) as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return BAD_PARAMETERS
+    print(json.dumps(found, indent=1, allow_nan=False))
     return OK
 
 

@@ -13,11 +13,22 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from .records import StageRecord
 from .texts import texts
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 NEUTRAL, GRID = "#7b8290", "rgba(128,136,150,0.25)"
 CLEAR = "rgba(0,0,0,0)"
+
+
+class NothingToDraw(ValueError):  # noqa: N818  it tells the state of the record, nothing went wrong
+    """The record holds no data of the kind that the figure shows."""
+
+
+def need(found: Sequence[object], what: str, record: StageRecord) -> None:
+    """Raise NothingToDraw, saying `what` is missing, unless something was found."""
+    if not found:
+        raise NothingToDraw(f"stage {record.stage}: the record has no {what}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,12 @@ MODELS = {
     "phase2": ("#d55e00", "diamond", "dashdot"),
     "gpt2": ("#009473", "triangle-up", "dot"),
     "real_twin": ("#8a7a1f", "cross", "longdash"),
+    "stage1_memory_no_rotation": ("#8f6bd6", "triangle-down", "longdashdot"),
+    "stage1_memory_real_scores": ("#c4566a", "star", "2px,6px"),
+    "stage1_memory_no_decay": ("#2f8fa3", "pentagon", "8px,2px"),
+    "stage1_memory_untied": ("#5f7f9f", "hexagon", "12px,4px,4px,4px"),
+    "stage1_memory_modrelu": ("#a0522d", "bowtie", "6px,6px"),
+    "stage1_memory_positions": ("#3f8f5f", "hourglass", "2px,2px,8px,2px"),
 }
 """Okabe-Ito colours, some darkened, so that each has a contrast of 3:1 on the light and on the dark page."""
 

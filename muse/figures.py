@@ -11,17 +11,20 @@ from .complex_figures import complex_plane, phase_magnitude
 from .drawing import (
     CLEAR,
     NEUTRAL,
+    NothingToDraw,
     axis,
     join,
     log_axis,
     make_figure,
     metric_label,
+    need,
     number,
     rounded,
     say,
     show,
     style,
 )
+from .dynamics_figures import half_lives, plane_use, rotation_periods
 from .records import Metric, Series, StageRecord
 from .texts import texts
 
@@ -29,12 +32,15 @@ __all__ = [
     "NothingToDraw",
     "complex_plane",
     "gradient_norms",
+    "half_lives",
     "loss_by_position",
     "loss_curves",
     "memory_bars",
     "of_stage",
     "perplexity_bars",
     "phase_magnitude",
+    "plane_use",
+    "rotation_periods",
     "scale_stress",
     "show",
     "throughput_bars",
@@ -43,20 +49,11 @@ WANTED_NORMS = (1e-6, 1e3)
 FLOORS = {"floor_perplexity": "solid", "bigram_floor_perplexity": "dash", "uniform_perplexity": "dot"}
 
 
-class NothingToDraw(ValueError):  # noqa: N818  it tells the state of the record, nothing went wrong
-    """The record holds no data of the kind that the figure shows."""
-
-
-def _need(found: Sequence[object], what: str, record: StageRecord) -> None:
-    if not found:
-        raise NothingToDraw(f"stage {record.stage}: the record has no {what}")
-
-
 def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
     """Training and validation loss over tokens, from the series `training_loss` and `validation_loss`."""
     words, traces, items, last = texts(language), [], [], []
     curves = [s for s in record.series if s.name in ("training_loss", "validation_loss") and s.y]
-    _need(curves, "series training_loss or validation_loss", record)
+    need(curves, "series training_loss or validation_loss", record)
     for curve in curves:
         look, validation = style(curve.model, language), curve.name == "validation_loss"
         kind = words["figure.validation" if validation else "figure.training"]
@@ -92,7 +89,7 @@ def loss_by_position(record: StageRecord, language: str = "en") -> go.Figure:
     """Mean loss at each position of the evaluation window, from the series `loss_by_position`."""
     words, traces, items = texts(language), [], []
     curves = [s for s in record.series if s.name == "loss_by_position" and s.y]
-    _need(curves, "series loss_by_position", record)
+    need(curves, "series loss_by_position", record)
     for curve in curves:
         look = style(curve.model, language)
         smooth, count = _in_bins(curve)
@@ -121,7 +118,7 @@ def scale_stress(record: StageRecord, language: str = "en") -> go.Figure:
     """What happens as weights or inputs are scaled, from every series whose name starts with `scale_stress`."""
     words, traces, items = texts(language), [], []
     curves = [s for s in record.series if s.name.startswith("scale_stress") and s.y]
-    _need(curves, "series scale_stress", record)
+    need(curves, "series scale_stress", record)
     for index, curve in enumerate(curves):
         look, name = style(curve.model, language), curve.y_name.replace("_", " ")
         line = {"dash": ("solid", "dash", "dot", "dashdot")[index % 4], "width": 2}
@@ -147,7 +144,7 @@ def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
     """Perplexity of each model with its interval, beside the floors that hold for this data."""
     words = texts(language)
     found = [m for m in record.metrics if m.name == "perplexity" and m.value is not None]
-    _need(found, "metric perplexity", record)
+    need(found, "metric perplexity", record)
     labels = [style(m.model, language).label for m in found]
     traces = [_interval_dot(metric, language) for metric in found]
     items = [f"{label} {_with_interval(metric)}" for metric, label in zip(found, labels, strict=True)]
@@ -201,7 +198,7 @@ def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:
     """Peak and held memory of each model and variant, measured ones plain and estimates hatched."""
     found = [m for m in record.metrics if m.unit == "GiB" and m.value is not None]
     found = [m for m in found if m.name.startswith(("peak_memory", "held_memory"))] or found
-    _need(found, "metric in GiB", record)
+    need(found, "metric in GiB", record)
     bases = {m.basis for m in found}
     caption = texts(language)[f"memory_bars.{bases.pop() if len(bases) == 1 else 'caption'}"]
     return _bar_figure("memory_bars", found, language, lambda m: f"{number(m.value)} GiB", "GiB", caption)
@@ -210,7 +207,7 @@ def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:
 def throughput_bars(record: StageRecord, language: str = "en") -> go.Figure:
     """Every metric in token/s with its share of the measured matrix ceiling, where the record has one."""
     found = [m for m in record.metrics if m.unit in ("token/s", "tokens/s") and m.value is not None]
-    _need(found, "metric in token/s", record)
+    need(found, "metric in token/s", record)
 
     def note(metric: Metric) -> str:
         speed = f"{number(round(metric.value))} token/s"
@@ -275,7 +272,7 @@ def gradient_norms(record: StageRecord, language: str = "en", wanted: tuple[floa
     Norms that a log scale cannot show (zero or not finite) stand at the left edge as crosses.
     """
     found = [m for m in record.metrics if m.name == "gradient_norm" and m.labels and m.samples]
-    _need(found, "labelled samples of the metric gradient_norm", record)
+    need(found, "labelled samples of the metric gradient_norm", record)
     several = len({m.model for m in found}) > 1
     named = [(m, label, norm) for m in found for label, norm in zip(m.labels, m.samples, strict=False)]
     rows = [(f"{style(m.model, language).label}: {label}" if several else label, norm) for m, label, norm in named]
@@ -334,7 +331,18 @@ def _without_norm(record: StageRecord, language: str) -> list[str]:
     ]
 
 
-FIGURES = (loss_curves, perplexity_bars, loss_by_position, memory_bars, throughput_bars, gradient_norms, scale_stress)
+FIGURES = (
+    loss_curves,
+    perplexity_bars,
+    loss_by_position,
+    memory_bars,
+    throughput_bars,
+    gradient_norms,
+    scale_stress,
+    plane_use,
+    half_lives,
+    rotation_periods,
+)
 
 
 def of_stage(record: StageRecord, language: str = "en") -> list[go.Figure]:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-MODEL_NAMES = ("stage1", "stage1_memory", "phase2", "gpt2", "real_twin")
+ABLATIONS: dict[str, dict[str, object]] = {
+    "stage1_memory_no_rotation": {"rotation": "none"},
+    "stage1_memory_real_scores": {"imaginary_scores": False},
+    "stage1_memory_no_decay": {"decay": "none"},
+    "stage1_memory_untied": {"tied": False},
+    "stage1_memory_modrelu": {"feed_forward": "modrelu"},
+    "stage1_memory_positions": {"positions": True},
+}
+"""Stage 1 with memory, changed in one of its `MemoryOptions` each; at the published sizes all fit its budget."""
+
+MODEL_NAMES = ("stage1", "stage1_memory", "phase2", "gpt2", "real_twin", *ABLATIONS)
 
 
 def build_model(
@@ -29,10 +39,12 @@ def build_model(
             from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
             return Phase3Stage1Model(Phase3Stage1Config(use_complex32=use_complex32, **sizes), seed=seed)
-        case "stage1_memory":
+        case _ if name == "stage1_memory" or name in ABLATIONS:
+            from .mixer import MemoryOptions
             from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
-            config = Phase3Stage1Config(use_complex32=use_complex32, mixer="memory", **sizes)
+            memory = MemoryOptions(**ABLATIONS.get(name, {}))
+            config = Phase3Stage1Config(use_complex32=use_complex32, mixer="memory", memory=memory, **sizes)
             return Phase3Stage1Model(config, seed=seed)
         case "phase2":
             from .phase2 import Phase2Config, Phase2Model

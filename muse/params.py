@@ -39,14 +39,40 @@ STAGE_NAMES = (
     "memory",
     "throughput",
     "gradients_stability",
+    "dynamics",
 )
 """The stages in the order in which they run; the report follows whatever was chosen."""
+
+PAGE_NAMES = (*STAGE_NAMES[:7], "report", *STAGE_NAMES[7:])
+"""The notebooks in the order of their numbers: the report keeps its own, stages that came later stand behind it."""
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 StageName = Literal[STAGE_NAMES]
-ModelName = Literal["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"]
+ModelName = Literal[
+    "stage1",
+    "stage1_memory",
+    "phase2",
+    "gpt2",
+    "real_twin",
+    "stage1_memory_no_rotation",
+    "stage1_memory_real_scores",
+    "stage1_memory_no_decay",
+    "stage1_memory_untied",
+    "stage1_memory_modrelu",
+    "stage1_memory_positions",
+]
+
+
+def memory_models(models: Sequence[str]) -> list[str]:
+    """Return those of the models whose memory the stage `dynamics` can look at, the unchanged one first."""
+    return sorted((name for name in models if name.startswith("stage1_memory")), key=len)
+
+
+def usual_stages(models: Sequence[str]) -> list[str]:
+    """Return every stage that has something to look at: `dynamics` needs a model with a complex memory."""
+    return [name for name in STAGE_NAMES if name != "dynamics" or memory_models(models)]
 
 
 NO_CUDA = "device: got cuda, expected auto or cpu: torch finds no CUDA device on this machine"
@@ -61,8 +87,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    profile: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field("custom", description="name of the run's profile")
-    stages: list[StageName] = Field(list(STAGE_NAMES), min_length=1, description="which stages run")
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = Field("custom", description="name of the run's profile")
+    models: list[ModelName] = Field(["stage1", "phase2", "gpt2"], min_length=1, description="models that are trained")
+    stages: list[StageName] = Field(
+        default_factory=lambda before: usual_stages(before.get("models", ())),
+        min_length=1,
+        description="which stages run; all, but dynamics only where a model has a complex memory",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models live; auto takes CUDA if present")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights and random inputs of measurements")
 
@@ -90,8 +121,9 @@ class Settings(BaseModel):
     stability_trials: Count = Field(100, description="random forward and backward trials")
     stability_batch_size: Count = Field(2, description="sequences per stability trial")
     stability_n_tokens: Count = Field(128, description="tokens per sequence in a stability trial")
+    dynamics_windows: Count = Field(4, description="windows of the test split on which a memory is watched")
+    excerpt_tokens: Count = Field(200, description="tokens that the trained memory model writes")
 
-    models: list[ModelName] = Field(["stage1", "phase2", "gpt2"], min_length=1, description="models that are trained")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0], min_length=1, description="one training run per model and seed"
     )
@@ -167,6 +199,8 @@ def _contradictions(settings: Settings) -> list[str]:
             found.append(f"{name} = {getattr(settings, name)} is more than n_seq = {settings.n_seq}")
     if len(set(settings.stages)) != len(settings.stages):
         found.append(f"stages names one stage twice: {settings.stages}")
+    if "dynamics" in settings.stages and not memory_models(settings.models):
+        found.append(f"stages names dynamics, but none of models has a complex memory: {settings.models}")
     n_seq = settings.train_n_seq or settings.n_seq
     if settings.train_batch_tokens < n_seq:
         found.append(f"train_batch_tokens = {settings.train_batch_tokens} holds no sequence of {n_seq} tokens")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -158,3 +159,29 @@ class StageLines:
         if any(seconds is None for seconds in expected):
             return None
         return max(0.0, expected[0] - (now - self.started)) + sum(expected[1:])
+
+
+def growing_text() -> Callable[[str], None]:
+    """Return a function that shows a text whenever it has grown: one output in a notebook, printing elsewhere."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import HTML, display
+    except ImportError:
+        return _printer()
+    if get_ipython() is None:
+        return _printer()
+    handle = display(HTML(""), display_id=True)
+    page = '<div class="muse"><p class="muse-excerpt" style="white-space: pre-wrap">{}</p></div>'
+    return lambda text: handle.update(HTML(page.format(html.escape(text))))
+
+
+def _printer() -> Callable[[str], None]:
+    """Print what was added since the last call."""
+    shown = 0
+
+    def show(text: str) -> None:
+        nonlocal shown
+        print(text[shown:], end="", flush=True)
+        shown = len(text)
+
+    return show

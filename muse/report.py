@@ -11,7 +11,7 @@ from datetime import datetime
 
 from .drawing import metric_label, number, style
 from .export import export_html, scale_label, template_text, write_assets
-from .params import STAGE_NAMES
+from .params import PAGE_NAMES
 from .records import Criterion, Report, StageRecord
 from .texts import texts
 
@@ -52,7 +52,7 @@ def heading(text: str, level: int = 2) -> str:
 
 def page_name(stage: str) -> str:
     """Return the path of a stage's page, seen from index.html; stages that are not in the usual order come last."""
-    position = STAGE_NAMES.index(stage) if stage in STAGE_NAMES else len(STAGE_NAMES)
+    position = PAGE_NAMES.index(stage) if stage in PAGE_NAMES else len(PAGE_NAMES)
     return f"pages/{position:02d}_{stage}.html"
 
 

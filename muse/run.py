@@ -36,7 +36,7 @@ from .records import (
 from .texts import texts
 
 EXPORT_SECONDS = 600
-NEEDS = {"perplexity": ("train",)}
+NEEDS = {"perplexity": ("train",), "dynamics": ("train",)}
 """Stages that cannot run when another one, if it is part of the run at all, has failed."""
 
 OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 0, 2, 4, 1, 3, 130

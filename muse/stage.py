@@ -11,15 +11,28 @@ from torch import nn
 from . import measure, planar
 from .checkpoint import load_trained
 from .corpora import Corpus, load_corpus
+from .generate import generate
 from .live import live_curve
 from .models import build_model
-from .params import NO_CUDA, ParamsError, Settings, scale_of, validate
-from .progress import track
+from .params import NO_CUDA, ParamsError, Settings, memory_models, scale_of, validate
+from .pretrained import served
+from .progress import growing_text, track
 from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
 from .tuning import Trained, choose_and_train
 
 SCAN_TOLERANCE = 1e-4
 """Largest change of an earlier logit, relative to the largest logit, that rounding in parallel scans may cause."""
+
+PROMPT_TOKENS = 32
+WRITING = {"temperature": 0.8, "top_p": 0.95}
+"""How a trained model's text is drawn."""
+
+
+def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(model, baseline) pairs worth a ratio: all against Phase 2 and GPT-2, changes of the memory against it."""
+    pairs = [(name, base) for base in ("phase2", "gpt2") for name in names if base in names and name != base]
+    changed = [name for name in names if name == "real_twin" or name.startswith("stage1_memory_")]
+    return pairs + [(name, "stage1_memory") for name in changed if "stage1_memory" in names]
 
 
 class Stage:
@@ -82,8 +95,7 @@ class Stage:
             return {self.settings.seed: self.model(name)}
         models = {}
         for result in self.train(name).results:
-            model = load_trained(result.weights, build_model)
-            models[result.seed] = (model.to_complex32() if hasattr(model, "to_complex32") else model).to(self.device)
+            models[result.seed] = served(load_trained(result.weights, build_model)).to(self.device)
         return models
 
     def evaluate(self, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:
@@ -107,6 +119,41 @@ class Stage:
                     progress=track,
                 )
         return results, checks
+
+    @property
+    def memory_model(self) -> str | None:
+        """The model whose memory is watched: Stage 1 with memory, else the first of its ablations; None without one."""
+        return next(iter(memory_models(self.compared)), None)
+
+    def dynamics(self, model: nn.Module) -> measure.DynamicsResult:
+        """Return what the numbers of a memory model do on the first windows of the test split."""
+        n_seq, ids = model.config.n_seq, self.corpus.splits["test"].ids.long()
+        count = max(1, min(self.settings.dynamics_windows, len(ids) // n_seq))
+        with planar.cpu_compute("float32"):
+            return measure.measure_dynamics(model, ids[: count * n_seq].reshape(count, -1).to(self.device))
+
+    def write_text(self, model: nn.Module, label: str) -> list[Excerpt]:
+        """Let a model go on after the first tokens of the test split, show the text as it grows, and return it."""
+        corpus, n_new = self.corpus, self.settings.excerpt_tokens
+        if model.positions is not None:
+            n_new = min(n_new, model.config.n_seq // 2)
+        prompt = corpus.splits["test"].ids[: min(PROMPT_TOKENS, model.config.n_seq // 2)].long()
+        before = corpus.decode(prompt.tolist())
+        print(before, "...")
+        written, show = [], growing_text()
+        with planar.cpu_compute("float32"):
+            for token in generate(model, prompt[None].to(self.device), n_new, seed=self.settings.seed, **WRITING):
+                written.append(token.item())
+                text = corpus.decode(written)
+                if not text.endswith("\ufffd"):  # half of a letter
+                    show(text)
+        choices = ", ".join(f"{name} {value}" for name, value in WRITING.items())
+        return [
+            Excerpt(name=f"prompt: first {len(prompt)} tokens of the test split", model=label,
+                    text=before),
+            Excerpt(name=f"written: {n_new} tokens, {choices}, seed {self.settings.seed}", model=label,
+                    text=corpus.decode(written)),
+        ]  # fmt: skip
 
     def write(
         self,

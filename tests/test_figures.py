@@ -213,15 +213,72 @@ def everything():
         metric("peak_memory", unit="GiB"),
         metric("throughput_a", unit="token/s"),
     ]
-    curves = [series(name) for name in ("training_loss", "loss_by_position", "scale_stress")]
+    curves = [series(name) for name in ("training_loss", "loss_by_position", "scale_stress", "layer 0 period")]
     gradients = metric("gradient_norm", samples=[0.1], labels=["w"])
-    return record(metrics=[*found, gradients], series=curves)
+    return record(metrics=[*found, gradients, *memory()], series=curves)
+
+
+HEADS = [f"layer {i} head {h}" for i in range(2) for h in range(2)]
+
+
+def memory(**changes):
+    """Two layers of two heads; the last head lives longest and is hardly read."""
+    samples = {
+        "memory_half_life": [2.0, 20.0, 5.0, 300.0],
+        "memory_half_life_low": [1.0, 10.0, 4.0, 30.0],
+        "memory_half_life_high": [4.0, 40.0, 6.0, 3000.0],
+        "memory_read_share": [0.75, 0.25, 0.9, 0.1],
+    }
+    heads = [metric(name, "stage1_memory", samples=s, labels=HEADS) for name, s in (samples | changes).items() if s]
+    share = metric("imaginary_energy_share", "stage1_memory", samples=[0.5, 0.25], labels=["layer 0", "layer 1"])
+    spread = metric("phase_spread", "stage1_memory", samples=[0.9, 0.625], labels=["layer 0", "layer 1"])
+    return [share, spread, *heads]
+
+
+def test_plane_use_shows_both_shares_behind_each_layer():
+    figure = figures.plane_use(record("dynamics", metrics=memory()))
+    assert [list(trace.y) for trace in figure.data] == [[0.5, 0.25], [0.9, 0.625]]
+    assert [list(trace.x) for trace in figure.data] == [[0, 1]] * 2
+    assert figure.data[0].line.dash != figure.data[1].line.dash
+    assert "energy in the imaginary plane: 0.5; 0.25; spread of phases: 0.9; 0.625" in figure.layout.meta["alt"]
+
+
+def test_half_lives_say_how_long_what_is_read_lives():
+    figure = figures.half_lives(record("dynamics", metrics=memory()))
+    (dots,) = figure.data
+    assert list(dots.y) == [2, 20, 5, 300]
+    assert list(dots.x) == [-0.15, 0.15, 0.85, 1.15]
+    assert list(dots.error_y.array) == [2, 20, 1, 2700]
+    assert list(dots.error_y.arrayminus) == [1, 10, 1, 270]
+    assert dots.marker.size[2] > dots.marker.size[0] > dots.marker.size[1] > dots.marker.size[3]
+    caption = figure.layout.meta["caption"]
+    assert "From 2 (layer 0 head 0) to 300 tokens (layer 1 head 1)" in caption
+    assert "82% comes from heads that live less than 10 tokens, 12% from those up to 100, 5% from longer" in caption
+
+
+def test_half_lives_without_shares_and_spreads_are_drawn_alike():
+    lives = memory(memory_half_life_low=None, memory_half_life_high=None, memory_read_share=None)
+    (dots,) = figures.half_lives(record("dynamics", metrics=lives)).data
+    assert set(dots.error_y.array) == {0}
+    assert len(set(dots.marker.size)) == 1
+
+
+def test_rotation_periods_are_a_line_per_layer_over_the_share_of_channels():
+    curves = [
+        series(f"layer {i} period", "stage1_memory", x=range(4), y=(6.3, 20.0, 80.0, 1e4 * (i + 1))) for i in (0, 1)
+    ]
+    figure = figures.rotation_periods(record("dynamics", series=[*curves, series("layer 0 half-life")]))
+    assert [trace.name for trace in figure.data] == ["layer 0", "layer 1"]
+    assert list(figure.data[0].x) == [0.125, 0.375, 0.625, 0.875]
+    assert list(figure.data[1].y) == [6.3, 20, 80, 20000]
+    assert "layer 1: 6.3 to 20,000 tokens, median 50" in figure.layout.meta["alt"]
+    assert figure.data[0].line.dash != figure.data[1].line.dash
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_figure_has_title_caption_alternative_and_little_weight(language):
     found = [*figures.of_stage(everything(), language), figures.phase_magnitude([1j], language)]
-    assert len(found) == 8
+    assert len(found) == 11
     for figure in found:
         assert figure.layout.title.text
         assert figure.layout.meta["caption"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from muse.params import PUBLISHED, STAGE_NAMES, ParamsError, Settings, load_params, scale_of, validate
+from muse.params import PUBLISHED, STAGE_NAMES, ModelName, ParamsError, Settings, load_params, scale_of, validate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -130,7 +130,17 @@ def test_a_setting_below_the_published_one_is_reduced():
 
 def test_every_setting_is_described_and_the_stages_are_known():
     assert all(field.description for field in Settings.model_fields.values())
-    assert Settings().stages == list(STAGE_NAMES)
+    assert [*Settings().stages, "dynamics"] == list(STAGE_NAMES)
+
+
+def test_a_memory_is_watched_where_there_is_one(tmp_path):
+    assert load(tmp_path, "models: [gpt2, stage1_memory_untied]\n").stages == list(STAGE_NAMES)
+    assert load(tmp_path, "models: [real_twin]\n").stages == Settings().stages
+    assert load(tmp_path, "models: [stage1_memory]\nstages: [train]\n").stages == ["train"]
+    with pytest.raises(ParamsError, match="stages names dynamics, but none of models has a complex memory"):
+        load(tmp_path, "stages: [train, dynamics]\n")
+    with pytest.raises(ParamsError, match=r"models\[0\]: got 'stage2'"):
+        load(tmp_path, "models: [stage2]\n")
 
 
 def test_settings_survive_their_own_dump():
@@ -141,3 +151,30 @@ def test_settings_survive_their_own_dump():
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "params").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_params_files_of_the_repository_are_valid(path):
     assert load_params(path).profile == path.stem
+
+
+RECIPE = ("train_tokens", "train_batch_tokens", "learning_rates", "dropouts", "evaluations", "weight_decay", "compile",
+          "warmup_share", "gradient_clip", "corpus", "tokenizer", "device", "d_model", "n_layers")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["h200-ablations", "h200-length"])
+def test_companions_of_a_profile_share_its_trainings(name):
+    profile, companion = (load_params(REPOSITORY / "params" / f"{n}.yaml") for n in ("h200", name))
+    assert {key: getattr(companion, key) for key in RECIPE} == {key: getattr(profile, key) for key in RECIPE}
+    assert set(companion.seeds) <= set(profile.seeds)
+    assert (companion.n_seq, companion.train_n_seq) == (profile.n_seq, profile.train_n_seq)
+
+
+def test_every_ablation_is_trained_beside_the_whole():
+    models = load_params(REPOSITORY / "params" / "h200-ablations.yaml").models
+    assert models[0] == "stage1_memory"
+    assert set(models) == {name for name in ModelName.__args__ if name.startswith("stage1_memory")} | {"real_twin"}
+
+
+@pytest.mark.parametrize("n_seq", [1024, 2048, 4096, 8192])
+def test_the_length_study_is_valid_and_published_at_every_length(n_seq):
+    path = REPOSITORY / "params" / "h200-length.yaml"
+    settings = load_params(path, [f"n_seq={n_seq}"])
+    assert str(n_seq) in path.read_text()
+    assert scale_of(settings.model_dump()) == ("published", "")
+    assert settings.train_batch_tokens % n_seq == 0

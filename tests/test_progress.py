@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -169,3 +170,23 @@ def test_a_stage_does_not_show_the_step_of_the_stage_before(tmp_path):
     found.progress_file.write_text(json.dumps({"step": "old", "done": 1, "total": 2}))
     found.start("first")
     assert "old" not in found.describe(time.monotonic())
+
+
+def test_a_growing_text_is_printed_once_each_letter(capsys):
+    show = progress.growing_text()
+    for text in ("a", "a b", "a b <c>"):
+        show(text)
+    assert capsys.readouterr().out == "a b <c>"
+
+
+def test_a_growing_text_is_one_output_of_a_notebook(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda page: shown.append(page.data))
+    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda page, display_id: handle)
+    show = progress.growing_text()
+    show("a")
+    show("a <c>")
+    assert len(shown) == 2
+    assert ">a</p>" in shown[0]
+    assert ">a &lt;c&gt;</p>" in shown[1]

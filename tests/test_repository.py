@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from muse.params import STAGE_NAMES, Settings, load_params, validate
+from muse.params import PAGE_NAMES, Settings, load_params, validate
 from muse.records import Report, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,9 +26,9 @@ LAYERS = (
     {"mixer", "stage1_memory", "generate", "corpora"},
     {"stage1", "real_twin", "phase2", "yardsticks", "checkpoint"},
     {"models", "measure", "recipe", "criteria", "drawing"},
-    {"live", "complex_figures", "figures"},
+    {"pretrained", "live", "complex_figures", "dynamics_figures", "figures"},
     {"train"},
-    {"tuning", "export"},
+    {"tuning", "export", "harness"},
     {"stage", "report"},
     {"warm", "check"},
     {"execute", "notebooks", "folder", "plain"},
@@ -104,11 +104,19 @@ def test_lock_pins_every_dependency_within_its_range():
 
 
 def test_every_import_is_a_declared_dependency():
-    names = {"bs4": "beautifulsoup4", "ruamel": "ruamel-yaml", "yaml": "pyyaml", "IPython": "ipykernel"}
+    names = {
+        "bs4": "beautifulsoup4",
+        "ruamel": "ruamel-yaml",
+        "yaml": "pyyaml",
+        "IPython": "ipykernel",
+        "lm_eval": "lm-eval",
+    }
     brought = {"nbformat", "jinja2", "pygments", "tokenizers", "huggingface_hub", "pyarrow", "triton", "traitlets"}
     declared = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["dependencies"]}
-    optional = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["optional-dependencies"]["test"]}
+    extras = {"check": "test", "harness": "eval"}  # modules that need an extra, which they say when it is missing
     for path in MODULES:
+        optional = map(Requirement, PROJECT["optional-dependencies"].get(extras.get(path.stem), ()))
+        allowed = declared | {re.sub(r"[-_.]+", "-", requirement.name) for requirement in optional}
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -116,10 +124,7 @@ def test_every_import_is_a_declared_dependency():
             for module in (name.split(".")[0] for name in modules):
                 if module in sys.stdlib_module_names or module == "muse" or module in brought:
                     continue
-                assert names.get(module, module) in declared | (optional if path.stem == "check" else set()), (
-                    path,
-                    module,
-                )
+                assert names.get(module, module) in allowed, (path, module)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -144,7 +149,7 @@ def test_notebooks_are_clean_and_declare_settings(path):
 
 def test_there_is_one_notebook_for_each_stage():
     stages = [path.stem[3:] for path in NOTEBOOKS]
-    assert stages == [*STAGE_NAMES, "report"]
+    assert stages == list(PAGE_NAMES)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)

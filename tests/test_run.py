@@ -20,7 +20,7 @@ from muse import execute, plain
 from muse.criteria import judge, summarise
 from muse.folder import check_folder, fresh_folder
 from muse.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
-from muse.params import STAGE_NAMES, ParamsError, Settings
+from muse.params import STAGE_NAMES, ParamsError, Settings, usual_stages
 from muse.records import Metric, RecordError, Report, RunInfo, StageRecord, read_record, utc_now, write_record
 from muse.run import assemble, exit_code, failed_record, previous_seconds, render, run
 
@@ -32,6 +32,8 @@ metrics = [Metric(name="seed", value=seed, unit="1"), Metric(name="d_model", val
 record = StageRecord(stage={stage!r}, started_utc=utc_now(), finished_utc=utc_now(), scale="published", metrics=metrics)
 written = write_record(record, Path(record_dir) / {file!r})
 """
+
+USUAL = usual_stages(Settings().models)
 
 
 def writes(stage, file=None):
@@ -116,7 +118,7 @@ def test_a_failed_stage_gives_4_even_with_gate(bad_run):
 
 def test_every_stage_is_in_the_report(bad_run):
     report = bad_run[3]
-    assert [stage.stage for stage in report.stages] == [*STAGE_NAMES, "report"]
+    assert [stage.stage for stage in report.stages] == [*USUAL, "report"]
     ok = [stage.stage for stage in report.stages if stage.status == "ok"]
     assert ok == ["planar_complex"]
     assert [criterion.verdict for criterion in report.criteria] == ["not_measured"] * 5
@@ -175,7 +177,7 @@ def test_a_hanging_stage_is_stopped_with_everything_it_started(bad_run):
 def test_pages_exist_for_every_stage_and_know_of_each_other(bad_run):
     pages = bad_run[1] / "pages"
     assert sorted(page.name for page in pages.iterdir()) == sorted(
-        f"{i:02d}_{stage}.html" for i, stage in enumerate(STAGE_NAMES)
+        f"{i:02d}_{stage}.html" for i, stage in enumerate(USUAL)
     )
     about = json.loads((pages / "04_memory.html").read_text())
     assert about["links"][:2] == [
@@ -198,7 +200,7 @@ def test_a_failed_report_leaves_an_honest_index(bad_run):
     assert stage_of(bad_run[3], "report").error.startswith("ZeroDivisionError: division by zero (cell In [3])")
     index = (bad_run[1] / "index.html").read_text()
     assert "seven is too" in index
-    for stage in (*STAGE_NAMES[1:], "report"):
+    for stage in (*USUAL[1:], "report"):
         assert f"logs/{stage}.log" in index
         assert (bad_run[1] / "logs" / f"{stage}.log").stat().st_size > 0
 

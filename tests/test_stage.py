@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import pytest
 import torch
 
-from muse.models import MODEL_NAMES, build_model
+from muse.drawing import MODELS
+from muse.mixer import MemoryOptions
+from muse.models import ABLATIONS, MODEL_NAMES, build_model
+from muse.notebooks import REPOSITORY
 from muse.params import ModelName, ParamsError
 from muse.records import Metric, StageRecord, read_record
-from muse.stage import Stage
+from muse.stage import Stage, comparisons
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
 TRAIN = {
@@ -90,7 +95,7 @@ def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(n
 
 
 def test_every_model_name_can_be_asked_for_and_built():
-    assert set(ModelName.__args__) == set(MODEL_NAMES)
+    assert set(ModelName.__args__) == set(MODEL_NAMES) == set(MODELS)
     sizes = {"vocab_size": 11, "d_model": 16, "n_layers": 1, "n_seq": 8}
     for name in MODEL_NAMES:
         model = build_model(name, **sizes, seed=1)
@@ -98,3 +103,89 @@ def test_every_model_name_can_be_asked_for_and_built():
         assert sum(model.parameter_groups().values()) == sum(p.numel() for p in model.parameters())
     with pytest.raises(ValueError, match="got 'gpt3', expected one of stage1"):
         build_model("gpt3", **sizes)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_the_memory_with_one_option_changed_and_fits_its_budget(name):
+    """Counted with a short vocabulary; the missing rows of the table (or table and head) and of the bias are added."""
+    memory = build_model(name, vocab_size=3, d_model=512, n_layers=6, n_seq=1024)
+    options, changed = memory.config.memory, ABLATIONS[name]
+    assert options == dataclasses.replace(MemoryOptions(), **changed) != MemoryOptions()
+    assert len(changed) == 1
+    num = sum(p.numel() for p in memory.parameters()) + (50257 - 3) * (2 * 512 + 1)
+    assert 0.97 * 80_937_553 < num <= 80_937_553
+
+
+def test_an_ablation_is_trained_and_served_under_its_own_name(namespace, tmp_path):
+    name = "stage1_memory_no_rotation"
+    trained = {**namespace, **TRAIN, "models": [name], "checkpoint_dir": str(tmp_path / "checkpoints")}
+    stage = Stage("perplexity", trained)
+    assert stage.compared == [name]
+    (model,) = stage.models_by_seed(name).values()
+    assert model.config.memory.rotation == "none"
+    assert model.config.use_complex32
+
+
+def test_a_trained_memory_is_watched_and_writes(namespace, tmp_path, capsys):
+    models = ["phase2", "stage1_memory_modrelu", "stage1_memory"]
+    settings = {"models": models, "dynamics_windows": 3, "excerpt_tokens": 7, "checkpoint_dir": str(tmp_path / "ck")}
+    stage = Stage("dynamics", {**namespace, **TRAIN, **settings})
+    assert stage.memory_model == "stage1_memory"
+    model = stage.models_by_seed("stage1_memory")[0]
+    capsys.readouterr()
+    prompt, written = stage.write_text(model, "stage1_memory")
+    decode, ids = stage.corpus.decode, stage.corpus.splits["test"].ids
+    assert prompt.text == decode(ids[:8].tolist())
+    assert len(written.text.split(" ")) == 7
+    assert capsys.readouterr().out == f"{prompt.text} ...\n{written.text}"
+    assert written == stage.write_text(model, "stage1_memory")[1]
+    assert "seed 3" in written.name
+    watched = stage.dynamics(model)
+    assert watched.num_tokens == 3 * 16
+    record = stage.write(watched.metrics("stage1_memory"), excerpts=[prompt, written])
+    assert len(record.find("imaginary_energy_share", "stage1_memory").samples) == 1
+    assert [excerpt.model for excerpt in record.excerpts] == ["stage1_memory"] * 2
+
+
+def test_without_a_memory_there_is_nothing_to_watch(namespace):
+    assert Stage("dynamics", namespace | {"models": ["phase2", "real_twin"]}).memory_model is None
+    assert Stage("dynamics", namespace | {"models": ["stage1_memory_untied"]}).memory_model == "stage1_memory_untied"
+
+
+def test_a_memory_with_a_position_table_writes_no_further_than_it(namespace):
+    stage = Stage("dynamics", namespace | {"models": ["stage1_memory_positions"], "excerpt_tokens": 500})
+    (model,) = stage.models_by_seed("stage1_memory_positions").values()
+    assert "written: 16 tokens" in stage.write_text(model, "x")[1].name
+    assert stage.dynamics(model).num_tokens == 4 * 32
+
+
+@pytest.mark.parametrize("models", [["stage1_memory"], ["phase2"]])
+def test_the_notebook_of_the_memory_does_nothing_without_one(namespace, tmp_path, monkeypatch, models):
+    path = REPOSITORY / "notebooks" / "08_dynamics.ipynb"
+    if not path.exists():
+        pytest.skip("not a checkout")
+    shown = []
+    monkeypatch.setattr("muse.figures.show", shown.append)
+    first, *cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    space: dict[str, object] = {}
+    exec(first, space)
+    small = {"models": models, "checkpoint_dir": str(tmp_path / "checkpoints"), "excerpt_tokens": 5}
+    space |= namespace | TRAIN | small
+    for cell in cells:
+        exec(cell, space)
+    record = read_record(StageRecord, tmp_path / "records" / "dynamics.json")
+    if models == ["phase2"]:
+        assert [record.metrics, record.series, record.excerpts, record.inputs, shown] == [[]] * 5
+        assert not (tmp_path / "checkpoints").exists()
+    else:
+        assert len(record.metrics) == 6
+        assert [figure.layout.meta["caption"] != "" for figure in shown] == [True] * 3
+        assert len(record.excerpts) == 2
+
+
+def test_changes_of_the_memory_are_compared_with_it_and_all_with_the_baselines():
+    names = ["stage1", "stage1_memory", "phase2", "gpt2", "real_twin", "stage1_memory_untied"]
+    to_memory = [("real_twin", "stage1_memory"), ("stage1_memory_untied", "stage1_memory")]
+    to_phase2 = [(name, "phase2") for name in names if name != "phase2"]
+    assert comparisons(names) == [*to_phase2, *((name, "gpt2") for name in names if name != "gpt2"), *to_memory]
+    assert comparisons(["stage1", "real_twin"]) == []

@@ -289,8 +289,13 @@ def test_dynamics_of_known_layers():
         assert layer.periods_tokens[0][0] == pytest.approx(2 * math.pi * 1e4 ** (0.5 / 7), rel=1e-4)
         assert sum(layer.read_share) == pytest.approx(1.0)
     names = [metric.name for metric in result.metrics("m")]
-    assert names == ["imaginary_energy_share", "phase_spread", "memory_half_life"]
-    assert result.metrics("m")[2].samples == [life[1] for layer in result.layers for life in layer.half_life_tokens]
+    lives = ["memory_half_life", "memory_half_life_low", "memory_half_life_high"]
+    assert names == ["imaginary_energy_share", "phase_spread", *lives, "memory_read_share"]
+    for metric, quantile in zip(result.metrics("m")[2:5], (1, 0, 2), strict=True):
+        assert metric.samples == [life[quantile] for layer in result.layers for life in layer.half_life_tokens]
+    shares = result.metrics("m")[5]
+    assert shares.samples == [share for layer in result.layers for share in layer.read_share]
+    assert shares.labels == ["layer 0 head 0", "layer 0 head 1", "layer 1 head 0", "layer 1 head 1"]
     assert [len(series.x) for series in result.series("m")] == [2, 14, 2, 14]
     reference_model = Phase3Stage1Model(Phase3Stage1Config(vocab_size=5, d_model=4, n_layers=1, n_seq=5))
     with pytest.raises(ValueError, match="memory"):

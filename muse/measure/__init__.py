@@ -1,6 +1,7 @@
 """One module per measured quantity: each returns a dataclass with `.metrics(model_name)`, prints and judges nothing."""
 
 from .comparison import ComparisonResult, compare, ratio_metrics, seed_metrics
+from .dynamics import DynamicsResult, measure_dynamics
 from .gradients import GradientResult, measure_gradients
 from .layout import LayoutResult, check_layout
 from .memory import MemoryResult, measure_memory
@@ -30,6 +31,7 @@ __all__ = [
     "CausalityResult",
     "Ceiling",
     "ComparisonResult",
+    "DynamicsResult",
     "GradientResult",
     "LayoutResult",
     "MemoryResult",
@@ -49,6 +51,7 @@ __all__ = [
     "forward_logits",
     "forward_loss",
     "matrix_ceiling",
+    "measure_dynamics",
     "measure_gradients",
     "measure_memory",
     "measure_perplexity",

@@ -38,18 +38,24 @@ class DynamicsResult:
     num_tokens: int
 
     def metrics(self, model_name: str) -> list[Metric]:
-        """Return the two shares of the plane and the half-lives, one sample per layer or head."""
+        """Return the two shares of the plane, half-lives and what is read, one sample per layer or head."""
         names = [f"layer {i}" for i in range(len(self.layers))]
-        lives = {
-            f"layer {i} head {h}": life[1]
+        heads = [
+            (f"layer {i} head {h}", life, share)
             for i, layer in enumerate(self.layers)
-            for h, life in enumerate(layer.half_life_tokens)
-        }
+            for h, (life, share) in enumerate(zip(layer.half_life_tokens, layer.read_share, strict=True))
+        ]
+        labels, lives, shares = map(list, zip(*heads, strict=True))
         common = {"model": model_name, "n": self.num_tokens}
+        ends = {"": 1, "_low": 0, "_high": 2}  # QUANTILES of one head over tokens
         return [
             _summary("imaginary_energy_share", "share", names, [x.imaginary_share for x in self.layers], common),
             _summary("phase_spread", "share", names, [x.phase_spread for x in self.layers], common),
-            _summary("memory_half_life", "tokens", list(lives), list(lives.values()), common),
+            *(
+                _summary(f"memory_half_life{end}", "tokens", labels, [life[i] for life in lives], common)
+                for end, i in ends.items()
+            ),
+            _summary("memory_read_share", "share", labels, shares, common),
         ]
 
     def series(self, model_name: str) -> list[Series]:
