@@ -1,5 +1,6 @@
 """One module per measured quantity: each returns a dataclass with `.metrics(model_name)`, prints and judges nothing."""
 
+from .bench import BenchResult, BenchSizes, measure_bench
 from .comparison import ComparisonResult, compare, ratio_metrics, seed_metrics
 from .gradients import GradientResult, measure_gradients
 from .layout import LayoutResult, check_layout
@@ -27,6 +28,8 @@ from .throughput import (
 )
 
 __all__ = [
+    "BenchResult",
+    "BenchSizes",
     "CausalityResult",
     "Ceiling",
     "ComparisonResult",
@@ -49,6 +52,7 @@ __all__ = [
     "forward_logits",
     "forward_loss",
     "matrix_ceiling",
+    "measure_bench",
     "measure_gradients",
     "measure_memory",
     "measure_perplexity",
