@@ -88,8 +88,8 @@ def _bench_row(group: str, speed: Metric, values: dict[tuple[str, str], Metric])
         return "-" if metric is None or metric.value is None else format(metric.value * factor, form)
 
     errors = [
-        f"{what} {text(f'{what}_error', '.1e')}"
-        for what in ("forward", "loss", "gradient")
+        f"{what.removesuffix('_gradient')} {text(f'{what}_error', '.1e')}"
+        for what in ("forward", "loss", "gradient", "worst_gradient")
         if (f"{group}_{what}_error", speed.model) in values
     ]
     call = values.get((f"{group}_milliseconds", speed.model))

@@ -18,7 +18,7 @@ from muse.bench_figures import bench_figures
 from muse.measure import BenchSizes, bench, bench_layers, measure_bench
 from muse.measure.bench import OTHERS, Bench
 from muse.measure.common import passthrough
-from muse.measure.gates import Check, check, gradients, relative_rms, worst_gradient
+from muse.measure.gates import Check, check, check_gradients, gradients, relative_rms, worst_gradient
 from muse.measure.race import Trial, race
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models import build_model
@@ -104,7 +104,9 @@ def test_every_path_is_timed_after_its_checks(without_compiler):
     assert {name: path.status for name, path in paths(result, "forward").items()} == {
         "muse compiled": "missing", "muse eager": "timed", "naive": "timed",
     }  # fmt: skip
-    assert {check.quantity for check in paths(result, "training")["naive"].checks} == {"loss", "gradient"}
+    assert {check.quantity for check in paths(result, "training")["naive"].checks} == {
+        "loss", "gradient", "worst_gradient",
+    }  # fmt: skip
     assert paths(result, "head")["muse eager"].extra_bytes > 0
     assert paths(result, "stack")["complex64"].status == "timed"
 
@@ -162,7 +164,7 @@ def test_a_wrong_gradient_of_the_head_is_refused(monkeypatch, without_compiler):
     monkeypatch.setattr(head, "default_chunk_tokens", lambda num_tokens: 5)
     found = paths(tiny(groups=("head",)), "head")["muse eager"]
     assert found.status == "refused"
-    assert [check.ok for check in found.checks] == [True, False]
+    assert [check.ok for check in found.checks] == [True, False, False]
 
 
 def test_peers_that_are_not_installed_are_reported(monkeypatch, without_compiler):
@@ -273,7 +275,10 @@ def test_errors_are_relative_and_the_worst_gradient_counts():
     want = {"large": torch.full((100,), 10.0), "small": torch.ones(1)}
     assert worst_gradient({"large": want["large"], "small": -torch.ones(1)}, want) == 2
     assert worst_gradient({"large": want["large"]}, want) == float("inf")
-    assert not check("gradient", worst_gradient(want | {"small": torch.tensor([torch.nan])}, want), torch.float16).ok
+    hidden = check_gradients(want | {"small": torch.tensor([-1.0])}, want, torch.bfloat16)
+    assert [found.ok for found in hidden] == [True, False], "a wrong sign in a small parameter must not hide"
+    for wrong in (want | {"small": torch.tensor([torch.nan])}, {"large": want["large"]}):
+        assert not any(found.ok for found in check_gradients(wrong, want, torch.bfloat16))
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])

@@ -23,7 +23,7 @@ from ..params import BENCH_GROUPS
 from ..records import Metric
 from .bench_layers import compiled, head_race, num_bytes, stack_race
 from .common import Progress, passthrough
-from .gates import Check, check, check_rows, gradients, reference_gradients, relative_rms, worst_gradient
+from .gates import Check, check, check_gradients, check_rows, gradients, reference_gradients
 from .memory import measure_memory
 from .race import RaceResult, Trial, one_line, race, release
 from .throughput import (
@@ -183,8 +183,7 @@ class Bench:
 
             def compare(got_loss: float, got: Mapping[str, Tensor], loss=loss, grads=grads) -> list[Check]:
                 products = self.autocast_dtype or torch.float32
-                found = check("loss", abs(got_loss - loss), products)
-                return [found, check("gradient", worst_gradient(got, grads), products)]
+                return [check("loss", abs(got_loss - loss), products), *check_gradients(got, grads, products)]
 
             trial = partial(self.training_trial, ids=ids, targets=targets, compare=compare)
             candidates = {
@@ -238,12 +237,11 @@ class Bench:
     def compare_with_float32(
         self, model: nn.Module, ids: Tensor, targets: Tensor, loss: float, grads: Mapping[str, Tensor | None]
     ) -> list[Check]:
-        """Checks of a model that has no naive form: against itself, eager and in float32; all gradients together."""
+        """Checks of a model that has no naive form: against itself, eager and in float32."""
         got = {name: grad.clone() for name, grad in grads.items() if grad is not None}
         want_loss, want = reference_gradients(model, ids, targets)
         dtype = self.autocast_dtype or torch.float32
-        error = relative_rms((got[name], want[name]) for name in want)
-        return [check("loss", abs(loss - want_loss), dtype), check("gradient", error, dtype)]
+        return [check("loss", abs(loss - want_loss), dtype), check_gradients(got, want, dtype)[0]]
 
     def head(self):
         """Head + cross entropy, forward and backward."""

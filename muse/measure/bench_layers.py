@@ -16,7 +16,7 @@ from .. import planar
 from ..head import head_loss
 from ..naive import NaiveStack, PlanarStack, stir
 from ..peers import PEERS, PathMissingError, build_peer
-from .gates import Check, check, gradients, relative_rms, worst_gradient
+from .gates import Check, check, check_gradients, gradients, relative_rms
 from .memory import LiveBytes
 from .race import RaceResult, Trial, free
 
@@ -123,7 +123,7 @@ def head_trial(
     def compared() -> list[Check]:
         loss = call().item()
         got = {name: leaf.grad.float() / scale for name, leaf in leaves.items()}
-        return [check("loss", abs(loss - want[0]), products), check("gradient", worst_gradient(got, want[1]), products)]
+        return [check("loss", abs(loss - want[0]), products), *check_gradients(got, want[1], products)]
 
     eager = not hasattr(loss_of, "_torchdynamo_orig_callable")
     clear = [lambda leaf=leaf: setattr(leaf, "grad", None) for leaf in leaves.values()]
@@ -210,8 +210,8 @@ def stack_trial(
         got = {"z": leaf.grad} | named
         if out.is_complex():
             out, got["z"] = planar.from_complex(out), planar.from_complex(got["z"])
-        found = check("forward", relative_rms([(out, want[0])]), products)
-        return [found, check("gradient", worst_gradient(got, want[1]), products)]
+        forward = check("forward", relative_rms([(out, want[0])]), products)
+        return [forward, *check_gradients(got, want[1], products)]
 
     return Trial(call, compared)
 
