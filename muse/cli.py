@@ -12,7 +12,10 @@ from pathlib import Path
 
 from .notebooks import REPORT, find_notebooks, resolve_folders, stage_parameters
 from .params import STAGE_NAMES, ParamsError, load_params
-from .run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run
+from .run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
+
+BENCH_KEYS = {"vocab_size", "d_model", "n_layers", "n_seq", "memory_batch_size", "seed", "device"}
+"""Settings that decide what `muse bench` does, beside those that start with `throughput_` and `bench_`."""
 
 EXIT_CODES = """\
 exit codes:
@@ -102,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_eval)
 
     command = commands.add_parser(
+        "bench",
+        help="race fast paths against naive ones and peers, each found equal first",
+        description="Time forward, training step, head and complex stack: this package's paths, naive ones and peers, "
+        "in turn. Each is timed only after it was found equal to a float64 reference. Writes FOLDER/bench.json.",
+    )
+    _add_settings(command, optional=True)
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where bench.json goes (default: reports/bench)")
+    command.set_defaults(call=_bench)
+
+    command = commands.add_parser(
         "params",
         help="print the parameters of one stage's notebook, for plain papermill",
         description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
@@ -127,8 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    command.add_argument("params", type=Path, metavar="PARAMS", help="a params file, such as params/quick.yaml")
+def _add_settings(command: argparse.ArgumentParser, optional: bool = False) -> None:
+    words = "a params file, such as params/quick.yaml" + (" (default: the published sizes)" if optional else "")
+    command.add_argument("params", type=Path, metavar="PARAMS", help=words, nargs="?" if optional else None)
     command.add_argument(
         "-p",
         dest="overrides",
@@ -193,6 +207,26 @@ def _eval(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         print(f"muse: {error}", file=sys.stderr)
         return BAD_PARAMETERS
     print(json.dumps(found, indent=1, allow_nan=False))
+    return OK
+
+
+def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    settings = load_params(options.params, options.overrides)
+    from .plain import bench_tables
+    from .records import BenchRecord, utc_now, write_record
+    from .stage import Stage
+
+    out = options.out or Path("reports", "bench")
+    if out.exists() and not out.is_dir():
+        raise ParamsError(f"--out: {out} is a file, expected a folder")
+    info = run_info(settings, shlex.join(["muse", *arguments]))
+    every = settings.model_dump()
+    chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
+    stage = Stage("bench", chosen | {"record_dir": out})
+    metrics = stage.bench().metrics()
+    print("\n".join(bench_tables(metrics)))
+    record = BenchRecord(run=info.model_copy(update={"finished_utc": utc_now()}), stage=stage.record(metrics))
+    print(f"\n{write_record(record, stage.record_path)}")
     return OK
 
 

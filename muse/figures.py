@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
+from .bench_figures import bench_figures
 from .complex_figures import complex_plane, phase_magnitude
 from .drawing import (
     CLEAR,
@@ -207,6 +208,7 @@ def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:
 def throughput_bars(record: StageRecord, language: str = "en") -> go.Figure:
     """Every metric in token/s with its share of the measured matrix ceiling, where the record has one."""
     found = [m for m in record.metrics if m.unit in ("token/s", "tokens/s") and m.value is not None]
+    found = [m for m in found if not m.name.startswith("bench_")]  # those have figures of their own
     need(found, "metric in token/s", record)
 
     def note(metric: Metric) -> str:
@@ -353,4 +355,4 @@ def of_stage(record: StageRecord, language: str = "en") -> list[go.Figure]:
             figures.append(draw(record, language))
         except NothingToDraw:
             continue
-    return figures
+    return figures + bench_figures(record, language)

@@ -46,6 +46,9 @@ STAGE_NAMES = (
 PAGE_NAMES = (*STAGE_NAMES[:7], "report", *STAGE_NAMES[7:])
 """The notebooks in the order of their numbers: the report keeps its own, stages that came later stand behind it."""
 
+BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")
+"""What `muse bench` compares, in the order in which it runs."""
+
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -116,6 +119,15 @@ class Settings(BaseModel):
     throughput_n_tokens: Count = Field(1024, description="tokens per sequence in the throughput protocol")
     throughput_warmups: Count = Field(10, description="untimed calls before the timed ones")
     throughput_samples: Count = Field(30, description="timed calls per path")
+    bench: bool = Field(False, description="race fast paths, naive ones and peers in the throughput stage")
+    bench_groups: list[Literal[BENCH_GROUPS]] = Field(list(BENCH_GROUPS), min_length=1, description="what is raced")
+    bench_seconds: Rate = Field(2.0, description="a path that has been timed for so long gets fewer samples")
+    bench_forward_batches: list[Count] | None = Field(None, description="raced batches; null: 4 and 64, or 4 on a CPU")
+    bench_training_batches: list[Count] | None = Field(
+        None, description="raced batches; null: 16 and 64, or 1 on a CPU"
+    )
+    bench_head_tokens: Count = Field(2048, description="tokens in the race of heads")
+    bench_stack_batch_size: Count = Field(2, description="sequences in the race of complex stacks")
     gradient_batch_size: Count = Field(2, description="sequences in the gradient check")
     gradient_n_tokens: Count = Field(128, description="tokens per sequence in the gradient check")
     stability_trials: Count = Field(100, description="random forward and backward trials")
@@ -164,11 +176,14 @@ def scale_of(settings: Mapping[str, object]) -> tuple[Literal["published", "redu
     return ("reduced", ", ".join(smaller)) if smaller else ("published", "")
 
 
-def load_params(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """Read a params file and apply `key=value` overrides; ParamsError says what is wrong and what is expected."""
-    path = Path(path)
+def load_params(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Read a params file and apply `key=value` overrides; ParamsError says what is wrong and what is expected.
+
+    Without a path the defaults, which are the published sizes, take the place of the file.
+    """
+    given, path = path is not None, Path(path or "parameters")
     try:
-        values = _yaml(path.read_text(encoding="utf-8"))
+        values = _yaml(path.read_text(encoding="utf-8")) if given else {}
     except OSError as error:
         raise ParamsError(f"{path}: cannot be read ({error.strerror}); expected a YAML file of settings") from error
     except (YAMLError, UnicodeDecodeError) as error:

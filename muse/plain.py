@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from .criteria import texts
-from .records import Criterion, Report
+from .records import Criterion, Metric, Report
 
 
 def page(title: str, language: str, body: str) -> str:
@@ -55,3 +55,65 @@ def verdict_table(report: Report) -> list[str]:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [f"{n:<{widths[0]}}  {v:<{widths[1]}}  {x:>{widths[2]}}  {t}" for n, v, x, t in rows]
+
+
+BENCH_COLUMNS = ("path", "tokens/s", "ms", "n", "ratio", "matrix", "copy", "extra MiB", "gate")
+
+
+def bench_tables(metrics: Sequence[Metric]) -> list[str]:
+    """Return the lines of a bench: the ceilings, then one table for each group, from its metrics alone."""
+    values = {(metric.name, metric.model): metric for metric in metrics}
+    lines = [
+        f"{m.name.removeprefix('bench_').replace('_', ' ')}: {m.value:.4g} {m.unit} ({m.note})"
+        for m in metrics
+        if m.name.endswith("_ceiling") and m.value is not None
+    ]
+    groups = dict.fromkeys(m.name.removesuffix("_speed") for m in metrics if m.name.endswith("_speed"))
+    for group in groups:
+        paths = [m for m in metrics if m.name == f"{group}_speed"]
+        rows = [_bench_row(group, path, values) for path in paths]
+        lines += ["", group.removeprefix("bench_").replace("_", " "), *_aligned([BENCH_COLUMNS, *rows])]
+    for metric in metrics:
+        if metric.name == "bench_peak_memory":
+            text = metric.note if metric.value is None else f"{metric.value / 2**20:.1f} MiB ({metric.note})"
+            lines += ["", f"{metric.model} peak memory: {text}".lstrip()]
+        elif metric.name == "bench_seconds":
+            lines += ["", f"took {metric.value:.0f} s"]
+    return lines
+
+
+def _bench_row(group: str, speed: Metric, values: dict[tuple[str, str], Metric]) -> tuple[str, ...]:
+    def text(what: str, form: str, factor: float = 1) -> str:
+        metric = values.get((f"{group}_{what}", speed.model))
+        return "-" if metric is None or metric.value is None else format(metric.value * factor, form)
+
+    errors = [
+        f"{what.removesuffix('_gradient')} {text(f'{what}_error', '.1e')}"
+        for what in ("forward", "loss", "gradient", "worst_gradient")
+        if (f"{group}_{what}_error", speed.model) in values
+    ]
+    call = values.get((f"{group}_milliseconds", speed.model))
+    return (
+        speed.model or "-",
+        "-" if speed.value is None else f"{speed.value:,.0f}",
+        "-" if call is None else f"{call.value:.2f}",
+        str(speed.n),
+        text("ratio", ".2f"),
+        text("matrix_share", ".1%"),
+        text("copy_share", ".1%"),
+        text("extra_memory", ".0f", 2**-20),
+        f"ok: {', '.join(errors)}" if speed.value is not None else speed.note,
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines: first and last column to the left, numbers to the right."""
+    last = len(rows[0]) - 1
+    widths = [max(len(row[column]) for row in rows) for column in range(last)]
+    return [
+        "  ".join(
+            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=False))
+        )
+        + f"  {row[last]}"
+        for row in rows
+    ]

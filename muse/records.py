@@ -158,6 +158,14 @@ class Report(_Record):
     stages: list[StageRecord]
 
 
+class BenchRecord(_Record):
+    """One `muse bench`: `bench.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run: RunInfo
+    stage: StageRecord
+
+
 def to_json(record: BaseModel) -> str:
     """Return strict JSON; RecordError names the record when it holds NaN or infinity."""
     try:

@@ -155,17 +155,39 @@ class Stage:
                     text=corpus.decode(written)),
         ]  # fmt: skip
 
-    def write(
+    def bench(self) -> measure.BenchResult:
+        """Race fast paths, naive ones and peers at the measured sizes."""
+        settings = self.settings
+        sizes = measure.BenchSizes(
+            vocab_size=settings.vocab_size,
+            d_model=settings.d_model,
+            n_layers=settings.n_layers,
+            n_seq=settings.n_seq,
+            n_tokens=settings.throughput_n_tokens,
+            forward_batches=tuple(settings.bench_forward_batches or ()),
+            training_batches=tuple(settings.bench_training_batches or ()),
+            head_tokens=settings.bench_head_tokens,
+            stack_batch=settings.bench_stack_batch_size,
+            memory_batch=settings.memory_batch_size,
+            warmups=settings.throughput_warmups,
+            samples=settings.throughput_samples,
+            seconds=settings.bench_seconds,
+            seed=settings.seed,
+            groups=tuple(settings.bench_groups),
+        )
+        return measure.measure_bench(self.model, sizes, self.device, progress=track)
+
+    def record(
         self,
         metrics: Iterable[Metric],
         *,
         series: Iterable[Series] = (),
         excerpts: Sequence[Excerpt] = (),
     ) -> StageRecord:
-        """Write the stage's record, last of all, and return it."""
+        """Return the stage's record."""
         scale, scale_note = scale_of(self.params)
         files = self._corpus.files if self._corpus else ()
-        record = StageRecord(
+        return StageRecord(
             stage=self.name,
             started_utc=self.started_utc,
             finished_utc=utc_now(),
@@ -177,5 +199,15 @@ class Stage:
             series=list(series),
             excerpts=list(excerpts),
         )
+
+    def write(
+        self,
+        metrics: Iterable[Metric],
+        *,
+        series: Iterable[Series] = (),
+        excerpts: Sequence[Excerpt] = (),
+    ) -> StageRecord:
+        """Write the stage's record, last of all, and return it."""
+        record = self.record(metrics, series=series, excerpts=excerpts)
         write_record(record, self.record_path)
         return record

@@ -125,3 +125,10 @@ def test_ceilings_are_work_over_time(monkeypatch):
 def test_counts_that_measure_nothing_are_errors(wrong):
     with pytest.raises(ValueError, match="samples >= 1"):
         measure_throughput({"a": lambda: None}, tokens_per_call=1, device="cpu", **wrong)
+
+
+def test_a_slow_path_gets_fewer_samples_by_the_time_limit(monkeypatch):
+    monkeypatch.setattr(throughput, "_seconds", lambda call, device: call())
+    paths = {"slow": lambda: 5.0, "fast": lambda: 0.5, "middle": lambda: 1.0}
+    result = measure_throughput(paths, tokens_per_call=1, warmups=3, samples=8, device="cpu", limit_seconds=6.0)
+    assert {name: len(seconds) for name, seconds in result.seconds.items()} == {"slow": 2, "fast": 8, "middle": 5}

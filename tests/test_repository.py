@@ -23,10 +23,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LAYERS = (
     {"planar", "zeta", "green_triton", "head_triton", "texts"},
     {"layers", "head", "green", "hebbian", "memory", "grammar", "tokenizers", "records", "params", "progress"},
-    {"mixer", "stage1_memory", "generate", "corpora"},
+    {"mixer", "stage1_memory", "generate", "corpora", "naive", "peers"},
     {"stage1", "real_twin", "phase2", "yardsticks", "checkpoint"},
     {"models", "measure", "recipe", "criteria", "drawing"},
-    {"pretrained", "live", "complex_figures", "dynamics_figures", "figures"},
+    {"pretrained", "live", "complex_figures", "dynamics_figures", "bench_figures", "figures"},
     {"train"},
     {"tuning", "export", "harness"},
     {"stage", "report"},

@@ -189,3 +189,20 @@ def test_changes_of_the_memory_are_compared_with_it_and_all_with_the_baselines()
     to_phase2 = [(name, "phase2") for name in names if name != "phase2"]
     assert comparisons(names) == [*to_phase2, *((name, "gpt2") for name in names if name != "gpt2"), *to_memory]
     assert comparisons(["stage1", "real_twin"]) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", ["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"])
+def test_the_compiled_loss_has_the_gradients_of_the_eager_one_on_cuda(name):
+    """One that had none at all in the body once went unnoticed: the head alone still learned a little."""
+    torch.compiler.reset()
+    sizes = {"vocab_size": 1003, "d_model": 64, "n_layers": 2, "n_seq": 128}
+    ids = torch.randint(1003, (4, 129), generator=torch.Generator().manual_seed(0)).cuda()
+    gradients = []
+    for compiled in (False, True):
+        model = build_model(name, **sizes).cuda()
+        (torch.compile(model.loss) if compiled else model.loss)(ids[:, :-1], ids[:, 1:]).backward()
+        gradients.append({key: p.grad for key, p in model.named_parameters() if p.requires_grad})
+    for key, eager in gradients[0].items():
+        error = (gradients[1][key] - eager).norm() / eager.norm()
+        assert error < 1e-3, f"{key}: {error}"

@@ -1,5 +1,6 @@
 """One module per measured quantity: each returns a dataclass with `.metrics(model_name)`, prints and judges nothing."""
 
+from .bench import BenchResult, BenchSizes, measure_bench
 from .comparison import ComparisonResult, compare, ratio_metrics, seed_metrics
 from .dynamics import DynamicsResult, measure_dynamics
 from .gradients import GradientResult, measure_gradients
@@ -28,6 +29,8 @@ from .throughput import (
 )
 
 __all__ = [
+    "BenchResult",
+    "BenchSizes",
     "CausalityResult",
     "Ceiling",
     "ComparisonResult",
@@ -51,6 +54,7 @@ __all__ = [
     "forward_logits",
     "forward_loss",
     "matrix_ceiling",
+    "measure_bench",
     "measure_dynamics",
     "measure_gradients",
     "measure_memory",

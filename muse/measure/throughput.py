@@ -7,6 +7,7 @@ The ceilings say what the same device does at best: a large matrix product, and 
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ from .common import Progress, passthrough, training_mode
 Path = Callable[[], object]
 MATRIX_SIZES = {"cuda": (2048, 4096, 8192, 16384), "cpu": (512, 1024, 2048)}
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**27}
+LEAST_SAMPLES = 2
+WARMUP_SHARE = 0.25  # of the time limit of a path
 
 
 @dataclass(frozen=True)
@@ -99,18 +102,29 @@ def measure_throughput(
     device: torch.device | str,
     flops_per_token: float | None = None,
     matrix_flops_per_second: float | None = None,
+    limit_seconds: float | None = None,
     progress: Progress = passthrough,
 ) -> ThroughputResult:
-    """Time the paths in turn: every path `warmups` times, then `samples` rounds of one call each, in rotating order."""
+    """Time the paths in turn: every path `warmups` times, then `samples` rounds of one call each, in rotating order.
+
+    A path that has used up `limit_seconds` gets no more calls than LEAST_SAMPLES samples need. A call that takes longer
+    than that all by itself counts as a sample even where it is a warm-up.
+    """
     if not paths or samples < 1 or warmups < 0:
         raise ValueError(f"needs a path, samples >= 1, warmups >= 0, got {list(paths)}, {samples}, {warmups}")
     device, names = torch.device(device), list(paths)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    spent = dict.fromkeys(names, 0.0)
+    limit_seconds = math.inf if limit_seconds is None else limit_seconds
     for round_ in progress(range(warmups + samples), f"throughput, {', '.join(names)}", warmups + samples):
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
+            enough = round_ >= 1 if round_ < warmups else len(seconds[name]) >= LEAST_SAMPLES
+            if enough and spent[name] > limit_seconds * (WARMUP_SHARE if round_ < warmups else 1):
+                continue
             elapsed = _seconds(paths[name], device)
-            if round_ >= warmups:
+            spent[name] += elapsed
+            if round_ >= warmups or elapsed > limit_seconds:
                 seconds[name].append(elapsed)
     return ThroughputResult(
         tokens_per_call=tokens_per_call,
@@ -160,12 +174,19 @@ def forward_loss(model: nn.Module, token_ids: Tensor, targets: Tensor) -> Path:
 
 
 def training_step(
-    model: nn.Module, token_ids: Tensor, targets: Tensor, *, autocast_dtype: torch.dtype | None = None
+    model: nn.Module,
+    token_ids: Tensor,
+    targets: Tensor,
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Path:
     """Return forward + backward + AdamW step on the model's own parameters, with gradients scaled for float16 autocast.
 
-    Puts the model in training mode: give a model with dropout to this path alone.
+    `loss` may be a compiled form of the model's own. Puts the model in training mode: give a model with dropout to this
+    path alone.
     """
+    loss_of = loss or model.loss
     device_type = token_ids.device.type
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
@@ -175,7 +196,7 @@ def training_step(
         cast = torch.autocast(device_type, autocast_dtype) if autocast_dtype else contextlib.nullcontext()
         optimizer.zero_grad(set_to_none=True)
         with cast:
-            loss = model.loss(token_ids, targets)
+            loss = loss_of(token_ids, targets)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

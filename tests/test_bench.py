@@ -1,0 +1,330 @@
+"""The bench: fast paths equal the naive one, a wrong one gets no speed, a missing or broken one stops no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from reference import rms_error
+
+from muse import cli, head, planar
+from muse.bench_figures import bench_figures
+from muse.measure import BenchSizes, bench, bench_layers, measure_bench
+from muse.measure.bench import OTHERS, Bench
+from muse.measure.common import passthrough
+from muse.measure.gates import Check, check, check_gradients, gradients, relative_rms, worst_gradient
+from muse.measure.race import Trial, race
+from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
+from muse.models import build_model
+from muse.naive import NaiveStage1, stir
+from muse.params import BENCH_GROUPS
+from muse.peers import PathMissingError
+from muse.plain import bench_tables
+from muse.records import BenchRecord, StageRecord, read_record, utc_now
+
+SIZES = {"vocab_size": 53, "d_model": 6, "n_layers": 2, "n_seq": 13}
+RACED = ("forward", "training", "head", "stack")
+TINY = BenchSizes(**SIZES, n_tokens=11, forward_batches=(3,), training_batches=(2,), head_tokens=17, warmups=1,
+                  samples=3, seconds=1.0, groups=RACED)  # fmt: skip
+CPU = torch.device("cpu")
+no_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile on a CPU needs a C++ compiler"
+)
+
+
+def build(name, use_complex32):
+    return build_model(name, **SIZES, use_complex32=use_complex32)
+
+
+def tiny(**changes):
+    return measure_bench(build, replace(TINY, **changes), "cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick_ceilings(monkeypatch):
+    monkeypatch.setattr(bench, "matrix_ceiling", partial(matrix_ceiling, sizes=(64,)))
+    monkeypatch.setattr(bench, "copy_ceiling", partial(copy_ceiling, num_bytes=2**16))
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    monkeypatch.setattr(bench_layers, "compiler_problem", lambda device: "no compiler: none for this test")
+
+
+def paths(result, group):
+    (found,) = [race for race in result.races if race.group.startswith(group)]
+    return {path.name: path for path in found.paths}
+
+
+@no_compiler
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles; this test is about numbers
+@pytest.mark.parametrize(
+    ("dtype", "forward", "gradient"),
+    [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 3e-2, 6e-2), (torch.float16, 2e-3, 2e-2)],
+)
+def test_naive_eager_and_compiled_agree_in_forward_and_gradients(dtype, forward, gradient):
+    model = stir(build("stage1", use_complex32=False)).to(dtype)
+    ids = torch.randint(53, (3, 12), generator=torch.Generator().manual_seed(0))
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    exact = NaiveStage1(model).double()
+    exact.loss(inputs, targets).backward()
+    naive = NaiveStage1(model)
+    torch.compiler.reset()
+    kinds = {"eager": (model, model.loss), "naive": (naive, naive.loss)}
+    kinds["compiled"] = model, torch.compile(model.loss, dynamic=False)
+    with planar.cpu_compute("float32"):  # the compute dtype of halves differs between processors
+        for name, (module, loss_of) in kinds.items():
+            module.zero_grad()
+            (loss_of(inputs, targets) * 64).backward()
+            got = {key: grad.float() / 64 for key, grad in gradients(module).items() if grad is not None}
+            assert worst_gradient(got, {k: g for k, g in gradients(exact).items() if g is not None}) < gradient, name
+        with torch.no_grad():
+            logits = {"eager": model(inputs), "naive": naive(inputs)}
+            logits["compiled"] = torch.compile(model, dynamic=False)(inputs)
+    for name, found in logits.items():
+        assert rms_error(found, exact(inputs)) < forward, name
+
+
+def test_every_path_is_timed_after_its_checks(without_compiler):
+    result = tiny()
+    assert [race.group for race in result.races] == ["forward_3x11", "training_2x11", "head_17", "stack_2x11"]
+    for race_ in result.races:
+        for path in race_.paths:
+            if path.status == "timed":
+                assert path.checks, path
+                assert all(check.ok for check in path.checks), path
+                assert 2 <= len(path.seconds) <= 3
+        assert {"muse eager", race_.baseline} <= {path.name for path in race_.paths if path.status == "timed"}
+    assert {name: path.status for name, path in paths(result, "forward").items()} == {
+        "muse compiled": "missing", "muse eager": "timed", "naive": "timed",
+    }  # fmt: skip
+    assert {check.quantity for check in paths(result, "training")["naive"].checks} == {
+        "loss", "gradient", "worst_gradient",
+    }  # fmt: skip
+    assert paths(result, "head")["muse eager"].extra_bytes > 0
+    assert paths(result, "stack")["complex64"].status == "timed"
+
+
+def test_metrics_follow_the_record_contract(without_compiler):
+    result = tiny(groups=("head",))
+    metrics = {(metric.name, metric.model): metric for metric in result.metrics()}
+    speed = metrics["bench_head_17_speed", "naive"]
+    assert (speed.unit, speed.n) == ("token/s", len(speed.samples))
+    assert speed.interval[0] <= speed.value <= speed.interval[1]
+    assert metrics["bench_head_17_ratio", "naive"].value == 1
+    assert metrics["bench_head_17_loss_error", "muse eager"].unit == "nat"
+    assert metrics["bench_head_17_gradient_error", "muse eager"].value < 0.1
+    assert metrics["bench_head_17_extra_memory", "naive"].basis == "estimate"
+    share = metrics["bench_head_17_matrix_share", "naive"].value
+    seconds = metrics["bench_head_17_milliseconds", "naive"].value / 1e3
+    assert share == pytest.approx(6 * 53 * 6 * 17 / seconds / metrics["bench_matrix_ceiling", ""].value)
+    missing = metrics["bench_head_17_speed", "muse compiled"]
+    assert (missing.value, missing.n) == (None, 0)
+    assert missing.note == "missing: no compiler: none for this test"
+
+
+def flipped(z, weight_real, weight_imag, *bias, linear=planar.linear):
+    return linear(z, weight_real, -weight_imag, *bias)
+
+
+def forgetful(z, weight_real, weight_imag, *bias, linear=planar.linear):
+    return linear(z, weight_real, weight_imag)
+
+
+@pytest.mark.parametrize("broken", [flipped, forgetful])
+def test_a_wrong_sign_or_a_forgotten_bias_is_refused(broken, monkeypatch, without_compiler):
+    monkeypatch.setattr(planar, "linear", broken)
+    result = tiny(groups=("forward", "training", "stack"))
+    for group in ("forward", "training", "stack"):
+        found = paths(result, group)
+        assert found["muse eager"].status == "refused", group
+        assert not found["muse eager"].seconds
+        assert not all(check.ok for check in found["muse eager"].checks)
+        assert found["naive"].status == "timed"
+    metrics = {(metric.name, metric.model): metric for metric in result.metrics()}
+    speed = metrics["bench_forward_3x11_speed", "muse eager"]
+    assert (speed.value, speed.samples) == (None, [])
+    assert "refused: not equal to the reference" in speed.note
+    assert ("bench_forward_3x11_ratio", "muse eager") not in metrics
+    table = "\n".join(bench_tables(result.metrics()))
+    assert "refused: not equal to the reference, so no speed is given; forward error" in table
+
+
+def test_a_wrong_gradient_of_the_head_is_refused(monkeypatch, without_compiler):
+    def wrong(g, *args, add=head._add_weight_gradient):
+        return add(g, -args[0], args[1])
+
+    monkeypatch.setattr(head, "_add_weight_gradient", wrong)
+    monkeypatch.setattr(head, "default_chunk_tokens", lambda num_tokens: 5)
+    found = paths(tiny(groups=("head",)), "head")["muse eager"]
+    assert found.status == "refused"
+    assert [check.ok for check in found.checks] == [True, False, False]
+
+
+def test_peers_that_are_not_installed_are_reported(monkeypatch, without_compiler):
+    def absent(name, stack):
+        raise PathMissingError(f"{name} is not here")
+
+    monkeypatch.setattr(bench_layers, "build_peer", absent)
+    result = tiny(groups=("stack",))
+    found = paths(result, "stack")
+    for name in ("complex64", "complextorch", "complexPyTorch"):
+        assert (found[name].status, found[name].note) == ("missing", f"{name} is not here")
+    assert found["muse eager"].status == found["naive"].status == "timed"
+    assert "complextorch is not here" in "\n".join(bench_tables(result.metrics()))
+
+
+def test_without_a_compiler_the_reason_is_given(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CXX", "some-compiler")
+    assert bench_layers.compiler_problem(CPU) == "no compiler: some-compiler is not on this machine"
+    with pytest.raises(PathMissingError, match="some-compiler"):
+        bench_layers.compiled(lambda: None, CPU)
+
+
+def test_without_cuda_models_say_so_and_memory_is_an_estimate():
+    metrics = tiny(groups=("models", "memory")).metrics()
+    notes = {metric.name: metric.note for metric in metrics if metric.value is None}
+    assert notes == {"bench_models_speed": "missing: full-size models are trained in turn on CUDA only"}
+    peaks = {metric.model: metric for metric in metrics if metric.name == "bench_peak_memory"}
+    assert {metric.basis for metric in peaks.values()} == {"estimate"}
+    assert peaks["naive"].value > peaks["muse eager"].value > 0
+
+
+def test_other_models_race_against_gpt2(without_compiler):
+    racing = Bench(build, TINY.for_device("cpu"), CPU, torch.float32, passthrough)
+    result = racing.race_models("eager", 2)
+    assert {path.name: path.status for path in result.paths} == dict.fromkeys(OTHERS, "timed")
+    shares = {m.model: m.value for m in result.metrics(1.0, 1.0) if m.name == "bench_models_eager_2x11_matrix_share"}
+    times = {path.name: statistics.median(path.seconds) for path in result.paths}
+    flops = {name: 3 * flops_per_token(build(name, use_complex32=False), 11) for name in OTHERS}
+    assert shares == {name: pytest.approx(22 * flops[name] / times[name]) for name in OTHERS}
+    assert {path.status for path in racing.race_models("compiled", 2).paths} == {"missing"}
+
+
+def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_compiler):
+    def broken(self):
+        raise MemoryError("too large")
+        yield
+
+    monkeypatch.setattr(Bench, "forward", broken)
+    result = tiny(groups=("forward", "head"))
+    assert [race.group for race in result.races] == ["head_17"]
+    (metric,) = [metric for metric in result.metrics() if metric.name == "bench_forward_speed"]
+    assert metric.note == "failed: MemoryError: too large"
+
+
+def raced(candidates, **changes):
+    work = {"baseline": "good", "tokens_per_call": 4, "device": CPU, "flops_per_token": 1.0, "least_bytes": 8,
+            "warmups": 0, "samples": 4, "limit_seconds": 9.0} | changes  # fmt: skip
+    return {path.name: path for path in race("toy", candidates, **work).paths}
+
+
+def good(call=lambda: None):
+    return Trial(call, lambda: [Check("forward", 0.0, 1e-3)])
+
+
+def test_one_path_that_raises_stops_no_other():
+    calls = iter(range(9))
+
+    def breaks_later():
+        if next(calls) == 2:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate")
+
+    def breaks_at_once():
+        raise RuntimeError("\n cannot compile\nmore")
+
+    found = raced({"later": partial(good, breaks_later), "once": breaks_at_once, "good": good})
+    assert (found["later"].status, found["later"].note) == ("failed", "RuntimeError: CUDA out of memory.")
+    assert found["later"].seconds == ()
+    assert (found["once"].status, found["once"].note) == ("failed", "RuntimeError: cannot compile")
+    assert len(found["good"].seconds) == 4
+
+
+def test_a_path_without_checks_or_with_nan_is_not_timed():
+    found = raced({
+        "none": lambda: Trial(lambda: None, list),
+        "nan": lambda: Trial(lambda: None, lambda: [check("forward", float("nan"), torch.float32)]),
+        "good": good,
+    })  # fmt: skip
+    assert found["none"].status == "failed"
+    assert found["nan"].status == "refused"
+    assert found["nan"].seconds == ()
+
+
+def test_an_interruption_is_no_failure_of_a_path():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        raced({"good": partial(good, interrupted)})
+
+
+def test_errors_are_relative_and_the_worst_gradient_counts():
+    assert relative_rms([(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]))]) == pytest.approx(0.5**0.5)
+    assert relative_rms([(torch.zeros(2), torch.zeros(2))]) == 0
+    assert relative_rms([(torch.ones(2), torch.zeros(2))]) == float("inf")
+    with pytest.raises(ValueError, match="shapes differ"):
+        relative_rms([(torch.ones(2), torch.ones(1))])
+    want = {"large": torch.full((100,), 10.0), "small": torch.ones(1)}
+    assert worst_gradient({"large": want["large"], "small": -torch.ones(1)}, want) == 2
+    assert worst_gradient({"large": want["large"]}, want) == float("inf")
+    hidden = check_gradients(want | {"small": torch.tensor([-1.0])}, want, torch.bfloat16)
+    assert [found.ok for found in hidden] == [True, False], "a wrong sign in a small parameter must not hide"
+    for wrong in (want | {"small": torch.tensor([torch.nan])}, {"large": want["large"]}):
+        assert not any(found.ok for found in check_gradients(wrong, want, torch.bfloat16))
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_each_race_has_a_figure_that_names_every_path(language, without_compiler):
+    metrics = tiny(groups=("head", "models")).metrics()
+    now = utc_now()
+    record = StageRecord(stage="bench", started_utc=now, finished_utc=now, scale="published", metrics=metrics)
+    (figure,) = bench_figures(record, language)
+    assert len(figure.data) == sum(metric.name == "bench_head_17_ratio" for metric in metrics)
+    for path in ("muse eager", "muse compiled", "naive"):
+        assert path in figure.layout.meta["alt"]
+    assert "1.00×" in figure.layout.meta["alt"]
+
+
+SETTINGS = ["vocab_size=53", "d_model=6", "n_layers=1", "n_seq=128", "throughput_n_tokens=5", "bench_head_tokens=7",
+            "throughput_samples=2", "throughput_warmups=1", "device=cpu", "bench_groups=[head]"]  # fmt: skip
+
+
+def test_the_command_prints_tables_and_writes_a_record(tmp_path, capsys, without_compiler):
+    arguments = ["bench", "--out", str(tmp_path / "out"), *(word for one in SETTINGS for word in ("-p", one))]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "head 7" in shown
+    assert "muse eager" in shown
+    assert shown.rstrip().endswith("bench.json")
+    record = read_record(BenchRecord, tmp_path / "out" / "bench.json")
+    assert (record.stage.stage, record.stage.scale) == ("bench", "reduced")
+    assert record.stage.params["bench_head_tokens"] == 7
+    assert record.run.hardware["cpu"]
+    assert record.run.command.startswith("muse bench --out")
+    assert json.loads((tmp_path / "out" / "bench.json").read_text())["schema_version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "bench_groups=[nonsense]"], "bench_groups[0]: got 'nonsense'"),
+        (["-p", "bench_seconds=0"], "bench_seconds: got 0"),
+        (["no-such-file.yaml"], "cannot be read"),
+        (["--out", __file__], "is a file"),
+    ],
+)
+def test_bad_parameters_give_2(arguments, message, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_groups_are_methods_of_the_bench():
+    assert all(callable(getattr(Bench, group)) for group in BENCH_GROUPS)
