@@ -51,8 +51,11 @@ FLOORS = {"floor_perplexity": "solid", "bigram_floor_perplexity": "dash", "unifo
 
 
 def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
-    """Training and validation loss over tokens, from the series `training_loss` and `validation_loss`."""
-    words, traces, items, last = texts(language), [], [], []
+    """Training and validation loss over tokens, from the series `training_loss` and `validation_loss`.
+
+    The seeds of a model share its entry in the legend and in the caption.
+    """
+    words, traces, items, last = texts(language), [], [], {}
     curves = [s for s in record.series if s.name in ("training_loss", "validation_loss") and s.y]
     need(curves, "series training_loss or validation_loss", record)
     for curve in curves:
@@ -61,15 +64,19 @@ def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
         line = {"width": 2.5, "dash": look.dash} if validation else {"width": 1}
         mode = "lines+markers" if validation else "lines"
         trace = _line(curve, look.label + words["and"] + kind, language, line, mode)
-        traces.append(trace.update(opacity=1 if validation else 0.5))
+        model = curve.model.partition(" (seed ")[0]
+        entry = f"{model} {curve.name}"
+        first = entry not in {trace.legendgroup for trace in traces}
+        traces.append(trace.update(opacity=1 if validation else 0.5, legendgroup=entry, showlegend=first))
         items.append(say(language, "loss_curves.item", model=look.label, kind=kind, **_ends(curve)))
         if validation:
-            last.append(f"{look.label} {number(curve.y[-1])}")
+            last.setdefault(style(model, language).label, []).append(curve.y[-1])
+    ends = [f"{label} {words['and'].join(number(loss) for loss in losses)}" for label, losses in last.items()]
     return make_figure(
         "loss_curves",
         traces,
         language,
-        {"list": join(language, items), "last": join(language, last) or "–"},
+        {"list": join(language, items), "last": join(language, ends) or "–"},
         xaxis=axis(words["figure.tokens"], tickformat="~s"),
         yaxis=axis(words["figure.loss_axis"]),
     )
@@ -219,9 +226,8 @@ def throughput_bars(record: StageRecord, language: str = "en") -> go.Figure:
         return speed if share is None else f"{speed}, {say(language, 'figure.share', share=f'{share:.1%}')}"
 
     words = texts(language)
-    return _bar_figure(
-        "throughput_bars", found, language, note, words["figure.tokens_per_second"], words["throughput_bars.caption"]
-    )
+    caption = words["throughput_bars.training" if record.stage == "train" else "throughput_bars.caption"]
+    return _bar_figure("throughput_bars", found, language, note, words["figure.tokens_per_second"], caption)
 
 
 def _bar_figure(

@@ -149,30 +149,12 @@ def _loss_and_gradients(
     return loss, dx, dw[:vocab], db
 
 
-_compiled_loss_and_gradients = torch.library.custom_op(
-    "muse::loss_and_gradients", _loss_and_gradients, mutates_args=()
-)  # one step for a compiler, whose own version of the loop would copy the sums and compile for every length
-
-
-@_compiled_loss_and_gradients.register_fake
-def _(x, weight, bias, targets, chunk_tokens, compute, storage):
-    accumulate = planar.accumulate_dtype(storage)
-    dw_dtype = compute if x.shape[0] <= chunk_tokens and not x.is_cuda else accumulate
-    return (
-        x.new_empty((), dtype=accumulate),
-        torch.empty_like(x, dtype=compute),
-        torch.empty_like(weight, dtype=dw_dtype),
-        x.new_empty(0 if bias is None else weight.shape[0], dtype=accumulate),
-    )
-
-
 class _SummedLoss(torch.autograd.Function):
     """sum of -log p_y over tokens, with dx, dW and db computed on the way."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, targets, chunk_tokens, compute, storage):
-        call = _compiled_loss_and_gradients if torch.compiler.is_compiling() else _loss_and_gradients
-        loss, *gradients = call(x, weight, bias, targets, chunk_tokens, compute, storage)
+        loss, *gradients = _loss_and_gradients(x, weight, bias, targets, chunk_tokens, compute, storage)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return loss
@@ -244,14 +226,12 @@ def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     On CUDA the result is a view of a buffer whose rows are padded to a multiple of 64 columns.
     """
     compute, storage = planar.product_dtypes(features)
-    call = (
-        _padded_logits_op
-        if torch.compiler.is_compiling() and not _wants_grad(features, weight, bias)
-        else _padded_logits
-    )
+    for_compiler = torch.compiler.is_compiling() and not _wants_grad(features, weight, bias)
+    call = _padded_logits_op if for_compiler else _padded_logits
     return call(features.to(compute), weight, bias).to(storage)[..., : weight.shape[0]]
 
 
+@torch.compiler.disable  # a loop of library products and one kernel: nothing for a compiler to gain
 def head_loss(
     features: Tensor,
     weight: Tensor,

@@ -124,7 +124,7 @@ class Phase3Stage1Model(nn.Module):
     def read(self, z: Tensor) -> Tensor:
         """The head's input: the last norm of planar r(B T 2D), all of it where the head is tied, else its real part."""
         z = self.norm(z)
-        return z if self.head_weight is None else z[..., : self.config.d_model]
+        return z if self.head_weight is None else planar.unpack(z)[0]
 
     def features(self, token_ids: Tensor) -> Tensor:
         """The head's input: ids (B T) to r(B T D), or r(B T 2D) where the head is tied to the complex token table."""

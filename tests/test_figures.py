@@ -93,6 +93,14 @@ def test_loss_curves_hold_every_series_and_say_the_last_validation_loss():
     assert "5.1 to 3.71" in figure.layout.meta["alt"]
 
 
+def test_seeds_share_an_entry_of_the_legend_and_of_the_caption():
+    names = ("stage1", "stage1 (seed 1)", "phase2")
+    curves = [series("validation_loss", name, y=(5.0, 3.5 + i)) for i, name in enumerate(names)]
+    figure = figures.loss_curves(record("train", series=curves))
+    assert [trace.showlegend for trace in figure.data] == [True, False, True]
+    assert "Stage 1 3.5, 4.5; Phase 2 5.5" in figure.layout.meta["caption"]
+
+
 def test_perplexity_shows_interval_and_floors():
     found = [
         metric("perplexity", value=20.0, interval=(18.0, 23.0)),

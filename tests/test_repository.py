@@ -179,6 +179,50 @@ def test_tracked_files_are_small_and_hold_no_absolute_paths():
             assert not re.search(r"(^|[\s\"'`=])/(home|root|Users)/", path.read_text()), name
 
 
+H200_ROWS = {
+    "perplexity per token": ("perplexity", "perplexity", ".4g"),
+    "perplexity per word": ("perplexity", "word_perplexity", ".4g"),
+    "bits per byte": ("perplexity", "bits_per_byte", ".3f"),
+    "peak memory, own precision (GiB)": ("memory", "peak_memory", ".3f"),
+    "peak memory, all float32 (GiB)": ("memory", "peak_memory_matched", ".3f"),
+    "peak memory with AdamW, all float32 (GiB)": ("memory", "peak_memory_with_optimizer", ".3f"),
+    "forward with logits, eager (tokens/s)": ("throughput", "throughput_logits", ",.0f"),
+}
+"""Rows of the README's table: stage, metric and format."""
+
+
+def test_the_readme_table_is_that_of_the_committed_comparison():
+    readme = (ROOT / "README.md").read_text()
+    report = read_record(Report, ROOT / "reports" / "h200" / "report.json")
+    stages = {stage.stage: stage for stage in report.stages}
+    after = readme[readme.index("numbers: reports/h200/report.json") :]
+    table = {
+        cells[1]: cells[2:5] for line in after.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 6
+    }
+    models = ("stage1", "phase2", "gpt2")
+    for label, (stage, name, style) in H200_ROWS.items():
+        assert table[label] == [format(stages[stage].find(name, model).value, style) for model in models], label
+    bounds = [stages["perplexity"].find("perplexity", model).interval for model in models]
+    assert table["95 % interval over documents and seeds"] == [f"{low:.4g} to {high:.4g}" for low, high in bounds]
+    assert f"**{report.summary.ppl_ratio:.4g} times**" in readme
+    assert f"{report.summary.vram_ratio:.3f} times the memory" in readme
+    for name in ("peak_memory_matched", "peak_memory_with_optimizer"):
+        assert f"{stages['memory'].find(f'{name}_ratio_to_phase2', 'stage1').value:.3f}" in readme
+    verdicts = [criterion.verdict for criterion in report.criteria]
+    assert (verdicts.count("pass"), verdicts.count("fail")) == (4, 1)
+    assert report.run.started_utc.date().isoformat() in readme
+
+
+def test_the_committed_comparison_is_what_its_params_file_makes():
+    report = read_record(Report, ROOT / "reports" / "h200" / "report.json")
+    settings = load_params(ROOT / "params" / "h200.yaml").model_dump()
+    train = next(stage for stage in report.stages if stage.stage == "train").params
+    elsewhere = {"corpus", "tokenizer", "cache_dir", "checkpoint_dir", "checkpoint_every_steps"}
+    assert {k: v for k, v in train.items() if k in settings and k not in elsewhere} == {
+        k: settings[k] for k in train if k in settings and k not in elsewhere
+    }
+
+
 def test_readme_numbers_are_those_of_the_committed_records():
     readme = (ROOT / "README.md").read_text()
     for name, label in (("full", "perplexity per token, all"), ("ten", "the same, first 10 batches")):
