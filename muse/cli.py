@@ -223,10 +223,20 @@ def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     every = settings.model_dump()
     chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
     stage = Stage("bench", chosen | {"record_dir": out})
-    metrics = stage.bench().metrics()
-    print("\n".join(bench_tables(metrics)))
-    record = BenchRecord(run=info.model_copy(update={"finished_utc": utc_now()}), stage=stage.record(metrics))
-    print(f"\n{write_record(record, stage.record_path)}")
+    shown = 0
+
+    def keep(so_far) -> None:
+        """Write what there is and print the lines that are new."""
+        nonlocal shown
+        metrics = so_far.metrics()
+        record = BenchRecord(run=info.model_copy(update={"finished_utc": utc_now()}), stage=stage.record(metrics))
+        write_record(record, stage.record_path)
+        lines = bench_tables(metrics)
+        print("\n".join(lines[shown:]), flush=True)
+        shown = len(lines)
+
+    took = stage.bench(keep).seconds
+    print(f"\ntook {took:.0f} s: {stage.record_path}")
     return OK
 
 

@@ -110,6 +110,8 @@ def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
     """total += g^T x for g r(n V), x r(n D), summed in total's dtype."""
     if g.is_cuda and g.dtype != total.dtype:
         torch.addmm(total, g.t(), x, out_dtype=total.dtype, out=total)
+    elif g.dtype == total.dtype:
+        total.addmm_(g.t(), x)
     else:
         total.add_(g.t() @ x)
 

@@ -77,8 +77,6 @@ def bench_tables(metrics: Sequence[Metric]) -> list[str]:
         if metric.name == "bench_peak_memory":
             text = metric.note if metric.value is None else f"{metric.value / 2**20:.1f} MiB ({metric.note})"
             lines += ["", f"{metric.model} peak memory: {text}".lstrip()]
-        elif metric.name == "bench_seconds":
-            lines += ["", f"took {metric.value:.0f} s"]
     return lines
 
 

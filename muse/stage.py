@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -155,8 +155,8 @@ class Stage:
                     text=corpus.decode(written)),
         ]  # fmt: skip
 
-    def bench(self) -> measure.BenchResult:
-        """Race fast paths, naive ones and peers at the measured sizes."""
+    def bench(self, on_group: Callable[[measure.BenchResult], None] = lambda so_far: None) -> measure.BenchResult:
+        """Race fast paths, naive ones and peers; `on_group` gets what there is after each group."""
         settings = self.settings
         sizes = measure.BenchSizes(
             vocab_size=settings.vocab_size,
@@ -175,7 +175,7 @@ class Stage:
             seed=settings.seed,
             groups=tuple(settings.bench_groups),
         )
-        return measure.measure_bench(self.model, sizes, self.device, progress=track)
+        return measure.measure_bench(self.model, sizes, self.device, progress=track, on_group=on_group)
 
     def record(
         self,

@@ -22,7 +22,7 @@ from muse.measure.gates import Check, check, check_gradients, gradients, relativ
 from muse.measure.race import Trial, race
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models import build_model
-from muse.naive import NaiveStage1, stir
+from muse.naive import NaiveStage1, PlanarStack, stir
 from muse.params import BENCH_GROUPS
 from muse.peers import PathMissingError
 from muse.plain import bench_tables
@@ -124,7 +124,8 @@ def test_metrics_follow_the_record_contract(without_compiler):
     share = metrics["bench_head_17_matrix_share", "naive"].value
     seconds = metrics["bench_head_17_milliseconds", "naive"].value / 1e3
     assert share == pytest.approx(6 * 53 * 6 * 17 / seconds / metrics["bench_matrix_ceiling", ""].value)
-    missing = metrics["bench_head_17_speed", "muse compiled"]
+    stack = {metric.name: metric for metric in tiny(groups=("stack",)).metrics() if metric.model == "muse compiled"}
+    missing = stack["bench_stack_2x11_speed"]
     assert (missing.value, missing.n) == (None, 0)
     assert missing.note == "missing: no compiler: none for this test"
 
@@ -220,6 +221,24 @@ def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_com
     assert metric.note == "failed: MemoryError: too large"
 
 
+def test_every_group_is_handed_over_as_soon_as_it_is_done(without_compiler):
+    seen, sizes = [], replace(TINY, groups=("memory", "head"))
+    measure_bench(build, sizes, CPU, on_group=lambda so_far: seen.append(so_far.found))
+    assert [len(found) for found in seen] == [1, 3]
+    assert seen[1][:1] == seen[0]
+
+
+def test_trials_of_the_stack_do_not_share_their_input(without_compiler):
+    racing = Bench(build, replace(TINY, n_layers=1), CPU, torch.float32, passthrough)
+    stack = stir(PlanarStack(6, 1), 0)
+    z, g = torch.randn(2, 2, 11, 12, generator=torch.Generator().manual_seed(0))
+    want = bench_layers.stack_reference(stack, z, g)
+    for module in (stack, bench_layers.like(stack)):
+        checks = bench_layers.stack_trial(racing, z, g, want, module, None).check()
+        assert all(check.ok for check in checks), checks
+        assert not z.requires_grad
+
+
 def raced(candidates, **changes):
     work = {"baseline": "good", "tokens_per_call": 4, "device": CPU, "flops_per_token": 1.0, "least_bytes": 8,
             "warmups": 0, "samples": 4, "limit_seconds": 9.0} | changes  # fmt: skip
@@ -288,7 +307,7 @@ def test_each_race_has_a_figure_that_names_every_path(language, without_compiler
     record = StageRecord(stage="bench", started_utc=now, finished_utc=now, scale="published", metrics=metrics)
     (figure,) = bench_figures(record, language)
     assert len(figure.data) == sum(metric.name == "bench_head_17_ratio" for metric in metrics)
-    for path in ("muse eager", "muse compiled", "naive"):
+    for path in ("muse eager", "naive", "naive float32"):
         assert path in figure.layout.meta["alt"]
     assert "1.00×" in figure.layout.meta["alt"]
 

@@ -73,42 +73,53 @@ class BenchSizes:
 class BenchResult:
     """Every race, the ceilings of the machine, and what has no race."""
 
-    races: tuple[RaceResult, ...]
+    found: tuple[RaceResult | Metric, ...]  # in the order of the groups
     matrix: Ceiling
     copy: Ceiling
-    others: tuple[Metric, ...]
     seconds: float
+
+    @property
+    def races(self) -> tuple[RaceResult, ...]:
+        return tuple(one for one in self.found if isinstance(one, RaceResult))
 
     def metrics(self) -> list[Metric]:
         """Return all of it, under names that start with `bench_`."""
         ceilings = [*self.matrix.metrics(), *self.copy.metrics()]
         found = [metric.model_copy(update={"name": f"bench_{metric.name}"}) for metric in ceilings]
-        for result in self.races:
-            found += result.metrics(self.matrix.value, self.copy.value)
+        for one in self.found:
+            found += [one] if isinstance(one, Metric) else one.metrics(self.matrix.value, self.copy.value)
         took = Metric(name="bench_seconds", value=self.seconds, unit="s", note="all of it, compiling included")
-        return [*found, *self.others, took]
+        return [*found, took]
 
 
 def measure_bench(
-    build: Build, sizes: BenchSizes, device: torch.device | str, *, progress: Progress = passthrough
+    build: Build,
+    sizes: BenchSizes,
+    device: torch.device | str,
+    *,
+    progress: Progress = passthrough,
+    on_group: Callable[[BenchResult], None] = lambda so_far: None,
 ) -> BenchResult:
-    """Race every group of `sizes`; `build(name, use_complex32=...)` returns an untrained model on the device."""
+    """Race every group of `sizes`; `build(name, use_complex32=...)` returns an untrained model on the device.
+
+    `on_group` gets what there is after each group, so that an interruption loses one group.
+    """
     start, device = time.perf_counter(), torch.device(device)
     sizes = sizes.for_device(device.type)
     half = planar.compute_dtype(torch.float16, device)
     ceilings = [matrix_ceiling(device, dtype) for dtype in dict.fromkeys((half, torch.float32))]
+    result = BenchResult((), max(ceilings, key=lambda ceiling: ceiling.value), copy_ceiling(device), 0.0)
     bench = Bench(build, sizes, device, half, progress)
-    races: list[RaceResult] = []
-    others: list[Metric] = []
-    for group in sizes.groups:
+    for group in (group for group in BENCH_GROUPS if group in sizes.groups):
+        found: list[RaceResult | Metric] = []
         try:
-            for found in getattr(bench, group)():
-                (races if isinstance(found, RaceResult) else others).append(found)
+            found.extend(getattr(bench, group)())
         except Exception as error:  # a reference that does not fit, for instance; the other groups go on
-            others.append(nothing(f"bench_{group}_speed", "token/s", f"failed: {one_line(error)}"))
+            found.append(nothing(f"bench_{group}_speed", "token/s", f"failed: {one_line(error)}"))
+        result = replace(result, found=(*result.found, *found), seconds=time.perf_counter() - start)
+        on_group(result)
         release(device)
-    matrix = max(ceilings, key=lambda ceiling: ceiling.value)
-    return BenchResult(tuple(races), matrix, copy_ceiling(device), tuple(others), time.perf_counter() - start)
+    return result
 
 
 @dataclass
@@ -125,6 +136,11 @@ class Bench:
     def autocast_dtype(self) -> torch.dtype | None:
         """What training computes in: bfloat16, or None where this machine has no fast half precision."""
         return None if self.half == torch.float32 else torch.bfloat16
+
+    @property
+    def complex32(self) -> torch.dtype:
+        """What decides how exact complex32 numbers can be: float16 where only their storage is in half precision."""
+        return torch.float16 if self.half == torch.float32 else self.half
 
     def cast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
@@ -158,7 +174,7 @@ class Bench:
 
             def trial(make, ids=ids, rows=rows, want=want) -> Trial:
                 call = forward_logits(make(), ids)
-                return Trial(call, partial(check_rows, call, rows, want, self.half))
+                return Trial(call, partial(check_rows, call, rows, want, self.complex32))
 
             candidates = {"muse compiled": partial(trial, lambda: compiled(model, self.device))}
             if self.device.type == "cuda" and batch == min(self.sizes.forward_batches):

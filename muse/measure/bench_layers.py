@@ -63,7 +63,6 @@ def head_race(bench: Bench) -> RaceResult:
     want = head_reference(inputs, targets)
     trial = partial(head_trial, bench, inputs, targets, want)
     candidates = {
-        "muse compiled": lambda: trial(compiled(muse_head, bench.device), torch.float16),
         "muse eager": lambda: trial(muse_head, torch.float16),
         "naive": lambda: trial(naive_head, torch.bfloat16),
         "naive float32": lambda: trial(naive_head, torch.float32),
@@ -111,7 +110,7 @@ def head_trial(
 ) -> Trial:
     leaves = {name: value.to(dtype, copy=True).requires_grad_() for name, value in inputs.items()}
     scale = float(HEAD_LOSS_SCALE * len(targets))
-    products = bench.half if dtype == torch.float16 else dtype
+    products = bench.complex32 if dtype == torch.float16 else dtype
 
     def call() -> Tensor:
         for leaf in leaves.values():
@@ -162,9 +161,10 @@ def stack_race(bench: Bench) -> RaceResult:
         candidates["muse compiled complex32"] = lambda: trial(copy_of().half(), None, compile_it=True)
         candidates["muse eager complex32"] = lambda: trial(copy_of().half(), None)
     candidates["muse eager"] = lambda: trial(copy_of(), half)
-    candidates["muse eager float32"] = lambda: trial(copy_of(), None)
     candidates["naive"] = lambda: trial(NaiveStack(stack), half)
-    candidates["naive float32"] = lambda: trial(NaiveStack(stack), None)
+    if half is not None:
+        candidates["muse eager float32"] = lambda: trial(copy_of(), None)
+        candidates["naive float32"] = lambda: trial(NaiveStack(stack), None)
     for name in PEERS:
         candidates[name] = partial(peer_trial, name, stack, z, g, trial)
     least = num_bytes(z, z, g, z) + 2 * num_bytes(*stack.parameters())  # in, out and their gradients; weights' too
@@ -192,8 +192,7 @@ def stack_trial(
 ) -> Trial:
     dtype = next(module.parameters()).dtype
     products = autocast or (bench.half if dtype == torch.float16 else torch.float32)
-    leaf = z.detach().clone() if z.is_complex() else z.to(dtype)
-    leaf.requires_grad_()
+    leaf = z.detach().to(z.dtype if z.is_complex() else dtype, copy=True).requires_grad_()
     run = compiled(module, bench.device) if compile_it else module
 
     def call() -> Tensor:
