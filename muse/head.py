@@ -26,6 +26,7 @@ except ImportError:  # Triton comes with CUDA builds of PyTorch
 IGNORE_INDEX = -100
 GRADIENT_SCALE = 256.0  # p - y in fp16: probabilities down to 1e-10 stay non-zero, sums stay far from 65504
 REDUCTIONS = ("mean", "sum", "none")
+SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
 
 
@@ -151,6 +152,16 @@ def _loss_and_gradients(
     return loss, dx, dw[:vocab], db
 
 
+def _scaled(total: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """scale total in `dtype`, rounded once; rows by the cacheful on a CPU, whose mixed-precision products are slow."""
+    out = torch.empty_like(total, dtype=dtype)
+    if total.is_cuda:
+        return torch.mul(total.to(scale.dtype), scale, out=out)
+    for out_rows, rows in zip(out.split(SCALED_ROWS), total.split(SCALED_ROWS), strict=True):
+        out_rows.copy_(rows.to(scale.dtype) * scale)
+    return out
+
+
 class _SummedLoss(torch.autograd.Function):
     """sum of -log p_y over tokens, with dx, dW and db computed on the way."""
 
@@ -164,11 +175,14 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         scale = grad / GRADIENT_SCALE
-        scaled = [
-            None if dtype is None else torch.mul(total.to(scale.dtype), scale, out=torch.empty_like(total, dtype=dtype))
-            for total, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *scaled, None, None, None, None
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return (
+            *(None if dtype is None else _scaled(total, scale, dtype) for total, dtype in pairs),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, storage: torch.dtype) -> Tensor:
@@ -197,7 +211,7 @@ def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, ch
         )
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    if type(targets) is Tensor and targets.device.type == "cpu" and not torch.compiler.is_compiling():
+    if type(targets) is Tensor and targets.device.type == "cpu":
         bad = (targets >= weight.shape[0]) | ((targets < 0) & (targets != IGNORE_INDEX))
         if bad.any():
             raise ValueError(
@@ -233,7 +247,6 @@ def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return call(features.to(compute), weight, bias).to(storage)[..., : weight.shape[0]]
 
 
-@torch.compiler.disable  # a loop of library products and one kernel: nothing for a compiler to gain
 def head_loss(
     features: Tensor,
     weight: Tensor,
@@ -249,6 +262,9 @@ def head_loss(
     "none" gives r(...) and recomputes each chunk's logits in its backward pass. Targets out of range are a ValueError
     on CPU (CUDA and compiled code: not checked).
     """
+    if torch.compiler.is_compiling():  # a loop of library products and one kernel: nothing for a compiler to gain
+        eager = torch.compiler.disable(head_loss)
+        return eager(features, weight, bias, targets, reduction=reduction, chunk_tokens=chunk_tokens)
     _check(features, weight, targets, reduction, chunk_tokens)
     x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1).long()
     chunk_tokens = chunk_tokens or default_chunk_tokens(x.shape[0])

@@ -55,10 +55,13 @@ def dtype_row(storage: torch.dtype, device_type: str) -> DtypeRow:
 
 
 def set_cpu_compute(mode: str) -> None:
-    """Choose the matrix products of half-precision numbers on CPU: "auto" (the table) or "float32" (exact, slower)."""
+    """Choose the matrix products of half-precision numbers on CPU.
+
+    "auto": the table; "float32": exact, slower; "storage": as on an accelerator, which slow CPUs are only to imitate.
+    """
     global _cpu_compute
-    if mode not in ("auto", "float32"):
-        raise ValueError(f'CPU compute mode must be "auto" or "float32", got {mode!r}')
+    if mode not in ("auto", "float32", "storage"):
+        raise ValueError(f'CPU compute mode must be "auto", "float32" or "storage", got {mode!r}')
     _cpu_compute = mode
 
 
@@ -77,8 +80,9 @@ def compute_dtype(storage: torch.dtype, device: torch.device | str) -> torch.dty
     """Dtype in which matrix products of numbers stored as `storage` run on `device`."""
     device_type = device.type if isinstance(device, torch.device) else torch.device(device).type
     row = dtype_row(storage, device_type)
-    halves_in_float32 = _cpu_compute == "float32" and device_type == "cpu" and storage.itemsize == 2
-    return torch.float32 if halves_in_float32 else row.compute
+    if _cpu_compute == "auto" or device_type != "cpu" or storage.itemsize != 2:
+        return row.compute
+    return torch.float32 if _cpu_compute == "float32" else storage
 
 
 def accumulate_dtype(storage: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from measure_toys import Toy
 from torch import nn
 
+from muse import planar
 from muse.measure.memory import GIB, LiveBytes, measure_memory
 from muse.models import build_model
 
@@ -92,7 +93,7 @@ def test_the_estimate_is_what_the_same_step_really_allocates():
     estimate = measure_memory(lambda: build_model("stage1", use_complex32=True, **sizes), n_seq=64, device="cpu")
     model = build_model("stage1", use_complex32=True, **sizes)
     ids = torch.randint(997, (2, 64))
-    with LiveBytes() as live:
+    with planar.cpu_compute("storage"), LiveBytes() as live:
         live.track([*model.parameters(), *model.buffers(), ids])
         model.loss(ids, ids.clone()).backward()
     assert estimate.peak_bytes == pytest.approx(live.peak, rel=0.01)

@@ -1,7 +1,7 @@
 """Accelerator memory of forward + loss + backward: measured by the CUDA allocator, or estimated without one.
 
 The estimate runs the step on CPU tensors without data and adds up the bytes of live storages after every operation. It
-sees every tensor that autograd keeps and every temporary an operation returns, in the dtypes that this machine's CPU
+sees every tensor that autograd keeps and every temporary an operation returns, in the dtypes that an accelerator
 computes in. It does not see what a kernel uses inside, workspaces of libraries, fragmentation, or code that only runs
 on CUDA (such as padding). So it is labelled an estimate.
 """
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .. import planar
 from ..records import Metric
 from .common import random_batch
 
@@ -121,7 +122,7 @@ def _estimate(
     build: Callable[[], nn.Module], batch_size: int, n_seq: int, device: torch.device, with_optimizer: bool, seed: int
 ) -> MemoryResult:
     model = build().to("cpu").train()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), planar.cpu_compute("storage"):
         _make_fake(model)
         inputs = torch.zeros((batch_size, n_seq), dtype=torch.int64, device="cpu")
         with LiveBytes() as live:
