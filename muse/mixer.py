@@ -3,7 +3,7 @@
     q, k, v = short causal convolution of W_qkv u
     gamma_t = cap sigmoid(w u_t + b)             per head
     theta = log-spaced x exp(b')                 per head and rotating channel
-    out = W_o [silu(G u) head_norm(memory(q, k, v))]
+    out = W_o [silu(G u) head_norm(memory(q / X, k, v))]
 
 Glossary: B batch, T positions, D width (complex channels), H heads, X real channels per head. W are complex, G and w
 real matrices that read both planes of u, planar r(B T 2D). With `numbers="real"` a complex D x E matrix becomes a real
@@ -221,6 +221,7 @@ class MemoryMixer(nn.Module):
         if self.turn_bias is not None:
             qk = turn(qk, angle)
         q, k = qk.unbind(0)
+        q = q / self.head_width  # the norm per head takes it out again; without it float16 overflows in trained models
         if options.input_scaling and options.decay != "none":
             k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
         return q, k, v

@@ -1,10 +1,11 @@
 """The block of Stage 1 with memory: a matrix memory and a gated feed-forward on a residual stream of complex channels.
 
-    z += W_o [silu(G u) head_norm(memory(q, k, v))],   q, k, v = short_convolution(W_qkv u),   u = norm z
+    z += W_o [silu(G u) head_norm(memory(q / X, k, v))],   q, k, v = short_convolution(W_qkv u),   u = norm z
     z += W_d [silu(G' u) W_u u],                                                              u = norm z
 
-Glossary: B batch, T positions, D width (complex channels), F feed-forward width, L layers. W are complex, G real
-matrices that read both planes (the real part of a complex product). With `numbers="real"` the stream is 2D real ones.
+Glossary: B batch, T positions, D width (complex channels), F feed-forward width, L layers, X real channels per head. W
+are complex, G real matrices that read both planes (the real part of a complex product). With `numbers="real"` the
+stream is 2D real ones.
 """
 
 from __future__ import annotations

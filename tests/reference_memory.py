@@ -80,7 +80,12 @@ def mixer(p: dict, u: Tensor, options, heads: int, longest: float, cap: float) -
         theta = (spaced(1.0, 1e-4, q.shape[-1]) * p["turn_bias"].exp())[:, None].expand_as(theta)
         if options.rotation == "data":
             theta = theta * (2 / (1 + torch.exp(-product(p, "pace", u)))).transpose(1, 2)[..., None]
-    y = rms(memory(q, k, v, gamma, theta, options.imaginary_scores)).transpose(1, 2).reshape(batch, length, -1)
+    real_width = q.shape[-1] * (2 if q.is_complex() else 1)
+    y = (
+        rms(memory(q / real_width, k, v, gamma, theta, options.imaginary_scores))
+        .transpose(1, 2)
+        .reshape(batch, length, -1)
+    )
     y = y * p["norm_gain"]
     if options.output_gate:
         y = y * silu(product(p, "gate", u))

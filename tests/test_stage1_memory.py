@@ -320,3 +320,17 @@ def test_rates_of_the_served_form_are_computed_in_float32():
     u = torch.randn(1, 9, 28, generator=torch.Generator().manual_seed(0)).half()
     served = memory.log_decay(u)
     assert reference.rms_error(served, memory.float().log_decay(u.float())) < 1e-6
+
+
+def test_large_queries_and_keys_do_not_overflow_the_served_form():
+    """Trained models reach |q|, |k|, |v| of 10 and more; before the norm per head that is beyond float16."""
+    model = tiny().eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            for weight in (block.memory.qkv.weight_real, block.memory.qkv.weight_imag):
+                weight.mul_(20)
+        ids = random_ids(model.config.vocab_size, 2, model.config.n_seq)
+        with planar.cpu_compute("float32"):
+            served, exact = model.to_complex32()(ids), model(ids)
+    assert served.isfinite().all()
+    assert reference.rms_error(served, exact) < 0.02
