@@ -164,7 +164,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     from .corpora import CorpusUnavailable
     from .stage import Stage
-    from .train import NonFiniteLossError
+    from .train import DeadGradientError, NonFiniteLossError
 
     stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
     try:
@@ -173,7 +173,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 loss, found = f"{result.best_validation_loss:.4f}", ", found finished" if result.reused else ""
                 print(f"{name} seed {result.seed}: validation loss {loss} nat/token", end=" ")
                 print(f"at step {result.best_step} of {result.steps}{found}: {result.weights}")
-    except (NonFiniteLossError, CorpusUnavailable, ValueError) as error:
+    except (NonFiniteLossError, DeadGradientError, CorpusUnavailable, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
         return STAGE_FAILED
     return OK

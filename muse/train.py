@@ -38,6 +38,10 @@ class NonFiniteLossError(RuntimeError):
     """A training whose loss or gradient stopped being a number; the message names step and learning rate."""
 
 
+class DeadGradientError(RuntimeError):
+    """A compiled loss that leaves parameters without gradients; the message names one."""
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Return what `auto` means: bfloat16 where a CUDA device has it, else float16 there; float32 on the CPU."""
     if precision != "auto":
@@ -68,8 +72,8 @@ def train(
     """Train `build(dropout=..., seed=...)`, or resume it, or return the finished result of the same command.
 
     Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, corpus, code and device
-    type. Ctrl-C and SIGTERM save the state first. Raises NonFiniteLossError, and CheckpointError for damaged or foreign
-    files.
+    type. Ctrl-C and SIGTERM save the state first. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for
+    damaged or foreign files.
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
@@ -195,6 +199,7 @@ class _Training:
         self.optimizer = torch.optim.AdamW(groups, recipe.learning_rate, BETAS, EPSILON, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.loss = torch.compile(model.loss) if recipe.compile else model.loss
+        self.unchecked = recipe.compile
         ids = corpus.splits["train"].ids
         self.feed = _Feed(TrainingBatches(ids, recipe.n_seq, recipe.batch_size, recipe.seed), self.device)
         self.step = 0
@@ -257,6 +262,8 @@ class _Training:
             loss = self.loss(inputs, targets)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
+        if self.unchecked:
+            self.check_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -267,6 +274,17 @@ class _Training:
         self.num_unread += 1
         if self.num_unread == len(self.unread):
             self.read()
+
+    def check_gradients(self) -> None:
+        """Refuse a compiled loss that forgets parameters: a compiler once did, and the rest went on learning."""
+        self.unchecked = False
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        dead = [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
+        if dead:
+            raise DeadGradientError(
+                f"{self.description}: {len(dead)} of {len(trained)} parameters, such as {dead[0]}, get no gradient "
+                "from the compiled loss; train with compile: false"
+            )
 
     def read(self) -> None:
         """Bring the unread losses to the host, refuse non-finite ones, and extend the curve.

@@ -26,7 +26,7 @@ from muse.live import curve_svg, live_curve
 from muse.models import build_model
 from muse.params import Settings
 from muse.recipe import Recipe, Report
-from muse.train import NonFiniteLossError, train
+from muse.train import DeadGradientError, NonFiniteLossError, train
 from muse.tuning import choose_and_train
 
 VOCAB_SIZE, N_SEQ = 13, 8
@@ -578,3 +578,17 @@ def test_cuda_steps_do_not_wait_for_the_host(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module._Training, "train_step", strict)
         train("stage1", stage1, recipe, corpus, tmp_path, "cuda")
+
+
+def test_a_compiled_loss_that_forgets_parameters_is_refused(tmp_path, monkeypatch):
+    def forgetful(loss):
+        model = loss.__self__
+        features = model.features
+        model.features = lambda ids: features(ids).detach()
+        return loss
+
+    monkeypatch.setattr(torch, "compile", forgetful)
+    with pytest.raises(DeadGradientError, match=r"such as embedding.weight_real, get no gradient .* compile: false"):
+        train("stage1", stage1, replace(RECIPE, compile=True), make_corpus(), tmp_path)
+    monkeypatch.setattr(torch, "compile", lambda loss: loss)
+    assert train("stage1", stage1, replace(RECIPE, compile=True), make_corpus(), tmp_path).steps == 40
