@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -211,6 +212,15 @@ def test_the_readme_table_is_that_of_the_committed_comparison():
     verdicts = [criterion.verdict for criterion in report.criteria]
     assert (verdicts.count("pass"), verdicts.count("fail")) == (4, 1)
     assert report.run.started_utc.date().isoformat() in readme
+    perplexity = next(criterion for criterion in report.criteria if criterion.name == "perplexity")
+    low, high = (float(x) for x in re.search(r"seeds is ([\d.]+) to ([\d.]+?)\.?$", perplexity.reason).groups())
+    assert f"{low:.3f} to {high:.3f}" in readme
+    drops = {model: [] for model in models}
+    for series in stages["train"].series:
+        if series.name == "validation_loss":
+            drops[series.model.partition(" ")[0]].append(series.y[-2] - series.y[-1])
+    stage1, phase2, gpt2 = (statistics.fmean(drops[model]) for model in models)
+    assert f"GPT-2 still gained {gpt2:.3f} nat, Phase 2 {phase2:.3f} and Stage 1 {stage1:.3f}" in readme
 
 
 def test_the_committed_comparison_is_what_its_params_file_makes():
