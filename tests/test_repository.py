@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from muse.params import PAGE_NAMES, Settings, load_params, validate
-from muse.records import Report, read_record
+from muse.records import BenchRecord, Report, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -221,6 +221,35 @@ def test_the_readme_table_is_that_of_the_committed_comparison():
             drops[series.model.partition(" ")[0]].append(series.y[-2] - series.y[-1])
     stage1, phase2, gpt2 = (statistics.fmean(drops[model]) for model in models)
     assert f"GPT-2 still gained {gpt2:.3f} nat, Phase 2 {phase2:.3f} and Stage 1 {stage1:.3f}" in readme
+
+
+BENCH_ROWS = {
+    "forward with logits, 4 x 1024": "bench_forward_4x1024",
+    "head + loss, forward + backward, 2,048 tokens": "bench_head_2048",
+    "six complex layers, forward + backward, 2 x 1024": "bench_stack_2x1024",
+}
+BENCH_PATHS = ("muse compiled", "muse eager", "naive", "naive float32", "complex64", "complextorch", "complexPyTorch")
+
+
+def test_the_readme_table_is_that_of_the_committed_bench():
+    readme = (ROOT / "README.md").read_text()
+    record = read_record(BenchRecord, ROOT / "reports" / "bench-cpu" / "bench.json")
+    assert record.run.started_utc.date().isoformat() in readme
+    assert not record.run.git_dirty
+    after = readme[readme.index("numbers: reports/bench-cpu/bench.json") :]
+    table = {
+        cells[1]: cells[2:9] for line in after.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 10
+    }
+    for label, group in BENCH_ROWS.items():
+        found = [record.stage.find(f"{group}_milliseconds", path) for path in BENCH_PATHS]
+        assert table[label] == ["" if metric is None else f"{metric.value:,.0f}" for metric in found], label
+    shares = [
+        record.stage.find("bench_stack_2x1024_matrix_share", path).value for path in ("muse compiled", "complex64")
+    ]
+    compiled, complex64 = (round(100 * share) for share in shares)
+    assert f"reach {compiled} % of the matrix ceiling, complex64 {complex64} %" in readme
+    extra = [record.stage.find("bench_head_2048_extra_memory", path).value / 2**20 for path in BENCH_PATHS[1:4]]
+    assert "needs {:,.0f} MiB where naive forms need {:,.0f} and {:,.0f}".format(*extra) in readme
 
 
 def test_the_committed_comparison_is_what_its_params_file_makes():
