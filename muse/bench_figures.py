@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from .drawing import NEUTRAL, Style, axis, join, make_figure, number, rounded, say, style
+from .drawing import BAR, Style, bar_rows, join, make_figure, number, rounded, say, style, whiskers
 from .records import Metric, StageRecord
 from .texts import texts
 
@@ -47,29 +47,21 @@ def _title(group: str, language: str) -> str:
 
 
 def _figure(record: StageRecord, group: str, paths: list[Metric], language: str) -> go.Figure:
-    words, bars, written, items = texts(language), [], [], []
-    where = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
+    words, bars, labels, items = texts(language), [], [], []
     for row, path in enumerate(paths):
         told = _told(record, group, path, language)
-        written.append(where | {"y": row, "text": f"{path.model}{words['colon']} <b>{told}</b>", "yshift": 1})
+        labels.append(f"{path.model}{words['colon']} <b>{told}</b>")
         items.append(f"{path.model} {told}")
-        if path.value is None:
-            continue
-        low, high = path.interval or (path.value, path.value)
-        whiskers = {"type": "data", "color": NEUTRAL, "array": rounded([max(0.0, high - path.value)]),
-                    "arrayminus": rounded([max(0.0, path.value - low)])}  # fmt: skip
-        bars.append(go.Bar(x=rounded([path.value]), y=[row], width=0.42, offset=0, orientation="h", showlegend=False,
-                           name=path.model, marker={"color": _look(path.model).color}, error_x=whiskers,
-                           hovertext=items[-1], hoverinfo="text"))  # fmt: skip
+        if path.value is not None:
+            bars.append(go.Bar(x=rounded([path.value]), y=[row], **BAR, showlegend=False, name=path.model,
+                               marker={"color": _look(path.model).color}, error_x=whiskers(path),
+                               hovertext=items[-1], hoverinfo="text"))  # fmt: skip
     title = {"text": f"{words['bench_bars.title']}: {_title(group, language)}", "x": 0, "font": {"size": 15}}
     return make_figure(
         "bench_bars",
         bars,
         language,
         {"list": join(language, items)},
-        height_px=120 + 44 * len(paths),
         title=title,
-        xaxis=axis(words["figure.tokens_per_second"], rangemode="tozero", tickformat="~s"),
-        yaxis=axis(range=[len(paths) - 0.4, -0.6], showticklabels=False, showgrid=False, zeroline=False),
-        annotations=written,
+        **bar_rows(words["figure.tokens_per_second"], labels, "~s"),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from .records import StageRecord
+from .records import Metric, StageRecord
 from .texts import texts
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -123,6 +123,34 @@ def log_axis(title: str, values: Iterable[float]) -> dict[str, object]:
     return axis(
         title, type="log", tickmode="array", tickvals=rounded(marks), ticktext=[number(x) for x in rounded(marks)]
     )
+
+
+BAR = {"width": 0.42, "offset": 0, "orientation": "h"}
+"""A horizontal bar in the lower part of its row; the upper part holds its text."""
+
+
+def bar_rows(title: str, labels: Sequence[str], tickformat: str) -> dict[str, object]:
+    """Return the layout of a figure with one bar for each label, which stands above it."""
+    where = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
+    return {
+        "height_px": 120 + 44 * len(labels),
+        "xaxis": axis(title, rangemode="tozero", tickformat=tickformat),
+        "yaxis": axis(range=[len(labels) - 0.4, -0.6], showticklabels=False, showgrid=False, zeroline=False),
+        "annotations": [where | {"y": row, "text": text, "yshift": 1} for row, text in enumerate(labels)],
+    }
+
+
+def whiskers(metric: Metric) -> dict[str, object] | None:
+    """Return the error bar of a metric's interval; None without one."""
+    if metric.interval is None:
+        return None
+    low, high = metric.interval
+    return {
+        "type": "data",
+        "array": rounded([max(0.0, high - metric.value)]),
+        "arrayminus": rounded([max(0.0, metric.value - low)]),
+        "color": NEUTRAL,
+    }
 
 
 def make_figure(

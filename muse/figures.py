@@ -10,10 +10,12 @@ import plotly.graph_objects as go
 from .bench_figures import bench_figures
 from .complex_figures import complex_plane, phase_magnitude
 from .drawing import (
+    BAR,
     CLEAR,
     NEUTRAL,
     NothingToDraw,
     axis,
+    bar_rows,
     join,
     log_axis,
     make_figure,
@@ -24,6 +26,7 @@ from .drawing import (
     say,
     show,
     style,
+    whiskers,
 )
 from .dynamics_figures import half_lives, plane_use, rotation_periods
 from .records import Metric, Series, StageRecord
@@ -180,20 +183,8 @@ def _interval_dot(metric: Metric, language: str) -> go.Scatter:
     marker = {"color": look.color, "symbol": look.symbol, "size": 13}
     x, y = rounded([metric.value]), [look.label]
     return go.Scatter(
-        x=x, y=y, error_x=_whiskers(metric), mode="markers", marker=marker, name=look.label, showlegend=False
+        x=x, y=y, error_x=whiskers(metric), mode="markers", marker=marker, name=look.label, showlegend=False
     )
-
-
-def _whiskers(metric: Metric) -> dict[str, object] | None:
-    if metric.interval is None:
-        return None
-    low, high = metric.interval
-    return {
-        "type": "data",
-        "array": rounded([max(0.0, high - metric.value)]),
-        "arrayminus": rounded([max(0.0, metric.value - low)]),
-        "color": NEUTRAL,
-    }
 
 
 def _with_interval(metric: Metric) -> str:
@@ -242,13 +233,11 @@ def _bar_figure(
         bar = go.Bar(
             x=rounded([metric.value]),
             y=[row],
-            width=0.42,
-            offset=0,
-            orientation="h",
+            **BAR,
             name=entry,
             legendgroup=entry,
             showlegend=entry not in seen,
-            error_x=_whiskers(metric),
+            error_x=whiskers(metric),
             hovertext=f"{label}: {note(metric)}",
             hoverinfo="text",
         )
@@ -258,18 +247,13 @@ def _bar_figure(
         traces.append(bar)
         seen.add(entry)
         items.append((f"{label}{words['colon']} <b>{note(metric)}</b>", label, note(metric), metric.basis))
-    where = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
-    written = [where | {"y": row, "text": text, "yshift": 1} for row, (text, *_) in enumerate(items)]
     told = [say(language, f"item.{basis}", name=label, value=value) for _, label, value, basis in items]
     return make_figure(
         name,
         traces,
         language,
         {"caption": caption, "list": join(language, told)},
-        height_px=120 + 44 * len(found),
-        xaxis=axis(title, rangemode="tozero", tickformat="~s" if name == "throughput_bars" else ""),
-        yaxis=axis(range=[len(found) - 0.4, -0.6], showticklabels=False, showgrid=False, zeroline=False),
-        annotations=written,
+        **bar_rows(title, [text for text, *_ in items], "~s" if name == "throughput_bars" else ""),
         barmode="overlay",
     )
 

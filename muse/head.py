@@ -35,15 +35,19 @@ def default_chunk_tokens(num_tokens: int) -> int:
     return min(max(num_tokens // 8, 256), 4096)
 
 
+def _missing_rows(weight: Tensor) -> int:
+    """How many rows V lacks to the device's multiple."""
+    return -weight.shape[0] % VOCAB_MULTIPLE.get(weight.device.type, 1)
+
+
 def _cut(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """W in `dtype`: the rows that fill the device's multiple, uncopied, and the rest, padded with zero rows to one."""
     weight = weight.to(dtype)
-    multiple = VOCAB_MULTIPLE.get(weight.device.type, 1)
-    rest = weight.shape[0] % multiple
-    if not rest:
+    missing = _missing_rows(weight)
+    if not missing:
         return (weight,)
-    full = weight.shape[0] - rest
-    return tuple(part for part in (weight[:full], F.pad(weight[full:], (0, 0, 0, multiple - rest))) if len(part))
+    full = weight.shape[0] + missing - VOCAB_MULTIPLE[weight.device.type]
+    return tuple(part for part in (weight[:full], F.pad(weight[full:], (0, 0, 0, missing))) if len(part))
 
 
 def _wants_grad(*tensors: Tensor | None) -> bool:
@@ -52,7 +56,7 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 
 def _padded(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """W and b in `dtype` with V rounded up to the device's multiple."""
-    extra = -weight.shape[0] % VOCAB_MULTIPLE.get(weight.device.type, 1)
+    extra = _missing_rows(weight)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if extra:
         weight = torch.cat([weight, weight.new_zeros(extra, weight.shape[1])])  # twice as fast as F.pad
@@ -232,8 +236,7 @@ _padded_logits_op = torch.library.custom_op(
 
 @_padded_logits_op.register_fake
 def _(x, weight, bias):
-    extra = -weight.shape[0] % VOCAB_MULTIPLE.get(x.device.type, 1)
-    return x.new_empty(*x.shape[:-1], weight.shape[0] + extra)
+    return x.new_empty(*x.shape[:-1], weight.shape[0] + _missing_rows(weight))
 
 
 def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -103,9 +103,9 @@ class Stage:
                 seed=settings.seed,
             )
             self._untrained = name, model
-        model = self._untrained[1]
-        as_served = use_complex32 and hasattr(model, "to_complex32")
-        return (model.to_complex32() if as_served else copy.deepcopy(model)).to(self.device)
+        drawn = self._untrained[1]
+        model = served(drawn) if use_complex32 else drawn
+        return (copy.deepcopy(model) if model is drawn else model).to(self.device)
 
     def train(self, name: str) -> Trained:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
