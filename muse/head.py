@@ -226,7 +226,8 @@ def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, ch
 def _padded_logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """W x + b, r(... V) with V rounded up to the device's multiple."""
     w, b = _padded(weight, bias, x.dtype)
-    return F.linear(x, w, b)
+    rows = x.reshape(-1, x.shape[-1])  # with more dimensions, a strided x gets its bias in a second pass
+    return F.linear(rows, w, b).view(*x.shape[:-1], len(w))
 
 
 _padded_logits_op = torch.library.custom_op(

@@ -32,7 +32,7 @@ class Recipe:
     evaluations: int = 10  # validation passes, evenly spaced, the last one at the end
     checkpoint_every_steps: int = 200  # a killed training loses at most so many steps; no effect on the result
     seed: int = 0  # of the weights, the order of the windows and the dropout
-    compile: bool = False  # torch.compile of the loss
+    compile: bool = False  # torch.compile of the loss; on CUDA the whole step becomes one graph
     precision: str = "auto"  # auto, float32, bfloat16 or float16
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from .corpora import Corpus, TrainingBatches, evaluation_batches, num_targets
 from .live import training_bar
 from .recipe import PRECISIONS, OnReport, Recipe, Report, TrainingResult, read_result, write_result
 from .records import versions
+from .replay import Replayed, let_capture
 
 BETAS = (0.9, 0.95)  # AdamW
 EPSILON = 1e-8  # AdamW
@@ -196,10 +197,14 @@ class _Training:
         self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         groups = parameter_groups(model, recipe.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, recipe.learning_rate, BETAS, EPSILON, fused=True)
+        self.learning_rate = torch.zeros((), device=self.device)  # of the next step
+        self.optimizer = torch.optim.AdamW(groups, self.learning_rate, BETAS, EPSILON, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.loss = torch.compile(model.loss) if recipe.compile else model.loss
         self.unchecked = recipe.compile
+        # A GradScaler skips steps by what the host reads, so float16 is not replayed.
+        replays = recipe.compile and self.device.type == "cuda" and not self.scaler.is_enabled()
+        self.update = Replayed(self.optimizer_step) if replays else self.optimizer_step
         ids = corpus.splits["train"].ids
         self.feed = _Feed(TrainingBatches(ids, recipe.n_seq, recipe.batch_size, recipe.seed), self.device)
         self.step = 0
@@ -253,11 +258,19 @@ class _Training:
         return torch.autocast(self.device.type, PRECISIONS[self.recipe.precision])
 
     def train_step(self) -> None:
-        """One optimizer step; the loss stays on the device until it is read."""
+        """One step of the training; its loss stays on the device until it is read."""
         inputs, targets = self.feed(self.step)
-        learning_rate = self.recipe.learning_rate_at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.learning_rate.fill_(self.recipe.learning_rate_at(self.step))
+        loss, norm = self.update(inputs, targets)
+        self.unread[self.num_unread, 0] = loss
+        self.unread[self.num_unread, 1] = norm
+        self.step += 1
+        self.num_unread += 1
+        if self.num_unread == len(self.unread):
+            self.read()
+
+    def optimizer_step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward, backward, clipping, AdamW; returns the loss and the norm of all gradients before clipping."""
         with self.autocast():
             loss = self.loss(inputs, targets)
         self.scaler.scale(loss).backward()
@@ -265,15 +278,11 @@ class _Training:
         if self.unchecked:
             self.check_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
+        let_capture(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.unread[self.num_unread, 0] = loss.detach()
-        self.unread[self.num_unread, 1] = norm
-        self.step += 1
-        self.num_unread += 1
-        if self.num_unread == len(self.unread):
-            self.read()
+        return loss.detach(), norm
 
     def check_gradients(self) -> None:
         """Refuse a compiled loss that forgets parameters: a compiler once did, and the rest went on learning."""

@@ -547,11 +547,14 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 
 
 @cuda
-@pytest.mark.parametrize("precision", ["auto", "float16", "float32"])
-def test_cuda_learns_and_resumes(tmp_path, precision):
-    corpus, recipe = make_corpus(), replace(RECIPE, precision=precision, train_tokens=3200, dropout=0.0)
+@pytest.mark.parametrize(
+    ("precision", "compile"), [("auto", False), ("float16", False), ("float32", False), ("auto", True)]
+)
+def test_cuda_learns_and_resumes(tmp_path, precision, compile):
+    kind = {"precision": precision, "compile": compile}
+    corpus, recipe = make_corpus(), replace(RECIPE, **kind, train_tokens=3200, dropout=0.0)
     whole = train("stage1", stage1, recipe, corpus, tmp_path / "whole", "cuda")
-    stop = at_step(55, lambda: signal.raise_signal(signal.SIGINT))
+    stop = at_step(2 * module.READ_EVERY_STEPS["cuda"], lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         train("stage1", stage1, recipe, corpus, tmp_path / "stopped", "cuda", on_report=stop)
     resumed = train("stage1", stage1, recipe, corpus, tmp_path / "stopped", "cuda")
@@ -562,6 +565,7 @@ def test_cuda_learns_and_resumes(tmp_path, precision):
 
 
 @cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cuda_steps_do_not_wait_for_the_host(tmp_path):
     """Between two readings of the loss nothing may synchronise."""
     corpus, recipe = make_corpus(), replace(RECIPE, train_tokens=3200, evaluations=1)

@@ -177,7 +177,7 @@ class Bench:
                 return Trial(call, partial(check_rows, call, rows, want, self.complex32))
 
             candidates = {"muse compiled": partial(trial, lambda: compiled(model, self.device))}
-            if self.device.type == "cuda" and batch == min(self.sizes.forward_batches):
+            if self.device.type == "cuda":
                 candidates["muse graph"] = partial(trial, lambda: compiled(model, self.device, "reduce-overhead"))
             candidates["muse eager"] = partial(trial, lambda: model)
             candidates["naive"] = partial(trial, lambda: NaiveStage1(model))
@@ -238,7 +238,8 @@ class Bench:
         """A training step, and its loss and gradients before the first one; both by the same loss function."""
         model, dtype = make().train(), self.autocast_dtype
         loss_of = compiled(model.loss, self.device) if compile_loss else model.loss
-        call = training_step(model, ids, targets, autocast_dtype=dtype, loss=loss_of)
+        replayed = compile_loss and self.device.type == "cuda"
+        call = training_step(model, ids, targets, autocast_dtype=dtype, loss=loss_of, replayed=replayed)
 
         def compared() -> list[Check]:
             with self.cast(dtype):

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..records import Metric
+from ..replay import Replayed, let_capture
 from .common import Progress, passthrough, training_mode
 
 Path = Callable[[], object]
@@ -180,11 +181,12 @@ def training_step(
     *,
     autocast_dtype: torch.dtype | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    replayed: bool = False,
 ) -> Path:
     """Return forward + backward + AdamW step on the model's own parameters, with gradients scaled for float16 autocast.
 
-    `loss` may be a compiled form of the model's own. Puts the model in training mode: give a model with dropout to this
-    path alone.
+    `loss` may be a compiled form of the model's own; `replayed` makes the step one CUDA graph, as `muse train` does with
+    compiled losses. Puts the model in training mode: give a model with dropout to this path alone.
     """
     loss_of = loss or model.loss
     device_type = token_ids.device.type
@@ -192,16 +194,19 @@ def training_step(
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     scaler = torch.amp.GradScaler(device_type, enabled=autocast_dtype == torch.float16)
 
-    def call() -> None:
+    def step(token_ids: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         cast = torch.autocast(device_type, autocast_dtype) if autocast_dtype else contextlib.nullcontext()
         optimizer.zero_grad(set_to_none=True)
         with cast:
             loss = loss_of(token_ids, targets)
         scaler.scale(loss).backward()
+        let_capture(optimizer)
         scaler.step(optimizer)
         scaler.update()
+        return (loss.detach(),)
 
-    return call
+    update = Replayed(step) if replayed else step
+    return lambda: update(token_ids, targets)
 
 
 def matrix_ceiling(device: torch.device | str, dtype: torch.dtype, *, sizes: tuple[int, ...] = ()) -> Ceiling:

@@ -1,0 +1,54 @@
+"""A function of tensors as one CUDA graph: the host launches it once instead of its kernels one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARMUPS = 3  # ordinary calls first: they compile, tune and allocate what a capture must not
+
+
+class Replayed:
+    """Calls `function(*inputs)`; from call WARMUPS + 1 on as a replay of the kernels that it launched then.
+
+    Inputs keep their shapes. The results of a replay lie in buffers that the next one overwrites. What the function
+    does on the host happens in the first calls only; numbers that change from call to call have to be tensors.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        self.function = function
+        self.calls = 0
+        self.stream = torch.cuda.Stream()
+        self.graph = torch.cuda.CUDAGraph()
+        self.inputs: tuple[Tensor, ...] = ()
+        self.results: tuple[Tensor, ...] = ()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        self.calls += 1
+        if self.calls <= WARMUPS:
+            return self._ordinary(inputs)
+        if not self.inputs:
+            self.inputs = tuple(tensor.clone() for tensor in inputs)
+            with torch.cuda.graph(self.graph):
+                self.results = self.function(*self.inputs)
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return self.results
+
+    def _ordinary(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """On a stream of its own, as a capture will be: what libraries allocate for a stream is then in place."""
+        here = torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            results = self.function(*inputs)
+        here.wait_stream(self.stream)
+        return results
+
+
+def let_capture(optimizer: torch.optim.Optimizer) -> None:
+    """Call before the step of a fused optimizer that may be captured: it refuses without this, and warns with it."""
+    for group in optimizer.param_groups:
+        group["capturable"] = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
