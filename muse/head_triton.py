@@ -1,8 +1,8 @@
 """Cross entropy of a chunk of logits and its gradient in one CUDA kernel, in place.
 
-A program has one token, or two where they can share what it loads of a bias. The PyTorch form in `head` is the reference; it
-writes float32 tensors of the logits' size where this one reads the half-precision logits twice (the second time mostly
-from the cache) and overwrites them once.
+A program has one token, or two where they can share what it loads of a bias. The PyTorch form in `head` is the
+reference; it writes float32 tensors of the logits' size where this one reads the half-precision logits twice (the
+second time mostly from the cache) and overwrites them once.
 """
 
 from __future__ import annotations

@@ -185,8 +185,8 @@ def training_step(
 ) -> Path:
     """Return forward + backward + AdamW step on the model's own parameters, with gradients scaled for float16 autocast.
 
-    `loss` may be a compiled form of the model's own; `replayed` makes the step one CUDA graph, as `muse train` does with
-    compiled losses. Puts the model in training mode: give a model with dropout to this path alone.
+    `loss` may be a compiled form of the model's own; `replayed` makes the step one CUDA graph, as `muse train` does
+    with compiled losses. Puts the model in training mode: give a model with dropout to this path alone.
     """
     loss_of = loss or model.loss
     device_type = token_ids.device.type
