@@ -67,6 +67,9 @@ ModelName = Literal[
     "stage1_memory_positions",
 ]
 
+CANDIDATES = ("stage1", "stage1_memory")
+"""Models of which the five criteria can be asked."""
+
 
 def memory_models(models: Sequence[str]) -> list[str]:
     """Return those of the models whose memory the stage `dynamics` can look at, the unchanged one first."""
@@ -85,6 +88,11 @@ class ParamsError(ValueError):
     """Bad settings; the message names the file, the key, what was got and what is expected."""
 
 
+def usual_candidates(models: Sequence[str]) -> list[str]:
+    """Return what the criteria are asked of where a run does not say."""
+    return [name for name in CANDIDATES if name in models][:1] or [CANDIDATES[0]]
+
+
 class Settings(BaseModel):
     """One flat set of settings: the keys of a params file, of `-p key=value` and of the notebooks' parameters."""
 
@@ -92,6 +100,12 @@ class Settings(BaseModel):
 
     profile: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = Field("custom", description="name of the run's profile")
     models: list[ModelName] = Field(["stage1", "phase2", "gpt2"], min_length=1, description="models that are trained")
+    candidates: list[Literal[CANDIDATES]] = Field(
+        default_factory=lambda before: usual_candidates(before.get("models", ())),
+        min_length=1,
+        description="models that the five criteria are asked of; the first decides --gate. Default: stage1, or "
+        "stage1_memory in a run without it",
+    )
     stages: list[StageName] = Field(
         default_factory=lambda before: usual_stages(before.get("models", ())),
         min_length=1,
@@ -214,6 +228,11 @@ def _contradictions(settings: Settings) -> list[str]:
             found.append(f"{name} = {getattr(settings, name)} is more than n_seq = {settings.n_seq}")
     if len(set(settings.stages)) != len(settings.stages):
         found.append(f"stages names one stage twice: {settings.stages}")
+    for name in settings.candidates:
+        if name not in settings.models and "candidates" in settings.model_fields_set:
+            found.append(f"candidates names {name}, which is not among models: {settings.models}")
+    if len(set(settings.candidates)) != len(settings.candidates):
+        found.append(f"candidates names one model twice: {settings.candidates}")
     if "dynamics" in settings.stages and not memory_models(settings.models):
         found.append(f"stages names dynamics, but none of models has a complex memory: {settings.models}")
     n_seq = settings.train_n_seq or settings.n_seq

@@ -48,10 +48,11 @@ def index_body(lead: str, rows: list[tuple[str, str, str, str]], criteria: Seque
 
 
 def verdict_table(report: Report) -> list[str]:
-    """Return a line for each criterion: its name, verdict, value and target."""
+    """Return a line for each criterion and candidate: its name, verdict, value and target."""
+    asked = [(c.name, c) for c in report.criteria]
+    asked += [(f"{other.model} {c.name}", c) for other in report.others for c in other.criteria]
     rows = [
-        (c.name, c.verdict.replace("_", " "), "-" if c.value is None else f"{c.value:.4g}", c.target)
-        for c in report.criteria
+        (name, c.verdict.replace("_", " "), "-" if c.value is None else f"{c.value:.4g}", c.target) for name, c in asked
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [f"{n:<{widths[0]}}  {v:<{widths[1]}}  {x:>{widths[2]}}  {t}" for n, v, x, t in rows]

@@ -132,6 +132,14 @@ class Summary(_Record):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+class Judged(_Record):
+    """The same criteria, asked of another model."""
+
+    model: str
+    criteria: list[Criterion]
+    summary: Summary
+
+
 class RunInfo(_Record):
     """Where, when and from what the run was made, and the command that repeats it."""
 
@@ -153,8 +161,9 @@ class Report(_Record):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     run: RunInfo
-    criteria: list[Criterion]
+    criteria: list[Criterion] = Field(description="of the first of the run's candidates; they decide its exit code")
     summary: Summary
+    others: list[Judged] = Field(default_factory=list, description="the further candidates")
     stages: list[StageRecord]
 
 

@@ -84,18 +84,12 @@ def note_no_mixing(language: str = "en") -> str:
 def summary(report: Report, language: str = "en") -> str:
     """Return the headline: how many criteria pass, fail or were not measured, and which stages did not finish."""
     words = texts(language)
-    verdicts = [criterion.verdict for criterion in report.criteria]
-    counts = {
-        "passed": verdicts.count("pass"),
-        "failed": verdicts.count("fail"),
-        "open": verdicts.count("not_measured"),
-    }
     if not report.stages:
         headline = words["summary.nothing"]
-    elif verdicts and counts["passed"] == len(verdicts):
-        headline = words["summary.all_pass"]
     else:
-        headline = words["summary.counts"].format(**counts)
+        headline = _headline(report.criteria, words)
+        for other in report.others:
+            headline += f" {style(other.model, language).label}{words['colon']} {_headline(other.criteria, words)}"
     failed = sum(stage.status == "failed" for stage in report.stages)
     more = ""
     if failed:
@@ -104,13 +98,32 @@ def summary(report: Report, language: str = "en") -> str:
     return f'<div class="muse"><p class="muse-headline">{_e(headline)}</p>{more}</div>'
 
 
+def _headline(criteria: Sequence[Criterion], words: dict[str, str]) -> str:
+    verdicts = [criterion.verdict for criterion in criteria]
+    if verdicts and verdicts.count("pass") == len(verdicts):
+        return words["summary.all_pass"]
+    counts = {"passed": "pass", "failed": "fail", "open": "not_measured"}
+    return words["summary.counts"].format(**{name: verdicts.count(verdict) for name, verdict in counts.items()})
+
+
 def _badge(kind: str, label: str) -> str:
     return f'<span class="muse-badge {kind}"><span aria-hidden="true">{ICONS[kind]}</span> {_e(label)}</span>'
 
 
 def verdict_table(report: Report, language: str = "en") -> str:
-    """Return the five criteria as cards: verdict in a word and a sign, value, target, basis and reason."""
-    cards = "".join(_card(criterion, language) for criterion in report.criteria)
+    """Return the five criteria as cards: verdict in a word and a sign, value, target, basis and reason.
+
+    Further candidates follow, each under a heading of its own.
+    """
+    tables = [_cards(report.criteria, language)]
+    for other in report.others:
+        title = texts(language)["verdict.of_model"].format(model=style(other.model, language).label)
+        tables.append(heading(title, 3) + _cards(other.criteria, language))
+    return "".join(tables)
+
+
+def _cards(criteria: Sequence[Criterion], language: str) -> str:
+    cards = "".join(_card(criterion, language) for criterion in criteria)
     return f'<div class="muse muse-cards">{cards}</div>'
 
 

@@ -22,6 +22,7 @@ from .notebooks import REPORT, REPOSITORY, Notebook, find_notebooks, resolve_fol
 from .params import NO_CUDA, STAGE_NAMES, ParamsError, Settings, scale_of, validate
 from .progress import PROGRESS_FILE_VARIABLE, StageLines
 from .records import (
+    Judged,
     RecordError,
     Report,
     RunInfo,
@@ -60,8 +61,14 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
             if stage != REPORT:
                 records.append(failed_record(info.params, stage, info.started_utc, f"no valid record: {error}"))
     stages = [record for record in records if record.stage != REPORT or record.status != "ok"]
-    criteria = judge(stages, skipped_baseline=bool(info.params.get("skip_phase2")), language=language)
-    return Report(run=info, criteria=criteria, summary=summarise(stages, criteria), stages=stages)
+    judged = []
+    for name in info.params.get("candidates", ["stage1"]):
+        skipped = bool(info.params.get("skip_phase2"))
+        criteria = judge(stages, candidate=name, skipped_baseline=skipped, language=language)
+        summary = summarise(stages, criteria, candidate=name)
+        judged.append(Judged(model=name, criteria=criteria, summary=summary))
+    first, *others = judged
+    return Report(run=info, criteria=first.criteria, summary=first.summary, others=others, stages=stages)
 
 
 def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:

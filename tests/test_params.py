@@ -143,6 +143,19 @@ def test_a_memory_is_watched_where_there_is_one(tmp_path):
         load(tmp_path, "models: [stage2]\n")
 
 
+def test_the_criteria_are_asked_of_models_that_take_part(tmp_path):
+    assert load(tmp_path, "models: [stage1, stage1_memory]\n").candidates == ["stage1"]
+    assert load(tmp_path, "models: [phase2, stage1_memory]\n").candidates == ["stage1_memory"]
+    both = "models: [stage1, stage1_memory]\ncandidates: [stage1_memory, stage1]\n"
+    assert load(tmp_path, both).candidates == ["stage1_memory", "stage1"]
+    with pytest.raises(ParamsError, match="candidates names stage1_memory, which is not among models"):
+        load(tmp_path, "candidates: [stage1_memory]\n")
+    with pytest.raises(ParamsError, match="candidates names one model twice"):
+        load(tmp_path, "candidates: [stage1, stage1]\n")
+    with pytest.raises(ParamsError, match=r"candidates\[0\]: got 'gpt2'"):
+        load(tmp_path, "candidates: [gpt2]\n")
+
+
 def test_settings_survive_their_own_dump():
     settings = Settings(seeds=[3, 4], learning_rates=[1e-5], max_ppl_batches=2)
     assert validate(settings.model_dump()) == settings

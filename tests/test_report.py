@@ -20,6 +20,7 @@ from muse.records import (
     Criterion,
     Excerpt,
     InputFile,
+    Judged,
     Metric,
     Report,
     RunInfo,
@@ -59,6 +60,17 @@ def run_info(**values):
 def make_report(stages=(), run=None, verdicts=VERDICTS):
     criteria = [criterion(name, verdict) for name, verdict in verdicts.items()]
     return Report(run=run or run_info(), criteria=criteria, summary=Summary(), stages=list(stages))
+
+
+def test_further_candidates_have_cards_and_a_headline_of_their_own():
+    other = Judged(model="stage1_memory", criteria=[criterion("vram", "pass")], summary=Summary())
+    found = make_report([stage()]).model_copy(update={"others": [other]})
+    table = soup(report.verdict_table(found))
+    assert [h.text for h in table.select("h3") if "same criteria" in h.text] == [
+        "The same criteria for Stage 1 with memory"
+    ]
+    assert len(table.select("[data-criterion]")) == len(VERDICTS) + 1
+    assert "Stage 1 with memory: All five" in soup(report.summary(found)).text
 
 
 def soup(text):

@@ -521,6 +521,21 @@ def test_assemble_knows_a_skipped_baseline_and_the_language(tmp_path):
     assert "未測定" in assemble(tmp_path, "ja").criteria[0].reason
 
 
+def test_further_candidates_are_judged_too_and_the_first_decides(tmp_path):
+    memory, other = stages_with(103.1), stages_with(90.0)
+    for stage, more in zip(memory, other, strict=True):
+        renamed = [m.model_copy(update={"model": "stage1_memory"}) for m in more.metrics if m.model == "stage1"]
+        stage.metrics.extend(renamed)
+    report = report_of(tmp_path, *memory, candidates=["stage1", "stage1_memory"])
+    assert [c.verdict for c in report.criteria] == ["fail", "pass", "pass", "pass", "pass"]
+    assert [(o.model, {c.verdict for c in o.criteria}) for o in report.others] == [("stage1_memory", {"pass"})]
+    assert (report.summary.ppl, report.others[0].summary.ppl) == (103.1, 90.0)
+    assert exit_code(report, gate=True) == 1
+    lines = [line.split()[:3] for line in plain.verdict_table(report)]
+    assert lines[0] == ["perplexity", "fail", "1.031"]
+    assert lines[5] == ["stage1_memory", "perplexity", "pass"]
+
+
 def test_cuda_is_refused_before_anything_is_moved(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
