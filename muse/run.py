@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -132,7 +134,8 @@ class Run:
     lines: StageLines
     errors: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
-    page_errors: list[str] = field(default_factory=list)
+    pages: dict[str, Future[str | None]] = field(default_factory=dict)  # of finished stages, made while the next runs
+    exporter: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
 
     @property
     def records(self) -> Path:
@@ -154,8 +157,8 @@ class Run:
         if error:
             self.fail(stage, started, error)
         self.done.add(stage)
-        if stage != REPORT and (page_error := self.page(notebook)):
-            self.page_errors.append(f"the page of {stage}: {page_error}")
+        if stage != REPORT:
+            self.pages[stage] = self.exporter.submit(self.page, notebook)
         self.lines.end("failed" if error else "ok", error or "")
 
     def execute(self, notebook: Notebook) -> str | None:
@@ -276,9 +279,10 @@ class Run:
 
     def finish(self, info: RunInfo, interrupted: bool) -> Report:
         """Write what is still missing: a plain index where the report failed, the end of run.json, and report.json."""
-        if self.page_errors:
+        made = {stage: page.result() for stage, page in self.pages.items()}
+        if problems := [f"the page of {stage}: {error}" for stage, error in made.items() if error]:
             known = [self.errors[REPORT]] if REPORT in self.errors else []
-            self.fail(REPORT, utc_now(), "; ".join(known + self.page_errors))
+            self.fail(REPORT, utc_now(), "; ".join(known + problems))
         if not (self.folder / "index.html").exists():
             self.plain_index(interrupted)
         write_record(info.model_copy(update={"finished_utc": utc_now()}), self.folder / "run.json")
