@@ -5,25 +5,44 @@
 The PyTorch form in `layers` is the reference; letters are as there, planes are real (N 2D), statistics float32. What
 the backward pass needs of the inputs it computes again in registers, so nothing but the inputs is kept. Gradients of
 vectors are summed over the tokens of a program, then over programs by PyTorch: no atomics, equal runs give equal sums.
-All four are custom operators: one opaque step each, for torch.compile too.
+For torch.compile each is one opaque step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MOST_CHANNELS = 8192  # a token has to fit into one program
 FORWARD_ROWS, FORWARD_WARPS = 1, 4  # tokens that a program holds at a time, and the warps that share them
-BACKWARD_ROWS, BACKWARD_WARPS = 1, 4
+BACKWARD_ROWS, BACKWARD_WARPS, BACKWARD_STAGES = 1, 4, 2  # stages: the next tokens are on their way meanwhile
 BACKWARD_PROGRAMS = 4 * 132  # at most: each writes one row of partial sums
 
 
-@torch.library.custom_op("muse::complex_layer_norm", mutates_args=())
 def complex_layer_norm(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """norm(z) in `dtype`: planar z r(... 2D), gamma and beta r(D)."""
+    call = _norm_op if torch.compiler.is_compiling() else _Norm.apply
+    return call(z, gamma, beta, eps, dtype)
+
+
+def residual_norm(
+    z: Tensor, h: Tensor, keep: Tensor | None, bias: Tensor, gamma: Tensor, beta: Tensor, norm_eps: float, eps: float
+) -> Tensor:
+    """norm(z + keep modrelu(h)): planar z and h r(... 2D), keep r(... D) or None, vectors r(D).
+
+    norm_eps is the norm's, eps that of the magnitude. The result has the wider dtype of z and h.
+    """
+    call = _residual_norm_op if torch.compiler.is_compiling() else _ResidualNorm.apply
+    return call(z, h, keep, bias, gamma, beta, norm_eps, eps)
+
+
+def _norm(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     z, gamma, beta = z.contiguous(), gamma.contiguous(), beta.contiguous()
     y = torch.empty(z.shape, dtype=dtype, device=z.device)
     rows, options = _forward_options(z)
@@ -33,8 +52,7 @@ def complex_layer_norm(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype
     return y
 
 
-@torch.library.custom_op("muse::complex_layer_norm_backward", mutates_args=())
-def complex_layer_norm_backward(grad: Tensor, z: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _norm_backward(grad: Tensor, z: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """dL/dz as z, and dL/d(gamma, beta) in float32, r(2 D)."""
     grad, z, gamma = grad.contiguous(), z.contiguous(), gamma.contiguous()
     grad_z = torch.empty_like(z)
@@ -46,14 +64,9 @@ def complex_layer_norm_backward(grad: Tensor, z: Tensor, gamma: Tensor, eps: flo
     return grad_z, sums.sum(0)
 
 
-@torch.library.custom_op("muse::residual_norm", mutates_args=())
-def residual_norm(
+def _residual_norm(
     z: Tensor, h: Tensor, keep: Tensor | None, bias: Tensor, gamma: Tensor, beta: Tensor, norm_eps: float, eps: float
 ) -> Tensor:
-    """norm(z + keep modrelu(h)): planar z and h r(... 2D), keep r(... D) or None, vectors r(D).
-
-    norm_eps is the norm's, eps that of the magnitude. The result has the wider dtype of z and h.
-    """
     z, h, bias, gamma, beta = (x.contiguous() for x in (z, h, bias, gamma, beta))
     keep = None if keep is None else keep.contiguous()
     y = torch.empty(z.shape, dtype=torch.promote_types(z.dtype, h.dtype), device=z.device)
@@ -67,8 +80,7 @@ def residual_norm(
     return y
 
 
-@torch.library.custom_op("muse::residual_norm_backward", mutates_args=())
-def residual_norm_backward(
+def _residual_norm_backward(
     grad: Tensor,
     z: Tensor,
     h: Tensor,
@@ -101,7 +113,8 @@ def _forward_options(z: Tensor) -> tuple[int, dict]:
 def _backward_options(z: Tensor) -> tuple[int, int, dict]:
     """Number of tokens, number of programs, and the constants of a backward kernel."""
     rows, options = _options(z, BACKWARD_ROWS, BACKWARD_WARPS)
-    return rows, min(triton.cdiv(rows, BACKWARD_ROWS), BACKWARD_PROGRAMS), options
+    programs = min(triton.cdiv(rows, BACKWARD_ROWS), BACKWARD_PROGRAMS)
+    return rows, programs, options | {"STAGES": BACKWARD_STAGES}
 
 
 def _options(z: Tensor, rows: int, warps: int) -> tuple[int, dict]:
@@ -111,22 +124,31 @@ def _options(z: Tensor, rows: int, warps: int) -> tuple[int, dict]:
     return z.numel() // z.shape[-1], {"D": channels, "ROWS": rows, "BLOCK": block, "num_warps": warps}
 
 
-@complex_layer_norm.register_fake
+def _op(function: Callable):
+    """A custom operator: one opaque step for torch.compile."""
+    return torch.library.custom_op(f"muse::{function.__name__.lstrip('_')}", function, mutates_args=())
+
+
+_norm_op, _norm_backward_op = _op(_norm), _op(_norm_backward)
+_residual_norm_op, _residual_norm_backward_op = _op(_residual_norm), _op(_residual_norm_backward)
+
+
+@_norm_op.register_fake
 def _(z, gamma, beta, eps, dtype):
     return z.new_empty(z.shape, dtype=dtype)
 
 
-@complex_layer_norm_backward.register_fake
+@_norm_backward_op.register_fake
 def _(grad, z, gamma, eps):
     return z.new_empty(z.shape), z.new_empty(2, gamma.shape[0], dtype=torch.float32)
 
 
-@residual_norm.register_fake
+@_residual_norm_op.register_fake
 def _(z, h, keep, bias, gamma, beta, norm_eps, eps):
     return z.new_empty(z.shape, dtype=torch.promote_types(z.dtype, h.dtype))
 
 
-@residual_norm_backward.register_fake
+@_residual_norm_backward_op.register_fake
 def _(grad, z, h, keep, bias, gamma, norm_eps, eps):
     return z.new_empty(z.shape), h.new_empty(h.shape), z.new_empty(3, gamma.shape[0], dtype=torch.float32)
 
@@ -137,9 +159,9 @@ def _save_norm(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(z, gamma)
 
 
-def _norm_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _norm_gradients(backward: Callable, ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     z, gamma = ctx.saved_tensors
-    grad_z, sums = complex_layer_norm_backward(grad, z, gamma, ctx.eps)
+    grad_z, sums = backward(grad, z, gamma, ctx.eps)
     return grad_z, sums[0].to(gamma.dtype), sums[1].to(ctx.beta_dtype), None, None
 
 
@@ -149,15 +171,33 @@ def _save_residual_norm(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(z, h, keep, bias, gamma)
 
 
-def _residual_norm_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _residual_norm_gradients(backward: Callable, ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     z, h, keep, bias, gamma = ctx.saved_tensors
-    grad_z, grad_h, sums = residual_norm_backward(grad, z, h, keep, bias, gamma, ctx.norm_eps, ctx.eps)
+    grad_z, grad_h, sums = backward(grad, z, h, keep, bias, gamma, ctx.norm_eps, ctx.eps)
     vectors = sums[2].to(bias.dtype), sums[0].to(gamma.dtype), sums[1].to(ctx.beta_dtype)
     return grad_z, grad_h, None, *vectors, None, None
 
 
-complex_layer_norm.register_autograd(_norm_backward, setup_context=_save_norm)
-residual_norm.register_autograd(_residual_norm_backward, setup_context=_save_residual_norm)
+_norm_op.register_autograd(partial(_norm_gradients, _norm_backward_op), setup_context=_save_norm)
+_residual_norm_op.register_autograd(
+    partial(_residual_norm_gradients, _residual_norm_backward_op), setup_context=_save_residual_norm
+)
+
+
+class _Norm(torch.autograd.Function):
+    """_norm_op for eager code, which spares the host what an operator costs."""
+
+    forward = staticmethod(_norm)
+    setup_context = staticmethod(_save_norm)
+    backward = staticmethod(once_differentiable(partial(_norm_gradients, _norm_backward)))
+
+
+class _ResidualNorm(torch.autograd.Function):
+    """_residual_norm_op for eager code."""
+
+    forward = staticmethod(_residual_norm)
+    setup_context = staticmethod(_save_residual_norm)
+    backward = staticmethod(once_differentiable(partial(_residual_norm_gradients, _residual_norm_backward)))
 
 
 @triton.jit
@@ -245,12 +285,13 @@ def _residual_norm_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm_backward_kernel(
-    grad, z, gamma, grad_z, sums, rows, eps, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr  # noqa: N803
+    grad, z, gamma, grad_z, sums, rows, eps,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     scale = _vector(gamma, D, BLOCK)
     sum_gamma = tl.zeros((BLOCK,), tl.float32)
     sum_beta = tl.zeros((BLOCK,), tl.float32)
-    for first in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         place, _, inside = _places(first, rows, D, ROWS, BLOCK)
         gx, gy = _load(grad, place, inside), _load(grad + D, place, inside)
         nx, ny, rstd = _normed(_load(z, place, inside), _load(z + D, place, inside), inside, eps, D)
@@ -268,13 +309,13 @@ def _norm_backward_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def _residual_norm_backward_kernel(
     grad, z, h, keep, bias, gamma, grad_z, grad_h, sums, rows, norm_eps, eps,
-    HAS_KEEP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    HAS_KEEP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     b, scale = _vector(bias, D, BLOCK), _vector(gamma, D, BLOCK)
     sum_gamma = tl.zeros((BLOCK,), tl.float32)
     sum_beta = tl.zeros((BLOCK,), tl.float32)
     sum_bias = tl.zeros((BLOCK,), tl.float32)
-    for first in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         place, place_keep, inside = _places(first, rows, D, ROWS, BLOCK)
         gx, gy = _load(grad, place, inside), _load(grad + D, place, inside)
         hx, hy = _load(h, place, inside), _load(h + D, place, inside)
