@@ -19,10 +19,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MOST_CHANNELS = 8192  # a token has to fit into one program
-FORWARD_ROWS, FORWARD_WARPS = 1, 4  # tokens that a program holds at a time, and the warps that share them
-BACKWARD_ROWS, BACKWARD_WARPS, BACKWARD_STAGES = 1, 4, 2  # stages: the next tokens are on their way meanwhile
+MOST_CHANNELS = 4096  # a token has to fit into one program and, with the next one on its way, into shared memory
+FORWARD_ROWS, FORWARD_CHANNELS = 1, 4  # tokens that a program holds at a time, and complex channels of each thread
+BACKWARD_ROWS, BACKWARD_CHANNELS = 1, 4
+BACKWARD_STAGES = 2  # tokens being worked on or on their way; 1 waits for them
 BACKWARD_PROGRAMS = 4 * 132  # at most: each writes one row of partial sums
+MOST_WARPS = 16
 
 
 def complex_layer_norm(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -107,20 +109,20 @@ def _residual_norm_backward(
 
 def _forward_options(z: Tensor) -> tuple[int, dict]:
     """Number of tokens, and the constants of a forward kernel."""
-    return _options(z, FORWARD_ROWS, FORWARD_WARPS)
+    return _options(z, FORWARD_ROWS, FORWARD_CHANNELS)
 
 
 def _backward_options(z: Tensor) -> tuple[int, int, dict]:
     """Number of tokens, number of programs, and the constants of a backward kernel."""
-    rows, options = _options(z, BACKWARD_ROWS, BACKWARD_WARPS)
+    rows, options = _options(z, BACKWARD_ROWS, BACKWARD_CHANNELS)
     programs = min(triton.cdiv(rows, BACKWARD_ROWS), BACKWARD_PROGRAMS)
     return rows, programs, options | {"STAGES": BACKWARD_STAGES}
 
 
-def _options(z: Tensor, rows: int, warps: int) -> tuple[int, dict]:
+def _options(z: Tensor, rows: int, channels_per_thread: int) -> tuple[int, dict]:
     channels = z.shape[-1] // 2
     block = triton.next_power_of_2(channels)
-    warps = max(1, min(warps, rows * block // 128))
+    warps = min(max(1, rows * block // (32 * channels_per_thread)), MOST_WARPS)
     return z.numel() // z.shape[-1], {"D": channels, "ROWS": rows, "BLOCK": block, "num_warps": warps}
 
 
