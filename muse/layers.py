@@ -1,7 +1,8 @@
 """Complex layers on planar tensors r(B T 2D): x the real plane, y the imaginary plane, z = x + iy.
 
 Norm statistics and magnitudes are computed in float32 (float64 for float64), results take the dtype of the input.
-ModReLU and the norm keep only their input for the backward pass, which is written out by hand.
+ModReLU and the norm keep only their input for the backward pass, which is written out by hand. On CUDA the norm, and
+what ends a block of Stage 1, are kernels of `layers_triton`; a compiler gets the formulas and derives the rest itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from muse import planar
+
+try:
+    from muse import layers_triton
+except ImportError:  # Triton comes with CUDA builds of PyTorch
+    layers_triton = None
 
 NORM_EPS = 1e-5
 MAGNITUDE_EPS = 1e-4
@@ -41,8 +47,7 @@ class _ModReLU(torch.autograd.Function):
     """f = s z with s = relu(r + b) / r and r = sqrt(x^2 + y^2 + eps^2); saves z and b only."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(z, bias)
+    def formula(z: Tensor, bias: Tensor) -> Tensor:
         planes, b, r = _ModReLU.magnitude(z, bias)
         return (planes * (torch.relu(r + b) / r)).flatten(-2).to(z.dtype)
 
@@ -53,6 +58,11 @@ class _ModReLU(torch.autograd.Function):
         planes = z.to(dtype).unflatten(-1, (2, -1))
         r = (planes.square().sum(-2, keepdim=True) + MAGNITUDE_EPS**2).sqrt()
         return planes, bias.to(dtype), r
+
+    @staticmethod
+    def forward(ctx, z: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(z, bias)
+        return _ModReLU.formula(z, bias)
 
     @staticmethod
     @once_differentiable
@@ -70,15 +80,22 @@ class _ComplexLayerNorm(torch.autograd.Function):
     """n = (z - mu) / sqrt(E|z - mu|^2 + eps); y = gamma n + beta; saves z, gamma and two statistics per token."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    def formula(z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """y in the dtype of z, mu (... 2 1) and 1 / sqrt(..) (... 1 1) in the accumulation dtype."""
         dtype = planar.accumulate_dtype(z.dtype)
         planes = z.to(dtype).unflatten(-1, (2, -1))
         mean = planes.mean(-1, keepdim=True)
         centred = planes - mean
         rstd = (centred.square().mean(-1, keepdim=True).sum(-2, keepdim=True) + eps).rsqrt()
-        ctx.save_for_backward(z, gamma, beta, mean, rstd)
         y = centred * rstd * gamma.to(dtype)
-        return (y + torch.stack([beta, torch.zeros_like(beta)]).to(dtype)).flatten(-2).to(z.dtype)
+        y = (y + torch.stack([beta, torch.zeros_like(beta)]).to(dtype)).flatten(-2).to(z.dtype)
+        return y, mean, rstd
+
+    @staticmethod
+    def forward(ctx, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+        y, mean, rstd = _ComplexLayerNorm.formula(z, gamma, beta, eps)
+        ctx.save_for_backward(z, gamma, beta, mean, rstd)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -94,30 +111,65 @@ class _ComplexLayerNorm(torch.autograd.Function):
         return grad_z.flatten(-2).to(z.dtype), grad_gamma.to(gamma.dtype), grad_beta.to(beta.dtype), None
 
 
+def _has_kernel(z: Tensor) -> bool:
+    """Whether `layers_triton` computes with planar z r(... 2D)."""
+    if not z.is_cuda or layers_triton is None or z.dtype == torch.float64:
+        return False
+    return z.shape[-1] <= 2 * layers_triton.MOST_CHANNELS
+
+
 def modrelu(z: Tensor, bias: Tensor) -> Tensor:
     """relu(|z| + b) z / |z| (arXiv:1511.06464): planar r(... 2D), bias r(D).
 
     |z| is sqrt(x^2 + y^2 + eps^2), which keeps the gradient at z = 0 finite and leaves b = 0 the exact identity.
     """
-    return _ModReLU.apply(z, bias)
+    return _ModReLU.formula(z, bias) if torch.compiler.is_compiling() else _ModReLU.apply(z, bias)
 
 
-def complex_layer_norm(z: Tensor, gamma: Tensor, beta: Tensor, eps: float = NORM_EPS) -> Tensor:
+def complex_layer_norm(
+    z: Tensor, gamma: Tensor, beta: Tensor, eps: float = NORM_EPS, dtype: torch.dtype | None = None
+) -> Tensor:
     """gamma (z - mu) / sqrt(E|z - mu|^2 + eps) + beta per token: planar r(... 2D), gamma and beta r(D).
 
-    mu is the complex mean over channels; beta is real. Unlike Trabelsi et al. (arXiv:1705.09792) there is one
-    variance and no 2x2 whitening, so the norm commutes with a rotation of the phase.
+    mu is the complex mean over channels; beta is real. The result has the dtype of z unless another is given. Unlike
+    Trabelsi et al. (arXiv:1705.09792) there is one variance and no 2x2 whitening, so the norm commutes with a rotation
+    of the phase.
     """
-    return _ComplexLayerNorm.apply(z, gamma, beta, eps)
+    dtype = dtype or z.dtype
+    if _has_kernel(z):
+        return layers_triton.complex_layer_norm(z, gamma, beta, eps, dtype)
+    if torch.compiler.is_compiling():
+        return _ComplexLayerNorm.formula(z, gamma, beta, eps)[0].to(dtype)
+    return _ComplexLayerNorm.apply(z, gamma, beta, eps).to(dtype)
+
+
+def residual_norm(z: Tensor, h: Tensor, keep: Tensor | None, activation: ModReLU, norm: ComplexLayerNorm) -> Tensor:
+    """norm(z + keep activation(h)): planar z and h r(... 2D), keep from `dropout_mask`.
+
+    On CUDA it is one kernel, without what stands between, and without hooks of the two modules.
+    """
+    if z.shape != h.shape:
+        raise ValueError(f"z and h must have one shape, got {tuple(z.shape)} and {tuple(h.shape)}")
+    if _has_kernel(z) and _has_kernel(h):
+        vectors = activation.bias, norm.gamma, norm.beta
+        return layers_triton.residual_norm(z, h, keep, *vectors, norm.eps, MAGNITUDE_EPS)
+    return norm(z + _masked(activation(h), keep))
+
+
+def dropout_mask(z: Tensor, probability: float, training: bool) -> Tensor | None:
+    """Factors for the complex elements of planar r(... 2D): r(... D), 0 or 1 / (1 - p); None where none is dropped."""
+    if not training or probability == 0.0:
+        return None
+    return F.dropout(torch.ones_like(z.unflatten(-1, (2, -1)).select(-2, 0)), probability)
+
+
+def _masked(z: Tensor, keep: Tensor | None) -> Tensor:
+    return z if keep is None else (z.unflatten(-1, (2, -1)) * keep.unsqueeze(-2)).flatten(-2)
 
 
 def dropout(z: Tensor, probability: float, training: bool) -> Tensor:
     """Drop whole complex elements of planar r(... 2D): both parts of an element stay or go together."""
-    if not training or probability == 0.0:
-        return z
-    planes = z.unflatten(-1, (2, -1))
-    keep = F.dropout(torch.ones_like(planes.select(-2, 0)), probability)
-    return (planes * keep.unsqueeze(-2)).flatten(-2)
+    return _masked(z, dropout_mask(z, probability, training))
 
 
 class ComplexLinear(nn.Module):
@@ -157,8 +209,8 @@ class ComplexLayerNorm(nn.Module):
         self.beta = nn.Parameter(torch.empty(channels))
         initialise(self)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return complex_layer_norm(z, self.gamma, self.beta, self.eps)
+    def forward(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return complex_layer_norm(z, self.gamma, self.beta, self.eps, dtype)
 
 
 class ComplexEmbedding(nn.Module):

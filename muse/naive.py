@@ -108,7 +108,7 @@ class PlanarStack(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         for linear, activation, norm in zip(self.linears, self.activations, self.norms, strict=True):
-            z = norm(z + activation(linear(z)))
+            z = layers.residual_norm(z, linear(z), None, activation, norm)
         return z
 
 

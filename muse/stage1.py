@@ -70,8 +70,10 @@ class Block(nn.Module):
         self.norm2 = layers.ComplexLayerNorm(d_model)
 
     def forward(self, z: Tensor) -> Tensor:
-        update = self.activation(self.linear(self.norm1(z)))
-        return self.norm2(z + layers.dropout(update, self.dropout, self.training))
+        _, storage = planar.product_dtypes(z)  # under autocast the norm rounds to what the product reads
+        h = self.linear(self.norm1(z, storage))
+        keep = layers.dropout_mask(h, self.dropout, self.training)
+        return layers.residual_norm(z, h, keep, self.activation, self.norm2)
 
 
 class Phase3Stage1Model(nn.Module):

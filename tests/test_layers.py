@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import reference
 import torch
+from torch import nn
 from torch.autograd import gradcheck
 
 from muse import layers, planar
@@ -187,6 +189,171 @@ def test_dropout_keeps_or_drops_whole_complex_elements():
     assert torch.equal(x, y)
     assert set(x.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
     assert abs((x == 0).float().mean().item() - 0.3) < 0.02
+
+
+class End(nn.Module):
+    """What ends a block: norm(z + keep modrelu(h)), parameters moved away from their initial values."""
+
+    def __init__(self, channels, rows=11, dropped=True):
+        super().__init__()
+        self.activation = randomised(layers.ModReLU(channels))
+        self.norm = randomised(layers.ComplexLayerNorm(channels), seed=2)
+        keep = 1.25 * (planar_noise(rows, channels, seed=9) > -0.5)
+        self.register_buffer("keep", keep if dropped else None)
+
+    def forward(self, z, h):
+        keep = None if self.keep is None else self.keep.to(h.dtype)
+        return layers.residual_norm(z, h, keep, self.activation, self.norm)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_residual_norm_matches_the_reference(dropped):
+    end, inputs = End(D, dropped=dropped), [planar_noise(11, 2 * D, seed=i).requires_grad_() for i in (7, 8)]
+    z, update = reference.native(inputs[0]), reference.modrelu(reference.native(inputs[1]), end.activation.bias, 1e-4)
+    update = update * end.keep if dropped else update
+    want = reference.planes(reference.layer_norm(z + update, end.norm.gamma, end.norm.beta))
+    got = end(*inputs)
+    assert reference.rms_error(got, want) < 1e-14
+    inputs, direction = [*inputs, *end.parameters()], planar_noise(*got.shape, seed=5)
+    pairs = (torch.autograd.grad(y, inputs, direction) for y in (got, want))
+    for got_grad, want_grad in zip(*pairs, strict=True):
+        assert reference.rms_error(got_grad, want_grad) < 1e-12
+
+
+def test_residual_norm_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"one shape, got \(11, 14\) and \(1, 14\)"):
+        End(D)(planar_noise(11, 2 * D), planar_noise(1, 2 * D))
+
+
+def test_dropout_is_its_mask():
+    z = planar_noise(5, 2 * D, dtype=torch.float32)
+    torch.manual_seed(0)
+    keep = layers.dropout_mask(z, 0.3, training=True)
+    assert keep.shape == (5, D)
+    torch.manual_seed(0)
+    assert torch.equal(layers.dropout(z, 0.3, training=True), z * keep.repeat(1, 2))
+    assert layers.dropout_mask(z, 0.0, training=True) is None
+
+
+def test_norm_rounds_once_to_another_dtype():
+    norm = cases()["norm"][0].float()
+    z = planar_noise(3, 2 * D, dtype=torch.float32).requires_grad_()
+    direction = planar_noise(3, 2 * D, seed=5, dtype=torch.bfloat16)
+    got, want = norm(z, torch.bfloat16), norm(z)
+    assert torch.equal(got, want.bfloat16())
+    inputs = [z, *norm.parameters()]
+    pairs = torch.autograd.grad(got, inputs, direction), torch.autograd.grad(want, inputs, direction.float())
+    assert all(torch.equal(*pair) for pair in zip(*pairs, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles; this test is about numbers
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["modrelu", "norm"])
+def test_compiled_layers_have_the_gradients_of_eager_ones(name, dtype):
+    """A compiler gets formulas, eager code gradients written by hand."""
+    module = cases()[name][0].to(dtype)
+    z = planar_noise(3, 11, 2 * D, dtype=dtype).requires_grad_()
+    direction = planar_noise(3, 11, 2 * D, seed=5, dtype=dtype)
+    torch.compiler.reset()
+    results = []
+    for run in (module, torch.compile(module, backend="aot_eager")):
+        y = run(z)
+        results.append([y, *torch.autograd.grad(y, [z, *module.parameters()], direction)])
+    for want, got in zip(*results, strict=True):
+        assert reference.rms_error(got, want) < {torch.bfloat16: 5e-3, torch.float32: 1e-6}.get(dtype, 1e-14)
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares the CUDA kernels with the plain path")
+CUDA = "cuda"
+SHAPES = [(1, 512), (3, 7), (700, 33), (1301, 512), (5, 4096)]
+BOUNDS = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+
+
+def assert_kernel_matches_float64(module, inputs, out_dtype, **options):
+    """module(*inputs) and all gradients against the plain path, which float64 takes on CUDA too."""
+    exact, module = copy.deepcopy(module).to(CUDA), module.to(CUDA, inputs[0].dtype)
+    exact.load_state_dict(module.state_dict())  # the rounded parameters
+    inputs = [x.to(CUDA).requires_grad_() for x in inputs]
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    assert all(map(layers._has_kernel, inputs))
+    got, want = module(*inputs, **options), exact(*exact_inputs)
+    assert (got.dtype, got.is_contiguous()) == (out_dtype, True)
+    assert reference.rms_error(got, want) < BOUNDS[out_dtype]
+    direction = planar_noise(*got.shape, seed=5, dtype=out_dtype).to(CUDA)
+    inputs = [*inputs, *module.parameters()]
+    got_grads = torch.autograd.grad(got, inputs, direction)
+    want_grads = torch.autograd.grad(want, [*exact_inputs, *exact.parameters()], direction.double())
+    for x, got_grad, want_grad in zip(inputs, got_grads, want_grads, strict=True):
+        assert got_grad.dtype == x.dtype
+        assert reference.rms_error(got_grad, want_grad) < BOUNDS[x.dtype]
+
+
+@cuda
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(
+    ("z_dtype", "h_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize(("rows", "channels"), SHAPES)
+def test_cuda_residual_norm_kernel(rows, channels, z_dtype, h_dtype, dropped):
+    inputs = [
+        planar_noise(rows, 2 * channels, seed=7, dtype=z_dtype),
+        planar_noise(rows, 2 * channels, seed=8, dtype=h_dtype),
+    ]
+    assert_kernel_matches_float64(End(channels, rows, dropped), inputs, z_dtype)
+
+
+@cuda
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize(("rows", "channels"), SHAPES)
+def test_cuda_norm_kernel(rows, channels, dtype, out_dtype):
+    norm = randomised(layers.ComplexLayerNorm(channels))
+    assert_kernel_matches_float64(norm, [planar_noise(rows, 2 * channels, dtype=dtype)], out_dtype, dtype=out_dtype)
+
+
+@cuda
+def test_cuda_kernels_take_any_strides_and_no_tokens():
+    norm = layers.ComplexLayerNorm(D).to(CUDA)
+    z = planar_noise(2 * D, 3, 5, dtype=torch.float32).to(CUDA).permute(2, 1, 0).requires_grad_()
+    got, want = norm(z), norm(z.contiguous())
+    assert torch.equal(got, want)
+    direction = planar_noise(2 * D, 3, 5, seed=5, dtype=torch.float32).to(CUDA).permute(2, 1, 0)
+    pairs = (torch.autograd.grad(y, z, direction)[0] for y in (got, want))
+    assert torch.equal(*pairs)
+    empty = torch.zeros(0, 2 * D, device=CUDA, requires_grad=True)
+    end = End(D, 0).to(CUDA, torch.float32)
+    end(empty, empty).sum().backward()
+    assert empty.grad.shape == empty.shape
+    assert not any(p.grad.any() for p in end.parameters())
+
+
+@cuda
+def test_cuda_kernels_keep_nan_and_give_equal_sums_again():
+    end = End(64, 700).to(CUDA, torch.float32)
+    z, h = (planar_noise(700, 128, seed=i, dtype=torch.float32).to(CUDA) for i in (7, 8))
+    results = []
+    for _ in range(2):
+        end.zero_grad()
+        end(z, h).square().sum().backward()
+        results.append([p.grad for p in end.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    h[3, 5] = math.nan
+    assert torch.equal(end(z, h).isnan().all(-1), torch.arange(700, device=CUDA) == 3)
 
 
 def test_initial_values_have_the_stated_variances():
