@@ -15,6 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+try:
+    from muse import memory_triton
+except ImportError:  # Triton comes with CUDA builds of PyTorch
+    memory_triton = None
+
 CHUNK_TOKENS = 128
 
 
@@ -34,14 +39,17 @@ def hebbian_chunked(
 
     q k v (B H T K), log_decay (B H T), eta (H) -> y (B H T K) in the dtype of v. Within a chunk the memory is a masked,
     decayed q kᵀ; between chunks it is a state, and the N states follow from one N x N matrix of decays: no loop over T.
+    On CUDA heads of the usual widths go to the kernels of `memory_triton`, which choose their own chunks.
     """
     num_tokens = q.shape[-2]
     chunk = min(chunk_tokens, num_tokens)
     wide = torch.promote_types(log_decay.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        q = q * eta[:, None, None].to(q.dtype)
+        q, log_decay = q * eta[:, None, None].to(q.dtype), log_decay.to(wide)
+        if memory_triton is not None and memory_triton.suits(q, k, v, log_decay, False):
+            return memory_triton.remembered(q, k, v, log_decay, False)[0]
         q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))
-        elapsed = _split_chunks(log_decay.to(wide)[..., None], chunk).squeeze(-1).cumsum(-1)  # (B H N C)
+        elapsed = _split_chunks(log_decay[..., None], chunk).squeeze(-1).cumsum(-1)  # (B H N C)
         y = _within_chunks(q, k, v, elapsed)
         if q.shape[2] > 1:
             y = y + _from_earlier_chunks(q, k, v, elapsed)

@@ -22,6 +22,11 @@ from torch import Tensor
 
 from muse import planar
 
+try:
+    from muse import memory_triton
+except ImportError:  # Triton comes with CUDA builds of PyTorch
+    memory_triton = None
+
 CHUNK_TOKENS = 64
 
 
@@ -65,13 +70,18 @@ def memory_chunked(
 
     q k v (B H T X), log_decay (B H T) -> y (B H T X) in the dtype of v, final state. Within a chunk the memory is a
     masked, decayed q k*; between chunks it is a state, and all N states come from one N x N matrix of decays: no loop.
+    On CUDA heads of the usual widths go to the kernels of `memory_triton`, which choose their own chunks.
     """
     num_tokens, dtype = q.shape[2], v.dtype
     chunk = min(chunk_tokens, num_tokens)
     compute, _ = planar.product_dtypes(v)
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = (_split_chunks(x.to(compute), chunk) for x in (q, k, v))
+        q, k, v = (x.to(compute) for x in (q, k, v))
         wide = log_decay.to(planar.accumulate_dtype(log_decay.dtype))
+        if memory_triton is not None and memory_triton.suits(q, k, v, wide, imaginary_scores):
+            y, final = memory_triton.remembered(q, k, v, wide, imaginary_scores)
+            return y.to(dtype), final
+        q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))
         elapsed = _split_chunks(wide[..., None], chunk).squeeze(-1).cumsum(-1)  # (B H N C)
         y = _within_chunks(q, k, v, elapsed, imaginary_scores)
         total = elapsed[..., -1:]

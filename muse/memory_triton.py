@@ -1,0 +1,448 @@
+"""The chunked memories of `memory` and `hebbian` as CUDA kernels: time and memory grow with T alone.
+
+    S_t = exp(log_decay_t) S_{t-1} + sum of k_t v_t^T over the writes of token t,    y_t = q_t S_t,    S_0 = 0
+
+The PyTorch forms are the reference. A real head makes one write, its state is r(X X). A complex one makes two, (k, v)
+and (i k, i v), so only the K = X / 2 first rows of the state are kept: r(K X) in memory, the others are i times these.
+
+Glossary: B batch, H heads, T positions, X real channels of a head, R rows of the state (X or K), C chunk length, N =
+ceil(T / C) chunks, e_t the log_decays summed from the chunk's start up to t, G the gradient of the state.
+Forward: a walk over the chunks leaves the state before each; then every chunk is a program of its own,
+    y_t = sum over s <= t of exp(e_t - e_s) (q_t k_s) v_s + exp(e_t) q_t S.
+Backward: the first walk again, because states are as large as q or twice that and the walk is cheap; a walk from the
+end leaves G behind each chunk; then again a program per chunk, which also gives the gradient of every e.
+Products are in the dtype of q, sums, walks and decays in float32, exponents are <= 0, nothing is summed by atomics.
+"""
+
+# ruff: noqa: N803 - Triton's constants are written in capitals
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WIDTHS = (16, 32, 64, 128)  # X of a real head; complex ones start at 32, because a product needs 16 rows
+CHUNK = {2: 64, 4: 32}  # C by bytes of a number
+COLUMNS = 64  # at most, that a program multiplies at a time
+WALK_COLUMNS = 32  # at most, of the state that a program walks with
+WALK_WARPS, WALK_STAGES = 4, 3
+FORWARD_WARPS, BACKWARD_WARPS = 4, 8
+
+
+def suits(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> bool:
+    """Whether the kernels take q k v (B H T X) and log_decay (B H T)."""
+    if not v.is_cuda or not v.dtype == k.dtype == q.dtype or log_decay.dtype != torch.float32:
+        return False
+    return v.dtype != torch.float64 and v.shape[-1] in WIDTHS[complex_:] and v.numel() > 0
+
+
+@torch.library.custom_op("muse::memory", mutates_args=())
+def remembered(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
+    """q k v (B H T X), log_decay float32 (B H T) -> y as v, final state float32 (B H R X)."""
+    q, k, v = (_rows(x) for x in (q, k, v))
+    y, final = _results(v, complex_)
+    states = _walk(k, v, log_decay, final, complex_)
+    batch, heads, tokens, width = v.shape
+    options = _options(v, complex_)
+    grid = (batch * heads * triton.cdiv(tokens, options["C"]),)
+    with torch.cuda.device_of(v):
+        _read_kernel[grid](
+            *(q, _strides(q), k, _strides(k), v, _strides(v), log_decay, _strides(log_decay), states),
+            *(y, _strides(y), heads, tokens),
+            **options,
+            BLOCK=min(COLUMNS, _state_rows(width, complex_)),
+            num_warps=FORWARD_WARPS,
+        )
+    return y, final
+
+
+@torch.library.custom_op("muse::memory_backward", mutates_args=())
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, grad: Tensor, grad_final: Tensor | None, complex_: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dL/d(q, k, v) as these, dL/d log_decay float32 (B H T); grad (B H T X) is that of y."""
+    q, k, v, grad = (_rows(x) for x in (q, k, v, grad))
+    results = _gradients(q, k, v, log_decay)
+    batch, heads, tokens, width = v.shape
+    states = _walk(k, v, log_decay, None, complex_)
+    grad_states = _walk(q, grad, log_decay, grad_final, complex_, reverse=True)
+    options = _options(v, complex_)
+    grid = (batch * heads * triton.cdiv(tokens, options["C"]),)
+    with torch.cuda.device_of(v):
+        _backward_kernel[grid](
+            *(q, _strides(q), k, _strides(k), v, _strides(v), log_decay, _strides(log_decay), grad, _strides(grad)),
+            *(states, grad_states),
+            *(argument for x in results for argument in (x, _strides(x))),
+            *(heads, tokens),
+            **options,
+            BLOCK=min(COLUMNS, _state_rows(width, complex_)),
+            num_warps=BACKWARD_WARPS,
+        )
+    return results
+
+
+@remembered.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
+    return _results(_rows(v), complex_)
+
+
+@_backward.register_fake
+def _(q, k, v, log_decay, grad, grad_final, complex_) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _gradients(_rows(q), _rows(k), _rows(v), log_decay)
+
+
+def _save_for_backward(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.complex_ = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)  # in training nobody reads the final state
+
+
+def _gradients_of_inputs(ctx, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, log_decay = ctx.saved_tensors
+    if grad is None:
+        grad = torch.zeros_like(v)
+    return *_backward(q, k, v, log_decay, grad, grad_final, ctx.complex_), None
+
+
+remembered.register_autograd(_gradients_of_inputs, setup_context=_save_for_backward)
+
+
+def _results(v: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
+    """Room for y, laid out as v, and for the final state."""
+    final = v.new_empty(*v.shape[:2], _state_rows(v.shape[-1], complex_), v.shape[-1], dtype=torch.float32)
+    return torch.empty_like(v), final
+
+
+def _gradients(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the gradients of the inputs, laid out as these."""
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), log_decay.new_empty(log_decay.shape)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with the channels of a head side by side: any other strides go to the kernels as they are."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    """Steps of batch, head and token."""
+    return x.stride()[:3]
+
+
+def _state_rows(width: int, complex_: bool) -> int:
+    return width // 2 if complex_ else width
+
+
+def _options(v: Tensor, complex_: bool) -> dict:
+    """Constants that all kernels share."""
+    width = v.shape[-1]
+    exact = torch.get_float32_matmul_precision() == "highest"
+    precision = "ieee" if exact else "tf32"  # of float32 products; no effect on others
+    rows = _state_rows(width, complex_)
+    return {"X": width, "R": rows, "C": CHUNK[v.itemsize], "COMPLEX": complex_, "PRECISION": precision}
+
+
+def _walk(
+    k: Tensor, v: Tensor, log_decay: Tensor, edge: Tensor | None, complex_: bool, *, reverse: bool = False
+) -> Tensor:
+    """The states before each chunk, in the dtype of v: (B H N R X); `edge` receives the final one.
+
+    In reverse k, v and edge are q, the gradient of y and that of the final state; the result is G behind each chunk.
+    """
+    batch, heads, tokens, width = v.shape
+    options = _options(v, complex_)
+    chunks, block = triton.cdiv(tokens, options["C"]), min(WALK_COLUMNS, options["R"])
+    states = v.new_empty(batch, heads, chunks, options["R"], width)
+    edge = None if edge is None else edge.contiguous()
+    with torch.cuda.device_of(v):
+        _walk_kernel[(width // block, batch * heads)](
+            *(k, _strides(k), v, _strides(v), log_decay, _strides(log_decay), states),
+            *(states if edge is None else edge, heads, tokens),
+            **options,
+            BLOCK=block,
+            REVERSE=reverse,
+            HAS_EDGE=edge is not None,
+            STAGES=WALK_STAGES,
+            num_warps=WALK_WARPS,
+        )
+    return states
+
+
+@triton.jit
+def _chunk(x, strides, head, heads, first):
+    """Where the rows of a chunk start that begins at token `first` of a head."""
+    return x + (head // heads) * strides[0] + (head % heads) * strides[1] + first.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def _tile(x, stride, length, first, C: tl.constexpr, WIDTH: tl.constexpr):
+    """C rows of x, the columns from `first`; rows from `length` on are 0."""
+    row = tl.arange(0, C)[:, None]
+    return tl.load(x + row * stride + first + tl.arange(0, WIDTH)[None, :], mask=row < length, other=0.0)
+
+
+@triton.jit
+def _turned(x, stride, length, first, C: tl.constexpr, WIDTH: tl.constexpr, X: tl.constexpr):
+    """The same tile of i x: -imag, then real."""
+    half: tl.constexpr = X // 2
+    tile = _tile(x, stride, length, (first + half) % X, C, WIDTH)
+    return tl.where(first < half, -tile, tile)
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr):
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _elapsed(log_decay, stride, length, C: tl.constexpr):
+    """e of a chunk's tokens and at its end; tokens that are not there do not fade."""
+    t = tl.arange(0, C)
+    steps = tl.load(log_decay + t * stride, mask=t < length, other=0.0)
+    elapsed = tl.cumsum(steps, 0)
+    return elapsed, tl.sum(tl.where(t == C - 1, elapsed, 0.0), 0)  # the last one itself, so that e_C - e_C is 0
+
+
+@triton.jit
+def _causal_decay(elapsed, C: tl.constexpr):
+    """exp(e_t - e_s) for s <= t, else 0."""
+    t = tl.arange(0, C)
+    decay = tl.exp(tl.minimum(elapsed[:, None] - elapsed[None, :], 0.0))
+    return tl.where(t[:, None] >= t[None, :], decay, 0.0)
+
+
+@triton.jit
+def _walk_kernel(
+    k,
+    k_strides,
+    v,
+    v_strides,
+    log_decay,
+    decay_strides,
+    states,
+    edge,
+    heads,
+    tokens,
+    X: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    COMPLEX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REVERSE: tl.constexpr,
+    HAS_EDGE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """BLOCK columns of the state, S <- exp(e_C) S + sum of exp(e_C - e_t) k_t v_t^T; in reverse exp(e_t) q_t g_t^T."""
+    first = tl.program_id(0) * BLOCK
+    head = tl.program_id(1).to(tl.int64)
+    chunks = tl.cdiv(tokens, C)
+    # The second write is k_imag^T (-i v): v_imag, then -v_real.
+    across, sign = tl.where(first < R, first + R, first - R), tl.where(first < R, 1.0, -1.0)
+    here = tl.arange(0, R)[:, None] * X + first + tl.arange(0, BLOCK)[None, :]
+    state = tl.zeros((R, BLOCK), tl.float32)
+    if REVERSE and HAS_EDGE:
+        state = tl.load(edge + head * R * X + here).to(tl.float32)
+    for step in tl.range(0, chunks, num_stages=STAGES):
+        chunk = chunks - 1 - step if REVERSE else step
+        tl.store(states + (head * chunks + chunk) * R * X + here, state.to(states.dtype.element_ty))
+        start = chunk * C
+        length = tokens - start
+        keys = _chunk(k, k_strides, head, heads, start)
+        values = _chunk(v, v_strides, head, heads, start)
+        elapsed, total = _elapsed(_chunk(log_decay, decay_strides, head, heads, start), decay_strides[2], length, C)
+        kept = tl.exp(elapsed if REVERSE else tl.minimum(total - elapsed, 0.0))[:, None]
+        written = (_tile(keys, k_strides[2], length, 0, C, R) * kept).to(v.dtype.element_ty)
+        new = _dot(tl.trans(written), _tile(values, v_strides[2], length, first, C, BLOCK), PRECISION)
+        if COMPLEX:
+            written = (_tile(keys, k_strides[2], length, R, C, R) * kept * sign).to(v.dtype.element_ty)
+            new += _dot(tl.trans(written), _tile(values, v_strides[2], length, across, C, BLOCK), PRECISION)
+        state = tl.exp(total) * state + new
+    if HAS_EDGE and not REVERSE:
+        tl.store(edge + head * R * X + here, state)
+
+
+@triton.jit
+def _read_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    log_decay,
+    decay_strides,
+    states,
+    y,
+    y_strides,
+    heads,
+    tokens,
+    X: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    COMPLEX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y of one chunk."""
+    chunks = tl.cdiv(tokens, C)
+    head = (tl.program_id(0) // chunks).to(tl.int64)
+    start = tl.program_id(0) % chunks * C
+    length = tokens - start
+    states += tl.program_id(0).to(tl.int64) * R * X
+    q = _chunk(q, q_strides, head, heads, start)
+    k = _chunk(k, k_strides, head, heads, start)
+    v = _chunk(v, v_strides, head, heads, start)
+    y = _chunk(y, y_strides, head, heads, start)
+    elapsed, _total = _elapsed(_chunk(log_decay, decay_strides, head, heads, start), decay_strides[2], length, C)
+    dtype: tl.constexpr = y.dtype.element_ty
+
+    scores = tl.zeros((C, C), tl.float32)
+    scores_i = scores
+    for c in tl.static_range(0, X, BLOCK):
+        tile = _tile(q, q_strides[2], length, c, C, BLOCK)
+        scores += _dot(tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
+        if COMPLEX:
+            scores_i += _dot(tile, tl.trans(_turned(k, k_strides[2], length, c, C, BLOCK, X)), PRECISION)
+    decay = _causal_decay(elapsed, C)
+    weights, weights_i = (scores * decay).to(dtype), (scores_i * decay).to(dtype)
+
+    kept = tl.exp(elapsed)[:, None]
+    before = (_tile(q, q_strides[2], length, 0, C, R) * kept).to(dtype)
+    if COMPLEX:
+        before_i = (_tile(q, q_strides[2], length, R, C, R) * kept).to(dtype)
+    row = tl.arange(0, C)[:, None]
+    for c in tl.static_range(0, X, BLOCK):
+        out = _dot(weights, _tile(v, v_strides[2], length, c, C, BLOCK), PRECISION)
+        out += _dot(before, _tile(states, X, R, c, R, BLOCK), PRECISION)
+        if COMPLEX:
+            out += _dot(weights_i, _turned(v, v_strides[2], length, c, C, BLOCK, X), PRECISION)
+            out += _dot(before_i, _turned(states, X, R, c, R, BLOCK, X), PRECISION)
+        tl.store(y + row * y_strides[2] + c + tl.arange(0, BLOCK)[None, :], out.to(dtype), mask=row < length)
+
+
+@triton.jit
+def _backward_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    log_decay,
+    decay_strides,
+    grad,
+    grad_strides,
+    states,
+    grad_states,
+    grad_q,
+    grad_q_strides,
+    grad_k,
+    grad_k_strides,
+    grad_v,
+    grad_v_strides,
+    grad_decay,
+    grad_decay_strides,
+    heads,
+    tokens,
+    X: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    COMPLEX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradients of one chunk. The adjoint of i is -i: what meets i k or i v on the way there, meets -i q, -i g back."""
+    chunks = tl.cdiv(tokens, C)
+    head = (tl.program_id(0) // chunks).to(tl.int64)
+    start = tl.program_id(0) % chunks * C
+    length = tokens - start
+    states += tl.program_id(0).to(tl.int64) * R * X
+    grad_states += tl.program_id(0).to(tl.int64) * R * X
+    q = _chunk(q, q_strides, head, heads, start)
+    k = _chunk(k, k_strides, head, heads, start)
+    v = _chunk(v, v_strides, head, heads, start)
+    grad = _chunk(grad, grad_strides, head, heads, start)
+    grad_q = _chunk(grad_q, grad_q_strides, head, heads, start)
+    grad_k = _chunk(grad_k, grad_k_strides, head, heads, start)
+    grad_v = _chunk(grad_v, grad_v_strides, head, heads, start)
+    grad_decay = _chunk(grad_decay, grad_decay_strides, head, heads, start)
+    elapsed, total = _elapsed(_chunk(log_decay, decay_strides, head, heads, start), decay_strides[2], length, C)
+    dtype: tl.constexpr = v.dtype.element_ty
+
+    scores = tl.zeros((C, C), tl.float32)
+    scores_i, slopes, slopes_i = scores, scores, scores  # slopes: gradients of the scores that have faded
+    for c in tl.static_range(0, X, BLOCK):
+        q_tile = _tile(q, q_strides[2], length, c, C, BLOCK)
+        g_tile = _tile(grad, grad_strides[2], length, c, C, BLOCK)
+        scores += _dot(q_tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
+        slopes += _dot(g_tile, tl.trans(_tile(v, v_strides[2], length, c, C, BLOCK)), PRECISION)
+        if COMPLEX:
+            scores_i += _dot(q_tile, tl.trans(_turned(k, k_strides[2], length, c, C, BLOCK, X)), PRECISION)
+            slopes_i += _dot(g_tile, tl.trans(_turned(v, v_strides[2], length, c, C, BLOCK, X)), PRECISION)
+    decay = _causal_decay(elapsed, C)
+    scores, scores_i = scores * decay, scores_i * decay
+    t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    meeting = tl.where(t > s, scores * slopes + scores_i * slopes_i, 0.0)  # dL / d(e_t - e_s)
+    grad_elapsed = tl.sum(meeting, 1) - tl.sum(meeting, 0)
+    weights, weights_i = tl.trans(scores.to(dtype)), tl.trans(scores_i.to(dtype))
+    slopes, slopes_i = (slopes * decay).to(dtype), (slopes_i * decay).to(dtype)
+
+    # e_t fades what token t reads of S, e_C - e_t what it leaves for G, e_C what S leaves for G.
+    kept, left = tl.exp(elapsed)[:, None], tl.exp(tl.minimum(total - elapsed, 0.0))[:, None]
+    row, column = tl.arange(0, C)[:, None], tl.arange(0, BLOCK)[None, :]
+    passed = tl.zeros((R,), tl.float32)
+    k_real = _tile(k, k_strides[2], length, 0, C, R)
+    if COMPLEX:
+        k_imag = _tile(k, k_strides[2], length, R, C, R)
+    for c in tl.static_range(0, X, BLOCK):
+        state_tile = _tile(grad_states, X, R, c, R, BLOCK)
+        passed += tl.sum(state_tile.to(tl.float32) * _tile(states, X, R, c, R, BLOCK).to(tl.float32), 1)
+        out = _dot(k_real, state_tile, PRECISION)
+        if COMPLEX:
+            out += _dot(k_imag, _turned(grad_states, X, R, c, R, BLOCK, X), PRECISION)
+        out *= left
+        out += _dot(weights, _tile(grad, grad_strides[2], length, c, C, BLOCK), PRECISION)
+        if COMPLEX:
+            out -= _dot(weights_i, _turned(grad, grad_strides[2], length, c, C, BLOCK, X), PRECISION)
+        tl.store(grad_v + row * grad_v_strides[2] + c + column, out.to(dtype), mask=row < length)
+
+    for r in tl.static_range(0, X, BLOCK):
+        out = tl.zeros((C, BLOCK), tl.float32)
+        for c in tl.static_range(0, X, BLOCK):
+            if r < R:
+                state_tile = _tile(states + r * X, X, R, c, BLOCK, BLOCK)
+            else:
+                state_tile = _turned(states + (r - R) * X, X, R, c, BLOCK, BLOCK, X)
+            out += _dot(_tile(grad, grad_strides[2], length, c, C, BLOCK), tl.trans(state_tile), PRECISION)
+        out *= kept
+        grad_elapsed += tl.sum(out * _tile(q, q_strides[2], length, r, C, BLOCK), 1)
+        out += _dot(slopes, _tile(k, k_strides[2], length, r, C, BLOCK), PRECISION)
+        if COMPLEX:
+            out += _dot(slopes_i, _turned(k, k_strides[2], length, r, C, BLOCK, X), PRECISION)
+        tl.store(grad_q + row * grad_q_strides[2] + r + column, out.to(dtype), mask=row < length)
+
+    slopes, slopes_i = tl.trans(slopes), tl.trans(slopes_i)
+    grad_left = tl.zeros((C,), tl.float32)
+    for r in tl.static_range(0, X, BLOCK):
+        out = tl.zeros((C, BLOCK), tl.float32)
+        for c in tl.static_range(0, X, BLOCK):
+            if r < R:
+                state_tile = _tile(grad_states + r * X, X, R, c, BLOCK, BLOCK)
+                out += _dot(_tile(v, v_strides[2], length, c, C, BLOCK), tl.trans(state_tile), PRECISION)
+            else:
+                state_tile = _tile(grad_states + (r - R) * X, X, R, c, BLOCK, BLOCK)
+                out -= _dot(_turned(v, v_strides[2], length, c, C, BLOCK, X), tl.trans(state_tile), PRECISION)
+        out *= left
+        grad_left += tl.sum(out * _tile(k, k_strides[2], length, r, C, BLOCK), 1)
+        out += _dot(slopes, _tile(q, q_strides[2], length, r, C, BLOCK), PRECISION)
+        if COMPLEX:
+            out -= _dot(slopes_i, _turned(q, q_strides[2], length, r, C, BLOCK, X), PRECISION)
+        tl.store(grad_k + row * grad_k_strides[2] + r + column, out.to(dtype), mask=row < length)
+
+    # A log_decay acts on e from its own token on, on what earlier tokens leave, and on what S passes on.
+    out = tl.cumsum(grad_elapsed, 0, reverse=True) + tl.exp(total) * tl.sum(passed, 0)
+    out += tl.sum(tl.where(t > s, grad_left[None, :], 0.0), 1)
+    t = tl.arange(0, C)
+    tl.store(grad_decay + t * grad_decay_strides[2], out, mask=t < length)
