@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -7,8 +8,8 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from muse import planar
-from muse.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse import layers, planar
+from muse.stage1 import Block, Phase3Stage1Config, Phase3Stage1Model
 
 
 def tiny(seed=0, **changes):
@@ -232,3 +233,86 @@ def test_bad_token_ids_are_refused():
         tiny()(torch.tensor([[0, 41]]))
     with pytest.raises(ValueError, match="n_seq=19"):
         tiny()(torch.zeros(1, 20, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_block_is_its_equation_bit_for_bit(precision):
+    block = randomised(Block(6, 0.4))
+    z = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
+    results = []
+
+    def one_after_the_other(z):
+        update = block.activation(block.linear(block.norm1(z)))
+        return block.norm2(z + layers.dropout(update, 0.4, training=True))
+
+    for run in (block, one_after_the_other):
+        block.zero_grad()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            y = run(z)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in block.parameters())])
+    assert results[0][0].dtype == torch.float32
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = "cuda"
+
+
+def gradients_of(module, run, *inputs, precision=None):
+    """Output and all gradients of the sum of its squares (a loss: of itself)."""
+    module.zero_grad(set_to_none=True)
+    with torch.autocast(CUDA, precision, enabled=precision is not None):
+        y = run(*inputs)
+    (y if y.ndim == 0 else y.float().square().sum()).backward()
+    return {"": y.detach()} | {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+
+
+@cuda
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles; this test is about numbers
+@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("part", ["block", "loss"])
+def test_cuda_compiled_gradients_equal_eager_ones(part, precision):
+    """The kernels are the same; a compiler may only order the roundings around them in another way."""
+    torch.compiler.reset()
+    if part == "block":
+        module = run = randomised(Block(64, 0.0)).to(CUDA)
+        inputs = [torch.randn(3, 50, 128, generator=torch.Generator().manual_seed(0)).to(CUDA)]
+    else:
+        module = randomised(tiny(d_model=64, n_seq=50)).to(CUDA)
+        run, inputs = module.loss, [random_ids(41, 3, 50, seed=seed).to(CUDA) for seed in (0, 1)]
+    eager = gradients_of(module, run, *inputs, precision=precision)
+    compiled = gradients_of(module, torch.compile(run), *inputs, precision=precision)
+    for name, want in eager.items():
+        assert want.any(), name
+        assert reference.rms_error(compiled[name], want) < (1e-4 if precision is None else 2e-2), name
+
+
+@cuda
+@pytest.mark.parametrize(("precision", "bound"), [(None, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 2e-2)])
+def test_cuda_gradients_equal_those_of_float64(precision, bound):
+    model = randomised(tiny(d_model=64, n_seq=50))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.activation.bias.abs_()  # open everywhere: rounding cannot move an element across the kink
+    inputs = [random_ids(41, 3, 50, seed=seed).to(CUDA) for seed in (0, 1)]
+    exact = copy.deepcopy(model).double().to(CUDA)
+    model.to(CUDA)
+    want = gradients_of(exact, exact.loss, *inputs)
+    got = gradients_of(model, model.loss, *inputs, precision=precision)
+    for name in want:
+        assert reference.rms_error(got[name], want[name]) < bound, name
+
+
+@cuda
+@pytest.mark.filterwarnings("ignore")
+def test_cuda_compiled_dropout_drops_and_leaves_gradients():
+    torch.compiler.reset()
+    block = randomised(Block(64, 0.5)).to(CUDA)
+    z = torch.randn(3, 50, 128, generator=torch.Generator().manual_seed(0)).to(CUDA)
+    run = torch.compile(block)
+    gradients = gradients_of(block, run, z)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients.values())
+    assert not torch.equal(run(z), run(z))
+    assert torch.equal(block.eval()(z), block(z))
