@@ -7,7 +7,8 @@
 
 Glossary: B batch, T positions, D width (complex channels), H heads, X real channels per head. W are complex, G and w
 real matrices that read both planes of u, planar r(B T 2D). With `numbers="real"` a complex D x E matrix becomes a real
-2D x E one (and E x D becomes E x 2D): the same number of scalars everywhere.
+2D x E one (and E x D becomes E x 2D): the same number of scalars everywhere. What is computed point by point around the
+memory is written plainly here; on CUDA kernels of `mixer_triton` do the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from torch import Tensor, nn
 
 from muse import layers, planar
 from muse.memory import CHUNK_TOKENS, memory_chunked, memory_step, turn, zero_state
+
+try:
+    from muse import mixer_triton
+except ImportError:  # Triton comes with CUDA builds of PyTorch
+    mixer_triton = None
 
 NORM_EPS = 1e-6
 SHORTEST_TOKENS = 2  # initial memory of the fastest head, 1 / gamma
@@ -158,17 +164,22 @@ class MemoryMixer(nn.Module):
 
     def remembered(self, u: Tensor) -> tuple[Tensor, MixerState]:
         """What the heads read before norm and gate: u r(B T 2D) -> y (B H T X), state after the last token."""
-        seen = self.qkv(u)
-        if self.taps is not None:
-            seen = F.pad(seen, (0, 0, self.taps.shape[1] - 1, 0))
-        log_decay, pace = self.log_decay(u), self._pace(u)
+        seen, log_decay, pace = self.qkv(u), self.log_decay(u), self._pace(u)
         if pace is None:
-            pace = torch.ones(1, 1, u.shape[1], device=u.device, dtype=log_decay.dtype)
-        angle = pace.cumsum(-1)[..., None] * self.frequencies()[:, None]  # (B H T X/2)
-        q, k, v = self._prepared(seen, log_decay, angle)
+            elapsed = torch.ones(1, 1, u.shape[1], device=u.device, dtype=log_decay.dtype).cumsum(-1)
+        else:
+            elapsed = pace.cumsum(-1)
+        if _has_kernels(seen) and not (self.options.qk_norm or self.options.input_scaling):
+            frequencies = None if self.turn_bias is None else self.frequencies()
+            given = None if pace is None else elapsed
+            q, k, v = mixer_triton.prepare(seen, self.taps, frequencies, given, self.options.planes, self.n_heads)
+        else:
+            angle = elapsed[..., None] * self.frequencies()[:, None]  # (B H T X/2)
+            q, k, v = self._prepared(self._preceded(seen), log_decay, angle)
         y, matrix = memory_chunked(q, k, v, log_decay, self.options.imaginary_scores, self.options.chunk_tokens)
-        angle = torch.remainder(angle[:, :, -1], 2 * math.pi).expand(u.shape[0], -1, -1)
-        return y, MixerState(matrix, angle, seen[:, seen.shape[1] - self.options.convolution + 1 :])
+        angle = torch.remainder(elapsed[..., -1:] * self.frequencies(), 2 * math.pi).expand(u.shape[0], -1, -1)
+        recent = self._preceded(seen[:, max(0, u.shape[1] - self.options.convolution + 1) :])
+        return y, MixerState(matrix, angle, recent[:, recent.shape[1] - self.options.convolution + 1 :])
 
     def step(self, u: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """One token: u r(B 1 2D) -> r(B 1 2D), new state."""
@@ -209,6 +220,10 @@ class MemoryMixer(nn.Module):
         """How fast the token turns the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
         return None if self.pace is None else 2 * torch.sigmoid(_exact(self.pace, u)).transpose(1, 2)
 
+    def _preceded(self, seen: Tensor) -> Tensor:
+        """Projections (B T 3 planes D) with taps-1 zeros before them, what the convolution of the first token sees."""
+        return seen if self.taps is None else F.pad(seen, (0, 0, self.taps.shape[1] - 1, 0))
+
     def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k turned by angle (B H T X/2)."""
         options = self.options
@@ -236,10 +251,18 @@ class MemoryMixer(nn.Module):
 
     def _write(self, y: Tensor, u: Tensor) -> Tensor:
         """What the heads read, normed per head, gated by u and projected: y (B H T X), u r(B T 2D) -> r(B T 2D)."""
+        if _has_kernels(y):
+            gate, (dtype, _) = None if self.gate is None else self.gate(u), planar.product_dtypes(u)
+            return self.writing(mixer_triton.write(y, gate, self.norm_gain, self.options.planes, NORM_EPS, dtype))
         y = F.rms_norm(y.to(planar.accumulate_dtype(y.dtype)), y.shape[-1:], eps=NORM_EPS).to(u.dtype)
         y = y.unflatten(-1, (self.options.planes, -1)).permute(0, 2, 3, 1, 4).flatten(-2)  # (B T planes D)
         gain = self.norm_gain if self.gate is None else F.silu(self.gate(u)) * self.norm_gain
         return self.writing((y * gain.unsqueeze(-2)).flatten(-2).to(u.dtype))
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether `mixer_triton` computes with x."""
+    return mixer_triton is not None and x.is_cuda and x.dtype != torch.float64
 
 
 def _exact(projection: RealLinear, u: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""The memory mixer's kernels against its PyTorch form, and what the two share."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import reference
+import torch
+
+from muse import mixer
+from muse.mixer import MemoryMixer, MemoryOptions
+
+REAL = {"numbers": "real", "imaginary_scores": False}
+OPTIONS = (
+    {}, {"rotation": "data"}, {"rotation": "none", "convolution": 1}, {"convolution": 3, "output_gate": False},
+    {"qk_norm": True}, {"input_scaling": True, "convolution": 1}, REAL, REAL | {"rotation": "data", "convolution": 2},
+    REAL | {"rotation": "none", "output_gate": False},
+)  # fmt: skip
+SIZES = (
+    (3, 131, 96, 4),
+    (1, 2, 24, 2),
+    (5, 64, 128, 2),
+    (2, 37, 42, 3),
+)  # B T D H; H of complex numbers, even for real
+
+needs_kernels = pytest.mark.skipif(
+    not torch.cuda.is_available() or mixer.mixer_triton is None, reason="needs CUDA and Triton"
+)
+
+
+def noise(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randomised(d_model, heads, **options):
+    """A mixer whose parameters are all different from what they start with."""
+    made = MemoryMixer(d_model, MemoryOptions(n_heads=heads, chunk_tokens=16, **options), 100.0, 4.0)
+    with torch.no_grad():
+        for i, parameter in enumerate(made.parameters()):
+            parameter.copy_(0.3 * noise(*parameter.shape, seed=i))
+    return made
+
+
+def everything(made, u, call=None):
+    """Output, state, and the gradients of input and parameters for one fixed gradient of the output."""
+    u = u.clone().requires_grad_()
+    made.zero_grad()
+    out, state = (call or made)(u)
+    out.backward(noise(*out.shape, seed=99).to(out))
+    gradients = {name: parameter.grad for name, parameter in made.named_parameters()}
+    state = {"matrix": state.matrix, "angle": state.angle, "recent": state.recent}
+    return {"out": out, "u": u.grad} | state | gradients
+
+
+@pytest.mark.parametrize("taps", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 9])
+def test_the_state_goes_on_where_the_tokens_ended(tokens, taps):
+    """What the convolution still sees, zeros before the first token included."""
+    made, u = randomised(8, 2, convolution=taps).double(), noise(2, tokens + 1, 16, seed=1)
+    with torch.no_grad():
+        want, _ = made(u)
+        _, state = made(u[:, :-1])
+        got, _ = made.step(u[:, -1:], state)
+    assert state.recent.shape == made.empty_state(2).recent.shape
+    assert reference.rms_error(got[:, 0], want[:, -1]) < 1e-12
+
+
+@needs_kernels
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_cuda_kernels_are_the_pytorch_form(options, autocast, compiled, monkeypatch):
+    """No further from float64 than the PyTorch form is, in outputs, state and every gradient."""
+    torch.compiler.reset()
+    for batch, tokens, d_model, heads in SIZES[: 1 if compiled else None]:
+        if "numbers" in options and (heads % 2 or (2 * d_model // heads) % 2):
+            continue
+        if autocast and tokens < 10:
+            continue  # the rounding of products outside of the kernels decides
+        made = randomised(d_model, heads, **options).cuda()
+        u = noise(batch, tokens, 2 * d_model, seed=7).float().cuda()
+        want = everything(copy.deepcopy(made).double(), u.double())
+        context = torch.autocast("cuda", autocast) if autocast else contextlib.nullcontext()
+        with context:
+            got = everything(made, u, torch.compile(made, fullgraph=True) if compiled else None)
+            with monkeypatch.context() as patch:
+                patch.setattr(mixer, "mixer_triton", None)
+                plain = everything(copy.deepcopy(made), u)
+        for name, value in got.items():
+            assert (value.dtype, value.shape) == (plain[name].dtype, plain[name].shape), name
+            if value.numel() and want[name].any():
+                bound = 2 * reference.rms_error(plain[name], want[name]) + (1e-2 if autocast else 3e-5)
+                assert reference.rms_error(value, want[name]) < bound, (name, batch, tokens, d_model, heads)
+            else:
+                assert not value.any(), name
+
+
+@needs_kernels
+def test_cuda_kernels_give_the_served_form_and_equal_sums_in_equal_runs():
+    made, u = randomised(96, 4).cuda(), noise(3, 131, 192, seed=7).float().cuda()
+    first, again = everything(made, u), everything(copy.deepcopy(made), u)
+    for name in ("taps", "turn_bias", "norm_gain"):
+        assert torch.equal(first[name], again[name])
+    with torch.no_grad():
+        served, state = copy.deepcopy(made).half()(u.half())
+    assert served.dtype == state.recent.dtype == torch.float16
+    assert reference.rms_error(served, first["out"]) < 2e-2
