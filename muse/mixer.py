@@ -260,6 +260,13 @@ class MemoryMixer(nn.Module):
         return self.writing((y * gain.unsqueeze(-2)).flatten(-2).to(u.dtype))
 
 
+def gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
+    """value (.. planes F) times silu(gate) r(.. F)."""
+    if _has_kernels(value):
+        return mixer_triton.gated(value, gate, planes)
+    return (value.unflatten(-1, (planes, -1)) * F.silu(gate).unsqueeze(-2)).flatten(-2)
+
+
 def _has_kernels(x: Tensor) -> bool:
     """Whether `mixer_triton` computes with x."""
     return mixer_triton is not None and x.is_cuda and x.dtype != torch.float64

@@ -1,7 +1,8 @@
-"""What `mixer` computes point by point around the matrix memory, as CUDA kernels: two forward, two backward.
+"""What `mixer` computes point by point around the matrix memory, as CUDA kernels, one forward and one backward each.
 
     prepare: q, k, v = short convolution of the projections, q and k turned by exp(i angle), q / X
     write:   out = head_norm(y) silu(g) gain
+    gated:   out = value silu(g), the same gate without a memory
 
 The PyTorch form in `mixer` is the reference, letters are as there, K = X/2 pairs of channels per head. A program holds
 some tokens of one head and goes through a group of the batch, so that fixed angles are computed once per group. All
@@ -26,9 +27,10 @@ from torch.autograd.function import once_differentiable
 
 # pairs that a program holds at a time, the warps that share them, and how much of the batch it goes through
 PREPARE_PAIRS, PREPARE_WARPS, PREPARE_BATCHES = 1024, 8, 4
-PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES = 1024, 8, 4
+PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES = 512, 4, 8
 WRITE_PAIRS, WRITE_WARPS, WRITE_BATCHES = 1024, 4, 1
 WRITE_BACKWARD_PAIRS, WRITE_BACKWARD_WARPS, WRITE_BACKWARD_BATCHES = 512, 4, 4
+GATED_COLUMNS, GATED_WARPS = 1024, 4  # channels of one token that a program of `gated` holds, and its warps
 
 
 def prepare(
@@ -47,6 +49,12 @@ def write(y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float,
     """What the heads read, y (B H T X), normed per head, times silu(gate) r(B T D) and gain r(D): (B T planes D)."""
     call = _write_op if torch.compiler.is_compiling() else _Write.apply
     return call(y, gate, gain, planes, eps, dtype)
+
+
+def gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
+    """value (.. planes F) times silu(gate) r(.. F), in the dtype of value."""
+    call = _gated_op if torch.compiler.is_compiling() else _Gated.apply
+    return call(value, gate, planes)
 
 
 def _prepare(
@@ -133,6 +141,35 @@ def _write_backward(
     return grad_y, grad_gate, grad_gain.sum(0)
 
 
+def _gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
+    value, gate = _contiguous(value, gate)
+    out = torch.empty_like(value)
+    _launch_gated(_gated_kernel, gate, planes, value, gate, out)
+    return out
+
+
+def _gated_backward(grad: Tensor, value: Tensor, gate: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+    """dL/dvalue as value, dL/dgate as gate."""
+    grad, value, gate = _contiguous(grad, value, gate)
+    grad_value, grad_gate = torch.empty_like(value), torch.empty_like(gate)
+    _launch_gated(_gated_backward_kernel, gate, planes, grad, value, gate, grad_value, grad_gate)
+    return grad_value, grad_gate
+
+
+def _launch_gated(kernel, gate: Tensor, planes: int, *tensors: Tensor) -> None:
+    width = gate.shape[-1]
+    columns = min(GATED_COLUMNS, triton.next_power_of_2(width))
+    if gate.numel():
+        with torch.cuda.device_of(gate):
+            kernel[(gate.numel() // width, triton.cdiv(width, columns))](
+                *tensors,
+                WIDTH=width,
+                PLANES=planes,
+                COLUMNS=columns,
+                num_warps=max(1, min(GATED_WARPS, columns // 128)),
+            )
+
+
 class _Tile:
     """How the tokens and pairs of x (B H T X) are shared out: `programs` for each head."""
 
@@ -196,6 +233,9 @@ _write_backward_op = _op(
     "(Tensor grad, Tensor y, Tensor? gate, Tensor gain, int planes, float eps) -> (Tensor, Tensor, Tensor)",
 )
 
+_gated_op = _op(_gated, "(Tensor value, Tensor gate, int planes) -> Tensor")
+_gated_backward_op = _op(_gated_backward, "(Tensor grad, Tensor value, Tensor gate, int planes) -> (Tensor, Tensor)")
+
 
 @_prepare_op.register_fake
 def _(seen, taps, frequencies, elapsed, planes, heads):
@@ -222,6 +262,16 @@ def _(grad, y, gate, gain, planes, eps):
     return y.new_empty(y.shape), grad_gate, gain.new_empty(gain.shape, dtype=torch.float32)
 
 
+@_gated_op.register_fake
+def _(value, gate, planes):
+    return value.new_empty(value.shape)
+
+
+@_gated_backward_op.register_fake
+def _(grad, value, gate, planes):
+    return value.new_empty(value.shape), gate.new_empty(gate.shape)
+
+
 def _save_prepare(ctx, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.planes, _ = inputs
     ctx.save_for_backward(*tensors)
@@ -245,8 +295,18 @@ def _write_gradients(backward: Callable, ctx, grad: Tensor) -> tuple[Tensor | No
     return grad_y, None if gate is None else grad_gate, grad_gain.to(gain.dtype), None, None, None
 
 
+def _save_gated(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.planes = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gated_gradients(backward: Callable, ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *backward(grad, *ctx.saved_tensors, ctx.planes), None
+
+
 _prepare_op.register_autograd(partial(_prepare_gradients, _prepare_backward_op), setup_context=_save_prepare)
 _write_op.register_autograd(partial(_write_gradients, _write_backward_op), setup_context=_save_write)
+_gated_op.register_autograd(partial(_gated_gradients, _gated_backward_op), setup_context=_save_gated)
 
 
 class _Prepare(torch.autograd.Function):
@@ -263,6 +323,14 @@ class _Write(torch.autograd.Function):
     forward = staticmethod(_write)
     setup_context = staticmethod(_save_write)
     backward = staticmethod(once_differentiable(partial(_write_gradients, _write_backward)))
+
+
+class _Gated(torch.autograd.Function):
+    """_gated_op for eager code."""
+
+    forward = staticmethod(_gated)
+    setup_context = staticmethod(_save_gated)
+    backward = staticmethod(once_differentiable(partial(_gated_gradients, _gated_backward)))
 
 
 # Triton's constants are capitals, its tuples know + but no star, and an `if` on a constant leaves out a branch.
@@ -583,17 +651,21 @@ def _write_backward_kernel(
         u = _load(grad + token * (PLANES * D), place, inside)
         v = _load(grad + token * (PLANES * D), place + SECOND, inside)
         if PLANES == 2:
-            factor, share = _gated(
+            factor, share = _gate_backward(
                 gate, grad_gate, token * D, row * D + channel, inside, u * a + v * c, near_gain, HAS_GATE
             )
             near_sum += share
             u *= factor
             v *= factor
         else:
-            factor, share = _gated(gate, grad_gate, token * D, row * D + channel, inside, u * a, near_gain, HAS_GATE)
+            factor, share = _gate_backward(
+                gate, grad_gate, token * D, row * D + channel, inside, u * a, near_gain, HAS_GATE
+            )
             near_sum += share
             u *= factor
-            factor, share = _gated(gate, grad_gate, token * D, row * D + channel + K, inside, v * c, far_gain, HAS_GATE)
+            factor, share = _gate_backward(
+                gate, grad_gate, token * D, row * D + channel + K, inside, v * c, far_gain, HAS_GATE
+            )
             far_sum += share
             v *= factor
         along = tl.sum(u * a + v * c, 1)[:, None] / (2 * K)
@@ -606,7 +678,7 @@ def _write_backward_kernel(
 
 
 @triton.jit
-def _gated(gate, grad_gate, token, place, inside, along, gain, HAS_GATE: tl.constexpr):
+def _gate_backward(gate, grad_gate, token, place, inside, along, gain, HAS_GATE: tl.constexpr):
     """silu(g) gain, and what dL/d(silu(g) gain) = along gives to dL/dgain; dL/dg is stored."""
     factor = gain
     if HAS_GATE:
@@ -616,3 +688,33 @@ def _gated(gate, grad_gate, token, place, inside, along, gain, HAS_GATE: tl.cons
         _store(grad_gate + token, place, along * gain * open * (1.0 + g * (1.0 - open)), inside)
         along *= g * open
     return factor, along
+
+
+@triton.jit
+def _gated_kernel(value, gate, out, WIDTH: tl.constexpr, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < WIDTH
+    g = _load(gate + token * WIDTH, column, inside)
+    g *= tl.sigmoid(g)
+    for plane in tl.static_range(PLANES):
+        row = (token * PLANES + plane) * WIDTH
+        _store(out + row, column, g * _load(value + row, column, inside), inside)
+
+
+@triton.jit
+def _gated_backward_kernel(
+    grad, value, gate, grad_value, grad_gate, WIDTH: tl.constexpr, PLANES: tl.constexpr, COLUMNS: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < WIDTH
+    g = _load(gate + token * WIDTH, column, inside)
+    open = tl.sigmoid(g)
+    along = tl.zeros((COLUMNS,), tl.float32)
+    for plane in tl.static_range(PLANES):
+        row = (token * PLANES + plane) * WIDTH
+        u = _load(grad + row, column, inside)
+        along += u * _load(value + row, column, inside)
+        _store(grad_value + row, column, u * g * open, inside)
+    _store(grad_gate + token * WIDTH, column, along * open * (1.0 + g * (1.0 - open)), inside)

@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muse import layers, planar
-from muse.mixer import FIRST_RATE_CAP, NORM_EPS, MemoryMixer, MemoryOptions, MixerState, RealLinear, reading, writing
+from muse.mixer import (
+    FIRST_RATE_CAP,
+    NORM_EPS,
+    MemoryMixer,
+    MemoryOptions,
+    MixerState,
+    RealLinear,
+    gated,
+    reading,
+    writing,
+)
 
 EMBEDDING_SCALE = 0.64  # norm of an initial token row, and of what multiplies it back to unit channels
 OUTPUT_GAIN = 0.5  # initial size of the features' channels: logits start with variance (0.64 x 0.5)^2
@@ -100,7 +110,7 @@ class FeedForward(nn.Module):
         value = self.value(u)
         if self.gate is None:
             return self.writing(self.activation(value))
-        return self.writing((value.unflatten(-1, (self.planes, -1)) * F.silu(self.gate(u)).unsqueeze(-2)).flatten(-2))
+        return self.writing(gated(value, self.gate(u), self.planes))
 
 
 class MemoryBlock(nn.Module):
