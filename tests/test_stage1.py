@@ -290,7 +290,7 @@ def test_cuda_compiled_gradients_equal_eager_ones(part, precision):
 
 
 @cuda
-@pytest.mark.parametrize(("precision", "bound"), [(None, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 2e-2)])
+@pytest.mark.parametrize(("precision", "bound"), [(None, 1e-4), (torch.bfloat16, 0.2), (torch.float16, 6e-2)])
 def test_cuda_gradients_equal_those_of_float64(precision, bound):
     model = randomised(tiny(d_model=64, n_seq=50))
     with torch.no_grad():
