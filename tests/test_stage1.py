@@ -261,11 +261,11 @@ CUDA = "cuda"
 
 
 def gradients_of(module, run, *inputs, precision=None):
-    """Output and all gradients of the sum of its squares (a loss: of itself)."""
+    """Output and all gradients of the sum of its squares (a loss: of 256 times itself, for float16)."""
     module.zero_grad(set_to_none=True)
     with torch.autocast(CUDA, precision, enabled=precision is not None):
         y = run(*inputs)
-    (y if y.ndim == 0 else y.float().square().sum()).backward()
+    (256 * y if y.ndim == 0 else y.float().square().sum()).backward()
     return {"": y.detach()} | {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -290,12 +290,12 @@ def test_cuda_compiled_gradients_equal_eager_ones(part, precision):
 
 
 @cuda
-@pytest.mark.parametrize(("precision", "bound"), [(None, 1e-4), (torch.bfloat16, 0.2), (torch.float16, 6e-2)])
+@pytest.mark.parametrize(("precision", "bound"), [(None, 1e-4), (torch.bfloat16, 5e-2), (torch.float16, 5e-3)])
 def test_cuda_gradients_equal_those_of_float64(precision, bound):
     model = randomised(tiny(d_model=64, n_seq=50))
     with torch.no_grad():
         for block in model.blocks:
-            block.activation.bias.abs_()  # open everywhere: rounding cannot move an element across the kink
+            block.activation.bias.abs_().mul_(0.1)  # open everywhere, and little of what grows as b / |z|
     inputs = [random_ids(41, 3, 50, seed=seed).to(CUDA) for seed in (0, 1)]
     exact = copy.deepcopy(model).double().to(CUDA)
     model.to(CUDA)
