@@ -24,11 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 WIDTHS = (16, 32, 64, 128)  # X of a real head; complex ones start at 32, because a product needs 16 rows
-CHUNK = {2: 64, 4: 32}  # C by bytes of a number
+CHUNK = {"half": 64, "tf32": 32, "tf32x3": 16}  # C by kind of product: what fits into registers
 COLUMNS = 64  # at most, that a program multiplies at a time
 WALK_COLUMNS = 32  # at most, of the state that a program walks with
 WALK_WARPS, WALK_STAGES = 4, 3
-FORWARD_WARPS, BACKWARD_WARPS = 4, 8
+FORWARD_WARPS = 4
+BACKWARD_WARPS = {"half": 4, "tf32": 8, "tf32x3": 4}
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> bool:
@@ -78,7 +79,8 @@ def _backward(
             *(heads, tokens),
             **options,
             BLOCK=min(COLUMNS, _state_rows(width, complex_)),
-            num_warps=BACKWARD_WARPS,
+            HOLD=v.itemsize == 2,
+            num_warps=BACKWARD_WARPS[options["PRECISION"]],
         )
     return results
 
@@ -136,11 +138,11 @@ def _state_rows(width: int, complex_: bool) -> int:
 
 def _options(v: Tensor, complex_: bool) -> dict:
     """Constants that all kernels share."""
-    width = v.shape[-1]
+    # Exact float32 products are three of tf32 each: Triton has no others on matrix units, and registers do not last.
     exact = torch.get_float32_matmul_precision() == "highest"
-    precision = "ieee" if exact else "tf32"  # of float32 products; no effect on others
-    rows = _state_rows(width, complex_)
-    return {"X": width, "R": rows, "C": CHUNK[v.itemsize], "COMPLEX": complex_, "PRECISION": precision}
+    precision = "half" if v.itemsize == 2 else "tf32x3" if exact else "tf32"
+    rows = _state_rows(v.shape[-1], complex_)
+    return {"X": v.shape[-1], "R": rows, "C": CHUNK[precision], "COMPLEX": complex_, "PRECISION": precision}
 
 
 def _walk(
@@ -183,16 +185,22 @@ def _tile(x, stride, length, first, C: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _turned(x, stride, length, first, C: tl.constexpr, WIDTH: tl.constexpr, X: tl.constexpr):
-    """The same tile of i x: -imag, then real."""
-    half: tl.constexpr = X // 2
-    tile = _tile(x, stride, length, (first + half) % X, C, WIDTH)
-    return tl.where(first < half, -tile, tile)
+def _across(first: tl.constexpr, X: tl.constexpr):
+    """Where the columns of z from `first` on are found in i z = [-imag, real]: they change sign if first < X / 2."""
+    return (first + X // 2) % X
 
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
-    return tl.dot(a, b, input_precision=PRECISION)
+    return tl.dot(a, b, input_precision="tf32" if PRECISION == "half" else PRECISION)  # no effect on half precision
+
+
+@triton.jit
+def _plus(total, a, b, PLUS: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a b, or total - a b."""
+    if PLUS:
+        return total + _dot(a, b, PRECISION)
+    return total - _dot(a, b, PRECISION)
 
 
 @triton.jit
@@ -304,7 +312,8 @@ def _read_kernel(
         tile = _tile(q, q_strides[2], length, c, C, BLOCK)
         scores += _dot(tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
         if COMPLEX:
-            scores_i += _dot(tile, tl.trans(_turned(k, k_strides[2], length, c, C, BLOCK, X)), PRECISION)
+            turned = _tile(k, k_strides[2], length, _across(c, X), C, BLOCK)
+            scores_i = _plus(scores_i, tile, tl.trans(turned), c >= R, PRECISION)
     decay = _causal_decay(elapsed, C)
     weights, weights_i = (scores * decay).to(dtype), (scores_i * decay).to(dtype)
 
@@ -313,13 +322,18 @@ def _read_kernel(
     if COMPLEX:
         before_i = (_tile(q, q_strides[2], length, R, C, R) * kept).to(dtype)
     row = tl.arange(0, C)[:, None]
+    y_tiles = ()
     for c in tl.static_range(0, X, BLOCK):
         out = _dot(weights, _tile(v, v_strides[2], length, c, C, BLOCK), PRECISION)
         out += _dot(before, _tile(states, X, R, c, R, BLOCK), PRECISION)
         if COMPLEX:
-            out += _dot(weights_i, _turned(v, v_strides[2], length, c, C, BLOCK, X), PRECISION)
-            out += _dot(before_i, _turned(states, X, R, c, R, BLOCK, X), PRECISION)
-        tl.store(y + row * y_strides[2] + c + tl.arange(0, BLOCK)[None, :], out.to(dtype), mask=row < length)
+            turned = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
+            out = _plus(out, weights_i, turned, c >= R, PRECISION)
+            out = _plus(out, before_i, _tile(states, X, R, _across(c, X), R, BLOCK), c >= R, PRECISION)
+        y_tiles += (out.to(dtype),)
+    for c in tl.static_range(0, X // BLOCK):  # after all reading: a tile that is read twice is still the same
+        here = y + row * y_strides[2] + c * BLOCK + tl.arange(0, BLOCK)[None, :]
+        tl.store(here, y_tiles[c], mask=row < length)
 
 
 @triton.jit
@@ -352,6 +366,7 @@ def _backward_kernel(
     COMPLEX: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
+    HOLD: tl.constexpr,
 ):
     """Gradients of one chunk. The adjoint of i is -i: what meets i k or i v on the way there, meets -i q, -i g back."""
     chunks = tl.cdiv(tokens, C)
@@ -379,8 +394,10 @@ def _backward_kernel(
         scores += _dot(q_tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
         slopes += _dot(g_tile, tl.trans(_tile(v, v_strides[2], length, c, C, BLOCK)), PRECISION)
         if COMPLEX:
-            scores_i += _dot(q_tile, tl.trans(_turned(k, k_strides[2], length, c, C, BLOCK, X)), PRECISION)
-            slopes_i += _dot(g_tile, tl.trans(_turned(v, v_strides[2], length, c, C, BLOCK, X)), PRECISION)
+            turned = _tile(k, k_strides[2], length, _across(c, X), C, BLOCK)
+            scores_i = _plus(scores_i, q_tile, tl.trans(turned), c >= R, PRECISION)
+            turned = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
+            slopes_i = _plus(slopes_i, g_tile, tl.trans(turned), c >= R, PRECISION)
     decay = _causal_decay(elapsed, C)
     scores, scores_i = scores * decay, scores_i * decay
     t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
@@ -396,51 +413,68 @@ def _backward_kernel(
     k_real = _tile(k, k_strides[2], length, 0, C, R)
     if COMPLEX:
         k_imag = _tile(k, k_strides[2], length, R, C, R)
+    v_tiles = ()
+    if not HOLD:
+        tl.debug_barrier()
     for c in tl.static_range(0, X, BLOCK):
         state_tile = _tile(grad_states, X, R, c, R, BLOCK)
         passed += tl.sum(state_tile.to(tl.float32) * _tile(states, X, R, c, R, BLOCK).to(tl.float32), 1)
         out = _dot(k_real, state_tile, PRECISION)
         if COMPLEX:
-            out += _dot(k_imag, _turned(grad_states, X, R, c, R, BLOCK, X), PRECISION)
+            turned = _tile(grad_states, X, R, _across(c, X), R, BLOCK)
+            out = _plus(out, k_imag, turned, c >= R, PRECISION)
         out *= left
         out += _dot(weights, _tile(grad, grad_strides[2], length, c, C, BLOCK), PRECISION)
         if COMPLEX:
-            out -= _dot(weights_i, _turned(grad, grad_strides[2], length, c, C, BLOCK, X), PRECISION)
-        tl.store(grad_v + row * grad_v_strides[2] + c + column, out.to(dtype), mask=row < length)
+            turned = _tile(grad, grad_strides[2], length, _across(c, X), C, BLOCK)
+            out = _plus(out, weights_i, turned, c < R, PRECISION)
+        v_tiles += (out.to(dtype),)
 
+    q_tiles = ()
+    if not HOLD:
+        tl.debug_barrier()
     for r in tl.static_range(0, X, BLOCK):
         out = tl.zeros((C, BLOCK), tl.float32)
         for c in tl.static_range(0, X, BLOCK):
-            if r < R:
-                state_tile = _tile(states + r * X, X, R, c, BLOCK, BLOCK)
-            else:
-                state_tile = _turned(states + (r - R) * X, X, R, c, BLOCK, BLOCK, X)
-            out += _dot(_tile(grad, grad_strides[2], length, c, C, BLOCK), tl.trans(state_tile), PRECISION)
+            column_of_state = c if r < R else _across(c, X)
+            state_tile = _tile(states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
+            g_tile = _tile(grad, grad_strides[2], length, c, C, BLOCK)
+            out = _plus(out, g_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
         out *= kept
         grad_elapsed += tl.sum(out * _tile(q, q_strides[2], length, r, C, BLOCK), 1)
         out += _dot(slopes, _tile(k, k_strides[2], length, r, C, BLOCK), PRECISION)
         if COMPLEX:
-            out += _dot(slopes_i, _turned(k, k_strides[2], length, r, C, BLOCK, X), PRECISION)
-        tl.store(grad_q + row * grad_q_strides[2] + r + column, out.to(dtype), mask=row < length)
+            turned = _tile(k, k_strides[2], length, _across(r, X), C, BLOCK)
+            out = _plus(out, slopes_i, turned, r >= R, PRECISION)
+        q_tiles += (out.to(dtype),)
 
     slopes, slopes_i = tl.trans(slopes), tl.trans(slopes_i)
     grad_left = tl.zeros((C,), tl.float32)
+    k_tiles = ()
+    if not HOLD:
+        tl.debug_barrier()
     for r in tl.static_range(0, X, BLOCK):
         out = tl.zeros((C, BLOCK), tl.float32)
         for c in tl.static_range(0, X, BLOCK):
-            if r < R:
-                state_tile = _tile(grad_states + r * X, X, R, c, BLOCK, BLOCK)
-                out += _dot(_tile(v, v_strides[2], length, c, C, BLOCK), tl.trans(state_tile), PRECISION)
-            else:
-                state_tile = _tile(grad_states + (r - R) * X, X, R, c, BLOCK, BLOCK)
-                out -= _dot(_turned(v, v_strides[2], length, c, C, BLOCK, X), tl.trans(state_tile), PRECISION)
+            column_of_state = c if r < R else _across(c, X)
+            state_tile = _tile(grad_states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
+            v_tile = _tile(v, v_strides[2], length, c, C, BLOCK)
+            out = _plus(out, v_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
         out *= left
         grad_left += tl.sum(out * _tile(k, k_strides[2], length, r, C, BLOCK), 1)
         out += _dot(slopes, _tile(q, q_strides[2], length, r, C, BLOCK), PRECISION)
         if COMPLEX:
-            out -= _dot(slopes_i, _turned(q, q_strides[2], length, r, C, BLOCK, X), PRECISION)
-        tl.store(grad_k + row * grad_k_strides[2] + r + column, out.to(dtype), mask=row < length)
+            turned = _tile(q, q_strides[2], length, _across(r, X), C, BLOCK)
+            out = _plus(out, slopes_i, turned, r < R, PRECISION)
+        k_tiles += (out.to(dtype),)
 
+    # Nothing is stored before here, so the compiler sees that a tile it has read is still the same and holds it; where
+    # that asks for too many registers (HOLD is off), barriers make it read the tile again.
+    for c in tl.static_range(0, X // BLOCK):
+        inside = row < length
+        tl.store(grad_q + row * grad_q_strides[2] + c * BLOCK + column, q_tiles[c], mask=inside)
+        tl.store(grad_k + row * grad_k_strides[2] + c * BLOCK + column, k_tiles[c], mask=inside)
+        tl.store(grad_v + row * grad_v_strides[2] + c * BLOCK + column, v_tiles[c], mask=inside)
     # A log_decay acts on e from its own token on, on what earlier tokens leave, and on what S passes on.
     out = tl.cumsum(grad_elapsed, 0, reverse=True) + tl.exp(total) * tl.sum(passed, 0)
     out += tl.sum(tl.where(t > s, grad_left[None, :], 0.0), 1)

@@ -89,6 +89,22 @@ def test_cuda_kernels_with_weak_and_strong_decays(decay, bound, imaginary_scores
 
 
 @needs_kernels
+@pytest.mark.parametrize("imaginary_scores", [True, False])
+def test_cuda_kernels_follow_the_precision_of_float32_products(imaginary_scores):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        inputs = drawn(67, 64, torch.float32)
+        got = kernels.remembered(*inputs, imaginary_scores)
+        gradients = torch.autograd.grad(got, inputs, weights := upstream(*got))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    want, wide = exact(inputs, imaginary_scores)
+    compare(got, want, 3e-3)
+    compare(gradients, torch.autograd.grad(want, wide, [w.cpu().double() for w in weights]), 5e-3)
+
+
+@needs_kernels
 def test_cuda_kernels_survive_total_forgetting():
     q, k, v, log_decay = drawn(67, 32, torch.float32)
     log_decay = torch.full_like(log_decay, -1e4).requires_grad_()
