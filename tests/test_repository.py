@@ -22,7 +22,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
-    {"planar", "zeta", "green_triton", "head_triton", "layers_triton", "memory_triton", "mixer_triton", "replay", "texts"},
+    {
+        "planar",
+        "zeta",
+        "green_triton",
+        "head_triton",
+        "layers_triton",
+        "memory_triton",
+        "mixer_triton",
+        "replay",
+        "texts",
+    },
     {"layers", "head", "green", "hebbian", "memory", "grammar", "tokenizers", "records", "params", "progress"},
     {"mixer", "stage1_memory", "generate", "corpora", "naive", "peers"},
     {"stage1", "real_twin", "phase2", "yardsticks", "checkpoint"},
