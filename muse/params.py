@@ -228,9 +228,6 @@ def _contradictions(settings: Settings) -> list[str]:
             found.append(f"{name} = {getattr(settings, name)} is more than n_seq = {settings.n_seq}")
     if len(set(settings.stages)) != len(settings.stages):
         found.append(f"stages names one stage twice: {settings.stages}")
-    for name in settings.candidates:
-        if name not in settings.models and "candidates" in settings.model_fields_set:
-            found.append(f"candidates names {name}, which is not among models: {settings.models}")
     if len(set(settings.candidates)) != len(settings.candidates):
         found.append(f"candidates names one model twice: {settings.candidates}")
     if "dynamics" in settings.stages and not memory_models(settings.models):
