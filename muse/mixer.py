@@ -3,7 +3,7 @@
     q, k, v = short causal convolution of W_qkv u
     gamma_t = cap sigmoid(w u_t + b)             per head
     theta = log-spaced x exp(b')                 per head and rotating channel
-    out = W_o [silu(G u) head_norm(memory(q / X, k, v))]
+    out = W_o [silu(G u) head_norm(memory(q / X, k / X, v))]
 
 Glossary: B batch, T positions, D width (complex channels), H heads, X real channels per head. W are complex, G and w
 real matrices that read both planes of u, planar r(B T 2D). With `numbers="real"` a complex D x E matrix becomes a real
@@ -144,6 +144,7 @@ class MemoryMixer(nn.Module):
         self.options, self.rate_cap = options, rate_cap
         self.n_heads = options.heads(d_model)
         self.head_width = options.planes * d_model // self.n_heads  # X
+        self.eps = NORM_EPS / self.head_width**2  # of the norm per head, whose input is small by X^2
         shortest = max(SHORTEST_TOKENS, 2 / rate_cap)
         self.span_tokens = shortest, max(longest_tokens, shortest)
         self.qkv = reading(options, d_model, 3 * d_model)
@@ -235,8 +236,8 @@ class MemoryMixer(nn.Module):
             qk = (wide * wide.square().sum(-1, keepdim=True).add(NORM_EPS).rsqrt()).to(qk.dtype)
         if self.turn_bias is not None:
             qk = turn(qk, angle)
-        q, k = qk.unbind(0)
-        q = q / self.head_width  # the norm per head takes it out again; without it float16 overflows in trained models
+        # Without it, the memory of a trained model overflows float16; the norm per head takes both factors out again.
+        q, k = (qk / self.head_width).unbind(0)
         if options.input_scaling and options.decay != "none":
             k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
         return q, k, v
@@ -253,8 +254,8 @@ class MemoryMixer(nn.Module):
         """What the heads read, normed per head, gated by u and projected: y (B H T X), u r(B T 2D) -> r(B T 2D)."""
         if _has_kernels(y):
             gate, (dtype, _) = None if self.gate is None else self.gate(u), planar.product_dtypes(u)
-            return self.writing(mixer_triton.write(y, gate, self.norm_gain, self.options.planes, NORM_EPS, dtype))
-        y = F.rms_norm(y.to(planar.accumulate_dtype(y.dtype)), y.shape[-1:], eps=NORM_EPS).to(u.dtype)
+            return self.writing(mixer_triton.write(y, gate, self.norm_gain, self.options.planes, self.eps, dtype))
+        y = F.rms_norm(y.to(planar.accumulate_dtype(y.dtype)), y.shape[-1:], eps=self.eps).to(u.dtype)
         y = y.unflatten(-1, (self.options.planes, -1)).permute(0, 2, 3, 1, 4).flatten(-2)  # (B T planes D)
         gain = self.norm_gain if self.gate is None else F.silu(self.gate(u)) * self.norm_gain
         return self.writing((y * gain.unsqueeze(-2)).flatten(-2).to(u.dtype))

@@ -1,6 +1,6 @@
 """What `mixer` computes point by point around the matrix memory, as CUDA kernels, one forward and one backward each.
 
-    prepare: q, k, v = short convolution of the projections, q and k turned by exp(i angle), q / X
+    prepare: q, k, v = short convolution of the projections, q and k turned by exp(i angle) and divided by X
     write:   out = head_norm(y) silu(g) gain
     gated:   out = value silu(g), the same gate without a memory
 
@@ -433,7 +433,7 @@ def _prepare_kernel(
                     time = _load(elapsed + (b * H + head) * tokens.to(tl.int64), row, row < tokens)
                     cos, sin = _cos_sin(time, frequency)
                 x, y = x * cos - y * sin, x * sin + y * cos
-            if part == 0:
+            if part < 2:
                 x, y = x * (0.5 / K), y * (0.5 / K)
             target = out + (b * H + head) * tokens.to(tl.int64) * (2 * K)
             _store(target, row * (2 * K) + column, x, inside)
@@ -513,7 +513,7 @@ def _prepare_backward_kernel(
                 there = inside & (row + lag < tokens)
                 u = _load(grad + lane * (2 * K), (row + lag) * (2 * K) + column, there)
                 v = _load(grad + lane * (2 * K), (row + lag) * (2 * K) + column + K, there)
-                if part == 0:
+                if part < 2:
                     u, v = u * (0.5 / K), v * (0.5 / K)
                 if TURNS and part < 2:
                     if HAS_ELAPSED:

@@ -1,6 +1,6 @@
 """The block of Stage 1 with memory: a matrix memory and a gated feed-forward on a residual stream of complex channels.
 
-    z += W_o [silu(G u) head_norm(memory(q / X, k, v))],   q, k, v = short_convolution(W_qkv u),   u = norm z
+    z += W_o [silu(G u) head_norm(memory(q / X, k / X, v))],   q, k, v = short_convolution(W_qkv u),   u = norm z
     z += W_d [silu(G' u) W_u u],                                                              u = norm z
 
 Glossary: B batch, T positions, D width (complex channels), F feed-forward width, L layers, X real channels per head. W

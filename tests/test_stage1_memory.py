@@ -334,3 +334,17 @@ def test_large_queries_and_keys_do_not_overflow_the_served_form():
             served, exact = model.to_complex32()(ids), model(ids)
     assert served.isfinite().all()
     assert reference.rms_error(served, exact) < 0.02
+
+
+def test_a_memory_that_forgets_nothing_does_not_overflow_the_served_form():
+    """A thousand equal tokens with |k| and |v| of 10: the memory itself, which is kept in float16 between chunks."""
+    options = MemoryOptions(decay="none", rotation="none", convolution=1)
+    config = Phase3Stage1Config(41, 128, 1, 1024, use_complex32=False, mixer="memory", memory=options)
+    mixer = Phase3Stage1Model(config).eval().blocks[0].memory
+    u = torch.randn(1, 1, 256, generator=torch.Generator().manual_seed(0)).expand(-1, 1024, -1)
+    with torch.no_grad(), planar.cpu_compute("storage"):
+        for weight in (mixer.qkv.weight_real, mixer.qkv.weight_imag):
+            weight.mul_(10)
+        exact, served = mixer(u)[0], mixer.half()(u.half())[0]
+    assert served.isfinite().all()
+    assert reference.rms_error(served, exact) < 0.02
