@@ -15,6 +15,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA_VERSION = 1
+PLACES_SHOWN = 5  # of non-finite numbers, in an error
 CRITERIA = ("perplexity", "vram", "stability", "gradients", "layout")
 Verdict = Literal["pass", "fail", "not_measured"]
 Basis = Literal["measured", "estimate", "none"]
@@ -180,8 +181,10 @@ def to_json(record: BaseModel) -> str:
     try:
         return json.dumps(_plain(record.model_dump(by_alias=True)), allow_nan=False, indent=1, ensure_ascii=False)
     except ValueError as error:
-        found = ", ".join(_non_finite(record.model_dump(by_alias=True)))
-        raise RecordError(f"{type(record).__name__} is not strict JSON: non-finite numbers at {found}") from error
+        found = _non_finite(record.model_dump(by_alias=True))
+        more = f" and {len(found) - PLACES_SHOWN} more" if len(found) > PLACES_SHOWN else ""
+        places = ", ".join(found[:PLACES_SHOWN])
+        raise RecordError(f"{type(record).__name__} is not strict JSON: non-finite numbers at {places}{more}") from error
 
 
 def _plain(value: object) -> object:

@@ -121,7 +121,10 @@ class Stage:
         return models
 
     def evaluate(self, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:
-        """Return the test perplexity of every seed of a model, and the checks that decide whether it counts."""
+        """Return the test perplexity of every seed of a model, and the checks that decide whether it counts.
+
+        A model of which any seed meets a loss that is not finite has no results, and a perplexity without a value.
+        """
         settings = self.settings
         results, checks = {}, []
         with planar.cpu_compute("float32"):
@@ -132,14 +135,18 @@ class Stage:
                         *measure.check_mixing(model, tolerance=SCAN_TOLERANCE).metrics(name),
                         *measure.check_statefulness(model, tolerance=SCAN_TOLERANCE).metrics(name),
                     ]
-                results[seed] = measure.measure_perplexity(
-                    model,
-                    self.corpus.splits["test"],
-                    n_seq=model.config.n_seq,
-                    batch_size=settings.ppl_batch_size,
-                    max_batches=settings.max_ppl_batches,
-                    progress=track,
-                )
+                try:
+                    results[seed] = measure.measure_perplexity(
+                        model,
+                        self.corpus.splits["test"],
+                        n_seq=model.config.n_seq,
+                        batch_size=settings.ppl_batch_size,
+                        max_batches=settings.max_ppl_batches,
+                        progress=track,
+                    )
+                except measure.NonFiniteBatchError as error:
+                    note = f"seed {seed}: {error}"
+                    return {}, [*checks, Metric(name="perplexity", model=name, value=None, unit="per token", note=note)]
         return results, checks
 
     @property

@@ -84,6 +84,12 @@ def test_numbers_that_are_not_strict_json_are_refused_and_located(tmp_path, bad)
     assert path.read_text() == "before"
 
 
+def test_an_error_about_many_numbers_names_the_first_and_counts_the_rest(tmp_path):
+    metrics = [Metric(name="x", value=math.nan, unit="1", samples=[math.inf] * 9)]
+    with pytest.raises(RecordError, match=r"/metrics/0/value = nan, .*/metrics/0/samples/3 = inf and 5 more$"):
+        write_record(stage(metrics=metrics), tmp_path / "r.json")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_verdicts_and_summaries_hold_finite_numbers_only(value):
     with pytest.raises(ValueError, match="finite"):

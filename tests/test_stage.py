@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from muse.criteria import judge
 from muse.drawing import MODELS
 from muse.mixer import MemoryOptions
 from muse.models import ABLATIONS, MODEL_NAMES, build_model
@@ -207,3 +208,25 @@ def test_the_compiled_loss_has_the_gradients_of_the_eager_one_on_cuda(name):
     for key, eager in gradients[0].items():
         error = (gradients[1][key] - eager).norm() / eager.norm()
         assert error < 1e-3, f"{key}: {error}"
+
+
+def test_a_model_without_a_finite_perplexity_takes_nothing_from_the_others(namespace, tmp_path, monkeypatch):
+    """The cells of the notebook themselves, with a memory model whose weights are not finite."""
+    models = {name: build_model(name, vocab_size=77, d_model=16, n_layers=1, n_seq=16) for name in TRAIN["models"]}
+    with torch.no_grad():
+        next(iter(models["stage1"].parameters())).fill_(math.nan)
+    monkeypatch.setattr(Stage, "models_by_seed", lambda self, name: {0: models[name].eval(), 1: models[name]})
+    cells = json.loads((REPOSITORY / "notebooks" / "03_perplexity.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {**namespace, **TRAIN, "skip_phase2": False, "language": "en", "corpus": "synthetic", "tokenizer": "corpus"}
+    for source in code[1:]:
+        exec(source, names)
+    record = read_record(StageRecord, tmp_path / "records" / "perplexity.json")
+    assert record.find("perplexity", "phase2").value > 1
+    broken = record.find("perplexity", "stage1")
+    assert broken.value is None
+    assert broken.note.startswith("seed 0: loss of nan in test split, batch 0")
+    verdict = judge([record])[0]
+    assert verdict.verdict == "fail"
+    assert "loss of nan" in verdict.reason
+    assert judge([record], candidate="phase2", baseline="stage1")[0].verdict == "not_measured"
