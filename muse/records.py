@@ -184,7 +184,9 @@ def to_json(record: BaseModel) -> str:
         found = _non_finite(record.model_dump(by_alias=True))
         more = f" and {len(found) - PLACES_SHOWN} more" if len(found) > PLACES_SHOWN else ""
         places = ", ".join(found[:PLACES_SHOWN])
-        raise RecordError(f"{type(record).__name__} is not strict JSON: non-finite numbers at {places}{more}") from error
+        raise RecordError(
+            f"{type(record).__name__} is not strict JSON: non-finite numbers at {places}{more}"
+        ) from error
 
 
 def _plain(value: object) -> object:

@@ -21,7 +21,7 @@ class Replayed:
         self.function = function
         self.calls = 0
         self.stream = torch.cuda.Stream()
-        self.graph = torch.cuda.CUDAGraph()
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
         self.results: tuple[Tensor, ...] = ()
 
@@ -29,10 +29,11 @@ class Replayed:
         self.calls += 1
         if self.calls <= WARMUPS:
             return self._ordinary(inputs)
-        if not self.inputs:
-            self.inputs = tuple(tensor.clone() for tensor in inputs)
-            with torch.cuda.graph(self.graph):
+        if self.graph is None:
+            self.inputs, graph = tuple(tensor.clone() for tensor in inputs), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
                 self.results = self.function(*self.inputs)
+            self.graph = graph
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given, non_blocking=True)
         self.graph.replay()

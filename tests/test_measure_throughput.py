@@ -110,7 +110,7 @@ def test_attention_counts_its_scores_and_sums():
 
 
 def test_ceilings_are_work_over_time(monkeypatch):
-    monkeypatch.setattr(throughput, "_seconds", lambda call, device: call() is None or 0.5)
+    monkeypatch.setattr(throughput, "_seconds", lambda call, device, calls=1: call() is None or 0.5)
     matrix = matrix_ceiling("cpu", torch.float32, sizes=(64, 128))
     copy = copy_ceiling("cpu", num_bytes=2**20)
     assert matrix.samples == (2 * 64**3 / 0.5, 2 * 128**3 / 0.5)
@@ -128,7 +128,20 @@ def test_counts_that_measure_nothing_are_errors(wrong):
 
 
 def test_a_slow_path_gets_fewer_samples_by_the_time_limit(monkeypatch):
-    monkeypatch.setattr(throughput, "_seconds", lambda call, device: call())
+    monkeypatch.setattr(throughput, "_seconds", lambda call, device, calls=1: call())
     paths = {"slow": lambda: 5.0, "fast": lambda: 0.5, "middle": lambda: 1.0}
     result = measure_throughput(paths, tokens_per_call=1, warmups=3, samples=8, device="cpu", limit_seconds=6.0)
     assert {name: len(seconds) for name, seconds in result.seconds.items()} == {"slow": 2, "fast": 8, "middle": 5}
+
+
+def test_short_calls_on_cuda_are_timed_in_a_row():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [throughput.calls_in_a_row(s, cuda) for s in (1e-9, 5e-4, 1e-3, 4e-3, 1.0)] == [32, 10, 5, 1, 1]
+    assert throughput.calls_in_a_row(1e-6, cpu) == 1
+
+
+def test_a_sample_of_several_calls_is_their_mean():
+    called = []
+    seconds = throughput._seconds(lambda: called.append(time.sleep(0.01)), torch.device("cpu"), 3)
+    assert len(called) == 3
+    assert 0.01 <= seconds < 0.02

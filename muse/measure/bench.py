@@ -21,7 +21,7 @@ from .. import planar
 from ..naive import NaiveStage1, stir
 from ..params import BENCH_GROUPS
 from ..records import Metric
-from .bench_layers import compiled, head_race, num_bytes, stack_race
+from .bench_layers import compiled, head_race, num_bytes, replayed, stack_race
 from .common import Progress, passthrough
 from .gates import Check, check, check_gradients, check_rows, gradients, reference_gradients
 from .memory import measure_memory
@@ -172,13 +172,14 @@ class Bench:
             with torch.no_grad():
                 want = NaiveStage1(model, checks=False).double()(ids[rows, : GATE_TOKENS.get(self.device.type)])
 
-            def trial(make, ids=ids, rows=rows, want=want) -> Trial:
+            def trial(make, ids=ids, rows=rows, want=want, graph=False) -> Trial:
                 call = forward_logits(make(), ids)
+                call = replayed(call) if graph else call
                 return Trial(call, partial(check_rows, call, rows, want, self.complex32))
 
             candidates = {"muse compiled": partial(trial, lambda: compiled(model, self.device))}
             if self.device.type == "cuda":
-                candidates["muse graph"] = partial(trial, lambda: compiled(model, self.device, "reduce-overhead"))
+                candidates["muse graph"] = partial(trial, lambda: compiled(model, self.device), graph=True)
             candidates["muse eager"] = partial(trial, lambda: model)
             candidates["naive"] = partial(trial, lambda: NaiveStage1(model))
             least = num_bytes(*model.blocks.parameters(), *model.head_parameters())
@@ -238,8 +239,8 @@ class Bench:
         """A training step, and its loss and gradients before the first one; both by the same loss function."""
         model, dtype = make().train(), self.autocast_dtype
         loss_of = compiled(model.loss, self.device) if compile_loss else model.loss
-        replayed = compile_loss and self.device.type == "cuda"
-        call = training_step(model, ids, targets, autocast_dtype=dtype, loss=loss_of, replayed=replayed)
+        graph = compile_loss and self.device.type == "cuda"
+        call = training_step(model, ids, targets, autocast_dtype=dtype, loss=loss_of, replayed=graph)
 
         def compared() -> list[Check]:
             with self.cast(dtype):

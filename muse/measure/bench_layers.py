@@ -16,6 +16,7 @@ from .. import planar
 from ..head import head_loss
 from ..naive import NaiveStack, PlanarStack, stir
 from ..peers import PEERS, PathMissingError, build_peer
+from ..replay import WARMUPS, Replayed
 from .gates import Check, check, check_gradients, gradients, relative_rms
 from .memory import LiveBytes
 from .race import RaceResult, Trial, free
@@ -45,6 +46,14 @@ def compiled(function: Callable, device: torch.device, mode: str | None = None) 
     if problem := compiler_problem(device):
         raise PathMissingError(problem)
     return torch.compile(function, dynamic=False, mode=mode)
+
+
+def replayed(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Return the call as one CUDA graph, already captured, so that what is compared is a replay."""
+    update = Replayed(lambda: (call(),))
+    for _ in range(WARMUPS + 1):
+        update()
+    return lambda: update()[0]
 
 
 def num_bytes(*tensors: Tensor) -> int:
@@ -158,6 +167,8 @@ def stack_race(bench: Bench) -> RaceResult:
     copy_of = partial(like, stack)
     candidates = {"muse compiled": lambda: trial(copy_of(), half, compile_it=True)}
     if bench.device.type == "cuda":
+        candidates["muse graph"] = lambda: trial(copy_of(), half, compile_it=True, graph=True)
+        candidates["muse graph complex32"] = lambda: trial(copy_of().half(), None, compile_it=True, graph=True)
         candidates["muse compiled complex32"] = lambda: trial(copy_of().half(), None, compile_it=True)
         candidates["muse eager complex32"] = lambda: trial(copy_of().half(), None)
     candidates["muse eager"] = lambda: trial(copy_of(), half)
@@ -188,7 +199,15 @@ def stack_reference(stack: PlanarStack, z: Tensor, g: Tensor) -> tuple[Tensor, d
 
 
 def stack_trial(
-    bench: Bench, z: Tensor, g: Tensor, want: tuple[Tensor, dict], module: nn.Module, autocast, *, compile_it=False
+    bench: Bench,
+    z: Tensor,
+    g: Tensor,
+    want: tuple[Tensor, dict],
+    module: nn.Module,
+    autocast: torch.dtype | None,
+    *,
+    compile_it: bool = False,
+    graph: bool = False,
 ) -> Trial:
     dtype = next(module.parameters()).dtype
     products = autocast or (bench.half if dtype == torch.float16 else torch.float32)
@@ -202,6 +221,9 @@ def stack_trial(
             out = run(leaf)
         out.backward(g.to(out.dtype))
         return out
+
+    if graph:
+        call = replayed(call)
 
     def compared() -> list[Check]:
         out = call()

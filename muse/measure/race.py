@@ -96,7 +96,7 @@ class RaceResult:
         parts = [f"{path.status}: {path.note}" if path.note or not samples else "", gate]
         if samples:
             few = f", fewer than {self.samples} by the time limit" if len(samples) < self.samples else ""
-            parts.append(f"median and quartiles of {len(samples)} calls{few}, {self.tokens_per_call} tokens per call")
+            parts.append(f"median and quartiles of {len(samples)} samples{few}, {self.tokens_per_call} tokens per call")
             parts.append(f"on {self.device}, ready after {path.prepare_seconds:.1f} s")
         return Metric(
             name=f"bench_{self.group}_speed",

@@ -29,6 +29,7 @@ Path = Callable[[], object]
 MATRIX_SIZES = {"cuda": (2048, 4096, 8192, 16384), "cpu": (512, 1024, 2048)}
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**27}
 LEAST_SAMPLES = 2
+ROW_SECONDS, LONGEST_ROW = 5e-3, 32  # of calls in a row on CUDA, which are one sample
 WARMUP_SHARE = 0.25  # of the time limit of a path
 
 
@@ -108,6 +109,8 @@ def measure_throughput(
 ) -> ThroughputResult:
     """Time the paths in turn: every path `warmups` times, then `samples` rounds of one call each, in rotating order.
 
+    On CUDA a sample is the mean of as many calls in a row as fill ROW_SECONDS: a host that stays ahead of the device
+    hides what its launches cost, and one that does not is measured as it is.
     A path that has used up `limit_seconds` gets no more calls than LEAST_SAMPLES samples need. A call that takes longer
     than that all by itself counts as a sample even where it is a warm-up.
     """
@@ -115,7 +118,7 @@ def measure_throughput(
         raise ValueError(f"needs a path, samples >= 1, warmups >= 0, got {list(paths)}, {samples}, {warmups}")
     device, names = torch.device(device), list(paths)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    spent = dict.fromkeys(names, 0.0)
+    spent, rows = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1)
     limit_seconds = math.inf if limit_seconds is None else limit_seconds
     for round_ in progress(range(warmups + samples), f"throughput, {', '.join(names)}", warmups + samples):
         first = round_ % len(names)
@@ -123,8 +126,10 @@ def measure_throughput(
             enough = round_ >= 1 if round_ < warmups else len(seconds[name]) >= LEAST_SAMPLES
             if enough and spent[name] > limit_seconds * (WARMUP_SHARE if round_ < warmups else 1):
                 continue
-            elapsed = _seconds(paths[name], device)
-            spent[name] += elapsed
+            elapsed = _seconds(paths[name], device, rows[name])
+            spent[name] += elapsed * rows[name]
+            if round_ < warmups:
+                rows[name] = calls_in_a_row(elapsed, device)
             if round_ >= warmups or elapsed > limit_seconds:
                 seconds[name].append(elapsed)
     return ThroughputResult(
@@ -136,20 +141,27 @@ def measure_throughput(
     )
 
 
-def _seconds(call: Path, device: torch.device) -> float:
-    """Return the duration of one call: between CUDA events, or on the host's clock."""
+def calls_in_a_row(seconds: float, device: torch.device) -> int:
+    """Return how many calls of this duration make one sample."""
+    return 1 if device.type != "cuda" else max(1, min(LONGEST_ROW, round(ROW_SECONDS / max(seconds, 1e-9))))
+
+
+def _seconds(call: Path, device: torch.device, calls: int = 1) -> float:
+    """Return the mean duration of some calls in a row: between CUDA events, or on the host's clock."""
     if device.type != "cuda":
         start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - start) / calls
     with torch.cuda.device(device):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         start.record()
-        call()
+        for _ in range(calls):
+            call()
         end.record()
         end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3 / calls
 
 
 def forward_logits(model: nn.Module, token_ids: Tensor) -> Path:
