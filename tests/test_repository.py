@@ -246,7 +246,7 @@ def test_the_readme_table_is_that_of_the_committed_bench():
     record = read_record(BenchRecord, ROOT / "reports" / "bench-cpu" / "bench.json")
     assert record.run.started_utc.date().isoformat() in readme
     assert not record.run.git_dirty
-    after = readme[readme.index("numbers: reports/bench-cpu/bench.json") :]
+    after = readme[readme.index("numbers: reports/bench-cpu/bench.json") : readme.index("numbers: reports/bench-h200")]
     table = {
         cells[1]: cells[2:9] for line in after.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 10
     }
@@ -260,6 +260,49 @@ def test_the_readme_table_is_that_of_the_committed_bench():
     assert f"reach {compiled} % of the matrix ceiling, complex64 {complex64} %" in readme
     extra = [record.stage.find("bench_head_2048_extra_memory", path).value / 2**20 for path in BENCH_PATHS[1:4]]
     assert "needs {:,.0f} MiB where naive forms need {:,.0f} and {:,.0f}".format(*extra) in readme
+
+
+H200_BENCH_ROWS = {
+    "forward with logits, 4 x 1024": "forward_4x1024",
+    "forward with logits, 64 x 1024": "forward_64x1024",
+    "forward + backward + AdamW, 16 x 1024": "training_16x1024",
+    "forward + backward + AdamW, 64 x 1024": "training_64x1024",
+    "head + loss, forward + backward, 2,048 tokens": "head_2048",
+    "six complex layers, forward + backward, 2 x 1024": "stack_2x1024",
+}
+H200_BENCH_PATHS = (
+    "muse graph", "muse compiled", "muse eager", "naive", "complex64", "complextorch", "complexPyTorch"
+)  # fmt: skip
+
+
+def test_the_readme_table_is_that_of_the_bench_on_an_h200():
+    readme = (ROOT / "README.md").read_text()
+    record = read_record(BenchRecord, ROOT / "reports" / "bench-h200" / "bench.json")
+    assert record.run.hardware["gpu"] == "NVIDIA H200"
+    assert record.run.started_utc.date().isoformat() in readme
+    after = readme[readme.index("numbers: reports/bench-h200/bench.json") :]
+    rows = [[cell.strip() for cell in line.split("|")] for line in after.splitlines()]
+    table = {cells[1]: cells[2:-1] for cells in reversed(rows) if len(cells) > 3}
+
+    def found(what: str, path: str) -> float | None:
+        metric = record.stage.find(f"bench_{what}", path)
+        return None if metric is None else metric.value
+
+    for label, group in H200_BENCH_ROWS.items():
+        speeds = [found(f"{group}_speed", path) for path in H200_BENCH_PATHS]
+        if group.startswith("training"):  # its compiled step is one graph
+            speeds[:2] = speeds[1], None
+        assert table[label] == ["" if speed is None else f"{speed:,.0f}" for speed in speeds], label
+    for label, mode in (("compiled, one CUDA graph a step", "compiled"), ("eager", "eager")):
+        speeds = [found(f"models_{mode}_16x1024_speed", path) for path in ("stage1_memory", "phase2", "gpt2")]
+        assert table[label] == [f"{speed:,.0f}" for speed in speeds], label
+    forward = [found(f"forward_{batch}x1024_ratio", "muse graph") for batch in (64, 4)]
+    training = [found(f"training_{batch}x1024_ratio", "muse compiled") for batch in (16, 64)]
+    assert "{:.1f} to {:.1f} times as fast as".format(*forward) in readme
+    assert "{:.1f} to {:.1f} times in training".format(*training) in readme
+    assert f"reaches {100 * found('forward_64x1024_matrix_share', 'muse graph'):.0f} % of the matrix ceiling" in readme
+    ours, naive = (found("peak_memory", path) / 2**20 for path in ("muse eager", "naive"))
+    assert f"is {ours:,.0f} MiB against {naive:,.0f}" in readme
 
 
 def test_the_committed_comparison_is_what_its_params_file_makes():
