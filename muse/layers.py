@@ -156,6 +156,23 @@ def residual_norm(z: Tensor, h: Tensor, keep: Tensor | None, activation: ModReLU
     return norm(z + _masked(activation(h), keep))
 
 
+def residual_norms(
+    z: Tensor,
+    h: Tensor,
+    keep: Tensor | None,
+    activation: ModReLU,
+    norm: ComplexLayerNorm,
+    following: ComplexLayerNorm,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """y = residual_norm(z, h, keep, activation, norm) and following(y) in `dtype`; on CUDA still one kernel."""
+    if not (_has_kernel(z) and _has_kernel(h)) or norm.eps != following.eps:
+        y = residual_norm(z, h, keep, activation, norm)
+        return y, following(y, dtype)
+    vectors, next_vectors = (activation.bias, norm.gamma, norm.beta), (following.gamma, following.beta)
+    return layers_triton.residual_norms(z, h, keep, vectors, next_vectors, norm.eps, MAGNITUDE_EPS, dtype)
+
+
 def dropout_mask(z: Tensor, probability: float, training: bool) -> Tensor | None:
     """Factors for the complex elements of planar r(... 2D): r(... D), 0 or 1 / (1 - p); None where none is dropped."""
     if not training or probability == 0.0:

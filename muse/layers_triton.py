@@ -2,6 +2,8 @@
 
     y = norm(z),    y = norm(s)  with  s = z + keep f,  f = relu(r + b) / r h,  r = sqrt(|h|^2 + eps^2)
 
+The second also gives the norm that follows, n = norm'(y): what the next block multiplies.
+
 The PyTorch form in `layers` is the reference; letters are as there, planes are real (N 2D), statistics float32. What
 the backward pass needs of the inputs it computes again in registers, so nothing but the inputs is kept. Gradients of
 vectors are summed over the tokens of a program, then over programs by PyTorch: no atomics, equal runs give equal sums.
@@ -44,6 +46,21 @@ def residual_norm(
     return call(z, h, keep, bias, gamma, beta, norm_eps, eps)
 
 
+def residual_norms(
+    z: Tensor,
+    h: Tensor,
+    keep: Tensor | None,
+    vectors: tuple[Tensor, Tensor, Tensor],
+    following: tuple[Tensor, Tensor],
+    norm_eps: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """y as `residual_norm` with vectors (bias, gamma, beta), and n = norm'(y) in `dtype` with gamma' and beta'."""
+    call = _residual_norms_op if torch.compiler.is_compiling() else _ResidualNorms.apply
+    return call(z, h, keep, *vectors, *following, norm_eps, eps, dtype)
+
+
 def _norm(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     z, gamma, beta = z.contiguous(), gamma.contiguous(), beta.contiguous()
     y = torch.empty(z.shape, dtype=dtype, device=z.device)
@@ -69,17 +86,41 @@ def _norm_backward(grad: Tensor, z: Tensor, gamma: Tensor, eps: float) -> tuple[
 def _residual_norm(
     z: Tensor, h: Tensor, keep: Tensor | None, bias: Tensor, gamma: Tensor, beta: Tensor, norm_eps: float, eps: float
 ) -> Tensor:
-    z, h, bias, gamma, beta = (x.contiguous() for x in (z, h, bias, gamma, beta))
-    keep = None if keep is None else keep.contiguous()
+    return _end_of_block((z, h, keep, bias, gamma, beta), (), None, norm_eps, eps)[0]
+
+
+def _residual_norms(
+    z: Tensor,
+    h: Tensor,
+    keep: Tensor | None,
+    bias: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    next_gamma: Tensor,
+    next_beta: Tensor,
+    norm_eps: float,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return _end_of_block((z, h, keep, bias, gamma, beta), (next_gamma, next_beta), dtype, norm_eps, eps)
+
+
+def _end_of_block(
+    inputs: tuple, following: tuple, dtype: torch.dtype | None, norm_eps: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """y and n; n is y itself where nothing follows."""
+    z, h, keep, bias, gamma, beta = (None if x is None else x.contiguous() for x in inputs)
     y = torch.empty(z.shape, dtype=torch.promote_types(z.dtype, h.dtype), device=z.device)
+    n = torch.empty(z.shape, dtype=dtype, device=z.device) if following else y
+    next_gamma, next_beta = (x.contiguous() for x in following or (gamma, beta))
     rows, options = _forward_options(z)
     if rows:
-        inputs = z, h, h if keep is None else keep, bias, gamma, beta
+        read = z, h, h if keep is None else keep, bias, gamma, beta, next_gamma, next_beta
         with torch.cuda.device_of(z):
             _residual_norm_kernel[(triton.cdiv(rows, FORWARD_ROWS),)](
-                *inputs, y, rows, norm_eps, eps, HAS_KEEP=keep is not None, **options
+                *read, y, n, rows, norm_eps, eps, HAS_KEEP=keep is not None, HAS_NEXT=bool(following), **options
             )
-    return y
+    return y, n
 
 
 def _residual_norm_backward(
@@ -93,16 +134,43 @@ def _residual_norm_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dL/dz as z, dL/dh as h, and dL/d(gamma, beta, bias) in float32, r(3 D)."""
-    grad, z, h, bias, gamma = (x.contiguous() for x in (grad, z, h, bias, gamma))
-    keep = None if keep is None else keep.contiguous()
+    return _end_of_block_backward(grad, None, (z, h, keep, bias, gamma), (), norm_eps, eps)
+
+
+def _residual_norms_backward(
+    grad: Tensor | None,
+    grad_next: Tensor,
+    z: Tensor,
+    h: Tensor,
+    keep: Tensor | None,
+    bias: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    next_gamma: Tensor,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the vectors' gradients r(5 D) end with those of gamma' and beta'; grad None is zero."""
+    return _end_of_block_backward(grad, grad_next, (z, h, keep, bias, gamma), (beta, next_gamma), norm_eps, eps)
+
+
+def _end_of_block_backward(
+    grad: Tensor | None, grad_next: Tensor | None, inputs: tuple, following: tuple, norm_eps: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    z, h, keep, bias, gamma = (None if x is None else x.contiguous() for x in inputs)
+    grads = [None if x is None else x.contiguous() for x in (grad, grad_next)]
+    beta, next_gamma = (x.contiguous() for x in following or (gamma, gamma))
     grad_z, grad_h = torch.empty_like(z), torch.empty_like(h)
     rows, programs, options = _backward_options(z)
-    sums = torch.empty(programs, 3, z.shape[-1] // 2, dtype=torch.float32, device=z.device)
+    num_vectors = 5 if following else 3
+    sums = torch.empty(programs, num_vectors, z.shape[-1] // 2, dtype=torch.float32, device=z.device)
     if rows:
-        inputs = grad, z, h, h if keep is None else keep, bias, gamma
+        given = next(x for x in grads if x is not None)
+        read = *(given if x is None else x for x in grads), z, h, h if keep is None else keep
+        switches = {"HAS_KEEP": keep is not None, "HAS_GRAD": grad is not None, "HAS_NEXT": bool(following)}
         with torch.cuda.device_of(z):
             _residual_norm_backward_kernel[(programs,)](
-                *inputs, grad_z, grad_h, sums, rows, norm_eps, eps, HAS_KEEP=keep is not None, **options
+                *read, bias, gamma, beta, next_gamma, grad_z, grad_h, sums, rows, norm_eps, eps, **switches, **options
             )
     return grad_z, grad_h, sums.sum(0)
 
@@ -133,6 +201,7 @@ def _op(function: Callable):
 
 _norm_op, _norm_backward_op = _op(_norm), _op(_norm_backward)
 _residual_norm_op, _residual_norm_backward_op = _op(_residual_norm), _op(_residual_norm_backward)
+_residual_norms_op, _residual_norms_backward_op = _op(_residual_norms), _op(_residual_norms_backward)
 
 
 @_norm_op.register_fake
@@ -153,6 +222,17 @@ def _(z, h, keep, bias, gamma, beta, norm_eps, eps):
 @_residual_norm_backward_op.register_fake
 def _(grad, z, h, keep, bias, gamma, norm_eps, eps):
     return z.new_empty(z.shape), h.new_empty(h.shape), z.new_empty(3, gamma.shape[0], dtype=torch.float32)
+
+
+@_residual_norms_op.register_fake
+def _(z, h, keep, bias, gamma, beta, next_gamma, next_beta, norm_eps, eps, dtype):
+    y = z.new_empty(z.shape, dtype=torch.promote_types(z.dtype, h.dtype))
+    return y, z.new_empty(z.shape, dtype=dtype)
+
+
+@_residual_norms_backward_op.register_fake
+def _(grad, grad_next, z, h, keep, bias, gamma, beta, next_gamma, norm_eps, eps):
+    return z.new_empty(z.shape), h.new_empty(h.shape), z.new_empty(5, gamma.shape[0], dtype=torch.float32)
 
 
 def _save_norm(ctx, inputs: tuple, output: Tensor) -> None:
@@ -180,9 +260,33 @@ def _residual_norm_gradients(backward: Callable, ctx, grad: Tensor) -> tuple[Ten
     return grad_z, grad_h, None, *vectors, None, None
 
 
+def _save_residual_norms(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    z, h, keep, bias, gamma, beta, next_gamma, next_beta, ctx.norm_eps, ctx.eps, _ = inputs
+    ctx.next_beta_dtype = next_beta.dtype
+    ctx.set_materialize_grads(False)  # behind the last block nobody reads y
+    ctx.save_for_backward(z, h, keep, bias, gamma, beta, next_gamma)
+
+
+def _residual_norms_gradients(
+    backward: Callable, ctx, grad: Tensor | None, grad_next: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    z, h, keep, bias, gamma, beta, next_gamma = ctx.saved_tensors
+    if grad_next is None:
+        grad_next = torch.zeros_like(z)
+    tensors = z, h, keep, bias, gamma, beta, next_gamma
+    grad_z, grad_h, sums = backward(grad, grad_next, *tensors, ctx.norm_eps, ctx.eps)
+    own = sums[2].to(bias.dtype), sums[0].to(gamma.dtype), sums[1].to(beta.dtype)
+    return grad_z, grad_h, None, *own, sums[3].to(next_gamma.dtype), sums[4].to(ctx.next_beta_dtype), None, None, None
+
+
 _norm_op.register_autograd(partial(_norm_gradients, _norm_backward_op), setup_context=_save_norm)
 _residual_norm_op.register_autograd(
     partial(_residual_norm_gradients, _residual_norm_backward_op), setup_context=_save_residual_norm
+)
+
+
+_residual_norms_op.register_autograd(
+    partial(_residual_norms_gradients, _residual_norms_backward_op), setup_context=_save_residual_norms
 )
 
 
@@ -200,6 +304,14 @@ class _ResidualNorm(torch.autograd.Function):
     forward = staticmethod(_residual_norm)
     setup_context = staticmethod(_save_residual_norm)
     backward = staticmethod(once_differentiable(partial(_residual_norm_gradients, _residual_norm_backward)))
+
+
+class _ResidualNorms(torch.autograd.Function):
+    """_residual_norms_op for eager code."""
+
+    forward = staticmethod(_residual_norms)
+    setup_context = staticmethod(_save_residual_norms)
+    backward = staticmethod(once_differentiable(partial(_residual_norms_gradients, _residual_norms_backward)))
 
 
 @triton.jit
@@ -270,8 +382,9 @@ def _norm_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _residual_norm_kernel(
-    z, h, keep, bias, gamma, beta, out, rows, norm_eps, eps,
-    HAS_KEEP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    z, h, keep, bias, gamma, beta, next_gamma, next_beta, out, next_out, rows, norm_eps, eps,
+    HAS_KEEP: tl.constexpr, HAS_NEXT: tl.constexpr,  # noqa: N803
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     place, place_keep, inside = _places(tl.program_id(0) * ROWS, rows, D, ROWS, BLOCK)
     hx, hy = _load(h, place, inside), _load(h + D, place, inside)
@@ -281,8 +394,15 @@ def _residual_norm_kernel(
     x, y = _load(z, place, inside) + factor * hx, _load(z + D, place, inside) + factor * hy
     x, y, _rstd = _normed(x, y, inside, norm_eps, D)
     scale, shift = _vector(gamma, D, BLOCK), _vector(beta, D, BLOCK)
-    _store(out, place, x * scale + shift, inside)
-    _store(out + D, place, y * scale, inside)
+    x = (x * scale + shift).to(out.dtype.element_ty)
+    y = (y * scale).to(out.dtype.element_ty)
+    tl.store(out + place, x, mask=inside)
+    tl.store(out + D + place, y, mask=inside)
+    if HAS_NEXT:
+        x, y, _rstd = _normed(x.to(tl.float32), y.to(tl.float32), inside, norm_eps, D)
+        scale, shift = _vector(next_gamma, D, BLOCK), _vector(next_beta, D, BLOCK)
+        _store(next_out, place, x * scale + shift, inside)
+        _store(next_out + D, place, y * scale, inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -310,21 +430,40 @@ def _norm_backward_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _residual_norm_backward_kernel(
-    grad, z, h, keep, bias, gamma, grad_z, grad_h, sums, rows, norm_eps, eps,
-    HAS_KEEP: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,  # noqa: N803
+    grad, grad_next, z, h, keep, bias, gamma, beta, next_gamma, grad_z, grad_h, sums, rows, norm_eps, eps,
+    HAS_KEEP: tl.constexpr, HAS_GRAD: tl.constexpr, HAS_NEXT: tl.constexpr,  # noqa: N803
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     b, scale = _vector(bias, D, BLOCK), _vector(gamma, D, BLOCK)
+    if HAS_NEXT:
+        shift, next_scale = _vector(beta, D, BLOCK), _vector(next_gamma, D, BLOCK)
+        sum_next_gamma = tl.zeros((BLOCK,), tl.float32)
+        sum_next_beta = tl.zeros((BLOCK,), tl.float32)
     sum_gamma = tl.zeros((BLOCK,), tl.float32)
     sum_beta = tl.zeros((BLOCK,), tl.float32)
     sum_bias = tl.zeros((BLOCK,), tl.float32)
     for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         place, place_keep, inside = _places(first, rows, D, ROWS, BLOCK)
-        gx, gy = _load(grad, place, inside), _load(grad + D, place, inside)
         hx, hy = _load(h, place, inside), _load(h + D, place, inside)
         factor, r, is_open = _modrelu_scale(hx, hy, b, eps)
         kept = _load(keep, place_keep, inside) if HAS_KEEP else 1.0
         x, y = _load(z, place, inside) + kept * factor * hx, _load(z + D, place, inside) + kept * factor * hy
         nx, ny, rstd = _normed(x, y, inside, norm_eps, D)
+        if HAS_GRAD:
+            gx, gy = _load(grad, place, inside), _load(grad + D, place, inside)
+        if HAS_NEXT:
+            x = (nx * scale + shift).to(grad_z.dtype.element_ty).to(tl.float32)  # as it was stored
+            y = (ny * scale).to(grad_z.dtype.element_ty).to(tl.float32)
+            mx, my, next_rstd = _normed(x, y, inside, norm_eps, D)
+            x, y = _load(grad_next, place, inside), _load(grad_next + D, place, inside)
+            sum_next_gamma += tl.sum(x * mx + y * my, 0)
+            sum_next_beta += tl.sum(x, 0)
+            x, y = _normed_backward(x, y, mx, my, next_rstd, next_scale, inside, D)
+            if HAS_GRAD:
+                gx, gy = gx + x, gy + y
+            else:
+                gx, gy = x, y
+            gx, gy = tl.where(inside, gx, 0.0), tl.where(inside, gy, 0.0)
         sum_gamma += tl.sum(gx * nx + gy * ny, 0)
         sum_beta += tl.sum(gx, 0)
         dx, dy = _normed_backward(gx, gy, nx, ny, rstd, scale, inside, D)
@@ -337,7 +476,10 @@ def _residual_norm_backward_kernel(
         _store(grad_h, place, dx * factor - hx * inward, inside)
         _store(grad_h + D, place, dy * factor - hy * inward, inside)
     column = tl.arange(0, BLOCK)
-    sums += tl.program_id(0) * 3 * D + column
+    sums += tl.program_id(0) * (5 if HAS_NEXT else 3) * D + column
     tl.store(sums, sum_gamma, mask=column < D)
     tl.store(sums + D, sum_beta, mask=column < D)
     tl.store(sums + 2 * D, sum_bias, mask=column < D)
+    if HAS_NEXT:
+        tl.store(sums + 3 * D, sum_next_gamma, mask=column < D)
+        tl.store(sums + 4 * D, sum_next_beta, mask=column < D)

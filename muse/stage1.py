@@ -75,6 +75,14 @@ class Block(nn.Module):
         keep = layers.dropout_mask(h, self.dropout, self.training)
         return layers.residual_norm(z, h, keep, self.activation, self.norm2)
 
+    def advance(
+        self, z: Tensor, n: Tensor, following: layers.ComplexLayerNorm, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """From z and n = norm1(z) to the block's output and the norm that follows it, in `dtype`."""
+        h = self.linear(n)
+        keep = layers.dropout_mask(h, self.dropout, self.training)
+        return layers.residual_norms(z, h, keep, self.activation, self.norm2, following, dtype)
+
 
 class Phase3Stage1Model(nn.Module):
     """Token ids (B T) to next-token logits r(B T V); built on the CPU, equal seeds give equal weights."""
@@ -132,9 +140,19 @@ class Phase3Stage1Model(nn.Module):
         """The head's input: ids (B T) to r(B T D), or r(B T 2D) where the head is tied to the complex token table."""
         layers.check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)
         z = self.embed(token_ids)
+        if self.config.mixer == "none" and z.is_cuda:
+            return self._features_with_kernels(z)
         for block in self.blocks:
             z = block(z)
         return self.read(z)
+
+    def _features_with_kernels(self, z: Tensor) -> Tensor:
+        """The same, each block handing the norm of its output to the next one: both come from one kernel."""
+        _, storage = planar.product_dtypes(z)
+        n = self.blocks[0].norm1(z, storage)
+        for block, following in zip(self.blocks, self.blocks[1:], strict=False):
+            z, n = block.advance(z, n, following.norm1, storage)
+        return planar.unpack(self.blocks[-1].advance(z, n, self.norm, z.dtype)[1])[0]
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight r(V D), tied: r(V 2D), and bias r(V) that turn features into logits."""

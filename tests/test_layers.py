@@ -206,6 +206,29 @@ class End(nn.Module):
         return layers.residual_norm(z, h, keep, self.activation, self.norm)
 
 
+class EndAndNext(End):
+    """The same with the norm that follows: alone, or added to what ends the block."""
+
+    def __init__(self, channels, rows, dropped, alone):
+        super().__init__(channels, rows, dropped)
+        self.following = randomised(layers.ComplexLayerNorm(channels), seed=3)
+        self.alone = alone
+
+    def forward(self, z, h):
+        keep = None if self.keep is None else self.keep.to(h.dtype)
+        y, n = layers.residual_norms(z, h, keep, self.activation, self.norm, self.following, z.dtype)
+        return n if self.alone else y + n
+
+
+def test_residual_norms_are_two_steps_in_one():
+    end, inputs = EndAndNext(D, 11, True, alone=False), [planar_noise(11, 2 * D, seed=i) for i in (7, 8)]
+    y = End.forward(end, *inputs)
+    assert torch.equal(end(*inputs), y + end.following(y))
+    keep, modules = end.keep, (end.activation, end.norm, end.following)
+    pair = layers.residual_norms(*inputs, keep, *modules, torch.bfloat16)
+    assert [x.dtype for x in pair] == [torch.float64, torch.bfloat16]
+
+
 @pytest.mark.parametrize("dropped", [False, True])
 def test_residual_norm_matches_the_reference(dropped):
     end, inputs = End(D, dropped=dropped), [planar_noise(11, 2 * D, seed=i).requires_grad_() for i in (7, 8)]
@@ -307,6 +330,22 @@ def test_cuda_residual_norm_kernel(rows, channels, z_dtype, h_dtype, dropped):
         planar_noise(rows, 2 * channels, seed=8, dtype=h_dtype),
     ]
     assert_kernel_matches_float64(End(channels, rows, dropped), inputs, z_dtype)
+
+
+@cuda
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(
+    ("z_dtype", "h_dtype"),
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.float16)],
+)
+@pytest.mark.parametrize(("rows", "channels"), SHAPES)
+def test_cuda_residual_norms_kernel(rows, channels, z_dtype, h_dtype, dropped, alone):
+    inputs = [
+        planar_noise(rows, 2 * channels, seed=7, dtype=z_dtype),
+        planar_noise(rows, 2 * channels, seed=8, dtype=h_dtype),
+    ]
+    assert_kernel_matches_float64(EndAndNext(channels, rows, dropped, alone), inputs, z_dtype)
 
 
 @cuda

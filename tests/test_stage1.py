@@ -256,6 +256,21 @@ def test_block_is_its_equation_bit_for_bit(precision):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_blocks_that_hand_on_the_next_norm_change_nothing(precision):
+    model, ids = randomised(tiny(dropout=0.4)).train(), random_ids(41, 2, 9)
+    results = []
+    for features in (model.features, lambda ids: model._features_with_kernels(model.embed(ids))):
+        model.zero_grad()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            y = features(ids)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert results[0][0].dtype == torch.float32
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = "cuda"
 
