@@ -128,6 +128,9 @@ class Settings(BaseModel):
 
     ppl_batch_size: Count = Field(4, description="windows per perplexity batch")
     max_ppl_batches: Count | None = Field(None, description="stop after so many batches; null measures the whole split")
+    formats: list[Literal["float32", "bfloat16"]] = Field(
+        [], description="further number formats in which trained complex models are measured, beside complex32"
+    )
     memory_batch_size: Count = Field(2, description="sequences of n_seq tokens in the memory protocol")
     throughput_batch_size: Count = Field(4, description="sequences in the throughput protocol")
     throughput_n_tokens: Count = Field(1024, description="tokens per sequence in the throughput protocol")

@@ -125,7 +125,6 @@ class Stage:
 
         A model of which any seed meets a loss that is not finite has no results, and a perplexity without a value.
         """
-        settings = self.settings
         results, checks = {}, []
         with planar.cpu_compute("float32"):
             for seed, model in self.models_by_seed(name).items():
@@ -136,18 +135,43 @@ class Stage:
                         *measure.check_statefulness(model, tolerance=SCAN_TOLERANCE).metrics(name),
                     ]
                 try:
-                    results[seed] = measure.measure_perplexity(
-                        model,
-                        self.corpus.splits["test"],
-                        n_seq=model.config.n_seq,
-                        batch_size=settings.ppl_batch_size,
-                        max_batches=settings.max_ppl_batches,
-                        progress=track,
-                    )
+                    results[seed] = self._test_perplexity(model)
                 except measure.NonFiniteBatchError as error:
                     note = f"seed {seed}: {error}"
                     return {}, [*checks, Metric(name="perplexity", model=name, value=None, unit="per token", note=note)]
         return results, checks
+
+    def _test_perplexity(self, model: nn.Module) -> measure.PerplexityResult:
+        return measure.measure_perplexity(
+            model,
+            self.corpus.splits["test"],
+            n_seq=model.config.n_seq,
+            batch_size=self.settings.ppl_batch_size,
+            max_batches=self.settings.max_ppl_batches,
+            progress=track,
+        )
+
+    def evaluate_formats(self, name: str) -> list[Metric]:
+        """Return the test perplexity of a complex model's first seed in each of `formats`, the weights rounded to it."""
+        if not self.settings.formats or not self.settings.train_tokens:
+            return []
+        result, found = self.train(name).results[0], []
+        for form in self.settings.formats:
+            model = load_trained(result.weights, build_model)
+            if served(model) is model:
+                return []
+            note = f"seed {result.seed}, weights and activations in {form}; "
+            try:
+                with planar.cpu_compute("float32"):
+                    metrics = self._test_perplexity(model.to(self.device, getattr(torch, form))).metrics(name)
+            except measure.NonFiniteBatchError as error:
+                metrics = [Metric(name="perplexity", model=name, value=None, unit="per token", note=str(error))]
+            found += [
+                metric.model_copy(update={"name": f"{metric.name}_{form}", "note": note + metric.note})
+                for metric in metrics
+                if metric.name in ("loss", "perplexity")
+            ]
+        return found
 
     @property
     def memory_model(self) -> str | None:

@@ -95,6 +95,21 @@ def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(n
     assert next(check for check in checks if check.name == "mixing").value == 1
 
 
+def test_a_complex_model_is_measured_in_further_formats_with_the_same_weights(namespace, tmp_path):
+    formats = {"formats": ["float32", "bfloat16"], "checkpoint_dir": str(tmp_path / "checkpoints")}
+    stage = Stage("perplexity", {**namespace, **TRAIN, **formats})
+    results, _ = stage.evaluate("stage1")
+    found = {metric.name: metric for metric in stage.evaluate_formats("stage1")}
+    assert list(found) == ["loss_float32", "perplexity_float32", "loss_bfloat16", "perplexity_bfloat16"]
+    losses = results[0].loss_nats, found["loss_float32"].value, found["loss_bfloat16"].value
+    assert len(set(losses)) == 3
+    assert losses == pytest.approx([losses[1]] * 3, rel=5e-3)
+    assert abs(losses[0] - losses[1]) < abs(losses[2] - losses[1])  # float16 has three bits more than bfloat16
+    assert found["loss_float32"].note.startswith("seed 0, weights and activations in float32; test split")
+    assert stage.evaluate_formats("phase2") == []
+    assert Stage("perplexity", {**namespace, **TRAIN, **formats, "formats": []}).evaluate_formats("stage1") == []
+
+
 def test_every_model_name_can_be_asked_for_and_built():
     assert set(ModelName.__args__) == set(MODEL_NAMES) == set(MODELS)
     sizes = {"vocab_size": 11, "d_model": 16, "n_layers": 1, "n_seq": 8}
