@@ -152,7 +152,7 @@ class Stage:
         )
 
     def evaluate_formats(self, name: str) -> list[Metric]:
-        """Return the test perplexity of a complex model's first seed in each of `formats`, the weights rounded to it."""
+        """Return the test perplexity of a complex model's first seed, its weights rounded to each of `formats`."""
         if not self.settings.formats or not self.settings.train_tokens:
             return []
         result, found = self.train(name).results[0], []
