@@ -7,6 +7,7 @@ dx, dW and db is computed in the forward pass, and the backward pass only scales
 fp16: p - y is kept times GRADIENT_SCALE, without the mean's 1/N, until after the products; dW and db are summed in
 float32, where 1/N is applied. A parameter gradient that is itself stored as fp16 still underflows below 6e-8 for a
 large N: multiply the loss by a power of two before backward(), and divide the gradients by it in float32.
+Weights stored in half precision have such a gradient: on CUDA `head_blocks` then sums it without a float32 table.
 """
 
 from __future__ import annotations
@@ -16,15 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from muse import planar
+from muse import head_blocks, planar
+from muse.head_blocks import GRADIENT_SCALE, IGNORE_INDEX, head_triton
 
-try:
-    from muse import head_triton
-except ImportError:  # Triton comes with CUDA builds of PyTorch
-    head_triton = None
-
-IGNORE_INDEX = -100
-GRADIENT_SCALE = 256.0  # p - y in fp16: probabilities down to 1e-10 stay non-zero, sums stay far from 65504
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
@@ -40,14 +35,24 @@ def _missing_rows(weight: Tensor) -> int:
     return -weight.shape[0] % VOCAB_MULTIPLE.get(weight.device.type, 1)
 
 
-def _cut(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """W in `dtype`: the rows that fill the device's multiple, uncopied, and the rest, padded with zero rows to one."""
-    weight = weight.to(dtype)
-    missing = _missing_rows(weight)
+def _cut(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """W and b in `dtype` with V rounded up to the device's multiple by zeros; W in one piece if it is copied anyway.
+
+    Else in two: the rows that fill the multiple, uncopied, and the rest, padded.
+    """
+    vocab, missing = weight.shape[0], _missing_rows(weight)
+    if bias is not None:
+        bias = F.pad(bias.to(dtype), (0, missing)) if missing else bias.to(dtype)
     if not missing:
-        return (weight,)
-    full = weight.shape[0] + missing - VOCAB_MULTIPLE[weight.device.type]
-    return tuple(part for part in (weight[:full], F.pad(weight[full:], (0, 0, 0, missing))) if len(part))
+        return (weight.to(dtype),), bias
+    if weight.dtype != dtype:
+        whole = weight.new_empty(vocab + missing, weight.shape[1], dtype=dtype)
+        whole[:vocab] = weight
+        whole[vocab:] = 0
+        return (whole,), bias
+    full = vocab + missing - VOCAB_MULTIPLE[weight.device.type]
+    pieces = weight[:full], F.pad(weight[full:], (0, 0, 0, missing))
+    return tuple(part for part in pieces if len(part)), bias
 
 
 def _wants_grad(*tensors: Tensor | None) -> bool:
@@ -73,8 +78,7 @@ def _products(x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None)
         if bias is None:
             torch.mm(x, w.t(), out=out)
         else:
-            b = bias[start : start + len(w)].to(w.dtype)
-            torch.addmm(F.pad(b, (0, len(w) - len(b))), x, w.t(), out=out)
+            torch.addmm(bias[start : start + len(w)], x, w.t(), out=out)
         start += len(w)
     return logits
 
@@ -93,12 +97,13 @@ def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
 def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, gradient: bool):
     """-log p of each target, r(n), and GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 for ignored targets; or None.
 
-    x r(n D), pieces of W as _cut returns them, bias r(V), targets (n,).
+    x r(n D), pieces of W and the bias as _cut returns them, targets (n,).
     """
     if x.is_cuda and head_triton is not None and x.dtype != torch.float64:
-        logits = _products(x, pieces)
+        whole = len(pieces) == 1  # a product that fills its buffer adds the bias for nothing
+        logits = _products(x, pieces, bias if whole else None)
         scale = GRADIENT_SCALE if gradient else 0.0
-        nll = head_triton.nll_and_gradient_(logits, bias, targets, vocab, IGNORE_INDEX, scale)
+        nll = head_triton.nll_and_gradient_(logits, None if whole else bias, targets, vocab, IGNORE_INDEX, scale)
         return nll, logits if gradient else None
     logits = _products(x, pieces, bias)
     log_p = _log_probabilities(logits[:, :vocab], storage)
@@ -113,10 +118,8 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
 
 def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
     """total += g^T x for g r(n V), x r(n D), summed in total's dtype."""
-    if g.is_cuda and g.dtype != total.dtype:
-        torch.addmm(total, g.t(), x, out_dtype=total.dtype, out=total)
-    elif g.dtype == total.dtype:
-        total.addmm_(g.t(), x)
+    if g.is_cuda or g.dtype == total.dtype:
+        head_blocks.accumulate_(total, g.t(), x)
     else:
         total.add_(g.t() @ x)
 
@@ -132,7 +135,7 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Summed loss, and GRADIENT_SCALE times its dx r(N D), dW r(V D) and db r(V) (empty without a bias)."""
     accumulate, vocab = planar.accumulate_dtype(storage), weight.shape[0]
-    pieces = _cut(weight, compute)
+    pieces, bias = _cut(weight, bias, compute)
     padded = sum(map(len, pieces))
     loss = torch.zeros((), dtype=accumulate, device=x.device)
     dx = torch.empty(x.shape, dtype=compute, device=x.device)
@@ -200,8 +203,8 @@ def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wants
     if wants_grad:
         w, b = weight.to(compute), None if bias is None else bias.to(compute)
         return torch.cat([checkpoint(_nll, x_.to(compute), w, b, y, storage, use_reentrant=False) for x_, y in parts])
-    pieces, vocab = _cut(weight, compute), weight.shape[0]
-    chunks = [_chunk_loss(x_.to(compute), pieces, bias, y, vocab, storage, gradient=False) for x_, y in parts]
+    (pieces, b), vocab = _cut(weight, bias, compute), weight.shape[0]
+    chunks = [_chunk_loss(x_.to(compute), pieces, b, y, vocab, storage, gradient=False) for x_, y in parts]
     return torch.cat([nll for nll, _ in chunks])
 
 
@@ -271,13 +274,16 @@ def head_loss(
         return eager(features, weight, bias, targets, reduction=reduction, chunk_tokens=chunk_tokens)
     _check(features, weight, targets, reduction, chunk_tokens)
     x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1).long()
-    chunk_tokens = chunk_tokens or default_chunk_tokens(x.shape[0])
     compute, storage = planar.product_dtypes(x)
     wants_grad = _wants_grad(x, weight, bias)
-    if reduction != "none" and wants_grad:
-        loss = _SummedLoss.apply(x, weight, bias, y, chunk_tokens, compute, storage)
+    by_rows = reduction != "none" and wants_grad and head_blocks.serves(x, weight, compute)
+    tokens = chunk_tokens or default_chunk_tokens(x.shape[0])
+    if by_rows:
+        loss = head_blocks.SummedLoss.apply(x, weight, bias, y, chunk_tokens)
+    elif reduction != "none" and wants_grad:
+        loss = _SummedLoss.apply(x, weight, bias, y, tokens, compute, storage)
     else:
-        nll = _chunked_nll(x, weight, bias, y, chunk_tokens, compute, storage, wants_grad)
+        nll = _chunked_nll(x, weight, bias, y, tokens, compute, storage, wants_grad)
         if reduction == "none":
             return nll.reshape(targets.shape)
         loss = nll.sum()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import reference
@@ -8,9 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from muse import head, planar
+from muse import head, head_blocks, planar
 
 N, D, V = 23, 11, 53
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+needs_kernels = pytest.mark.skipif(
+    head.head_triton is None or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"), reason="needs CUDA and Triton"
+)
 
 
 def head_problem(dtype=torch.float64, tokens=N, width=D, vocab=V, bias=True, ignored=True, seed=0):
@@ -221,3 +228,210 @@ def test_the_division_by_n_is_not_rounded_to_half_precision():
         gradients[reduction] = torch.autograd.grad(loss, (x, w))
     for total, mean in zip(gradients["sum"], gradients["mean"], strict=True):
         torch.testing.assert_close(mean, total / 7, rtol=1e-6, atol=0)
+
+
+def by_blocks(leaves, targets, chunk=None, upstream=1.0):
+    """Summed loss and gradients of the path over blocks of the vocabulary, which CPU tensors do not choose."""
+    loss = head_blocks.SummedLoss.apply(*leaves, targets, chunk)
+    wanted = [t for t in leaves if t is not None]
+    return loss, torch.autograd.grad(loss, wanted, loss.new_tensor(upstream))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chunk", [None, 1, 7, 23, 100])
+@pytest.mark.parametrize(("rows", "multiple"), [(8, 1), (8, 8), (16, 64), (53, 1), (64, 64)])
+def test_blocks_of_the_vocabulary_match_cross_entropy(bias, chunk, rows, multiple, monkeypatch):
+    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(head_blocks, "ROW_MULTIPLE", multiple)
+    *leaves, targets = head_problem(bias=bias)
+    targets[1:4] = torch.tensor([0, V - 1, min(rows, V - 1)])
+    loss, gradients = by_blocks(leaves, targets, chunk, upstream=0.3)
+    want = F.cross_entropy(F.linear(*leaves), targets, reduction="sum")
+    assert reference.rms_error(loss, want) < 1e-14
+    wanted = [t for t in leaves if t is not None]
+    for got, exact in zip(gradients, torch.autograd.grad(want * 0.3, wanted), strict=True):
+        assert reference.rms_error(got, exact) < 1e-13
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 5e-4), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("upstream", [1 / 515, 1024 / 515, 2.0**-20, 64.0])
+def test_blocks_keep_half_precision_gradients_in_range(dtype, bound, upstream, monkeypatch):
+    """Features and counts so large that GRADIENT_SCALE dW exceeds 65504, and upstream gradients of all sizes."""
+    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", 64)
+    x, weight, b, targets = head_problem(torch.float64, tokens=515, width=61, vocab=251)
+    leaves = [(t.detach() * scale).to(dtype).requires_grad_() for t, scale in ((x, 8), (weight, 0.02), (b, 1))]
+    with torch.no_grad():
+        leaves[0] += 4  # so that the sum over tokens is not one of random signs
+    targets[100:] = 77
+    doubles = double_copies(*leaves)
+    loss, gradients = by_blocks(leaves, targets, chunk=200, upstream=upstream)
+    want = F.cross_entropy(F.linear(*doubles), targets, reduction="sum")
+    assert abs(loss.item() - want.item()) / 515 < bound
+    exact = torch.autograd.grad(want * upstream, doubles)
+    assert exact[1].abs().max() / upstream * head.GRADIENT_SCALE > 65504
+    for got, wanted in zip(gradients, exact, strict=True):
+        representable = wanted.abs() > torch.finfo(dtype).tiny
+        fits = representable & (wanted.abs() < 65504)
+        assert got.dtype == dtype
+        if fits.any():
+            assert reference.rms_error(got[fits], wanted[fits]) < 4 * bound
+
+
+def test_blocks_answer_a_second_backward_pass_and_let_nan_through(monkeypatch):
+    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", 16)
+    *leaves, targets = head_problem()
+    loss = head_blocks.SummedLoss.apply(*leaves, targets, 5)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    second = torch.autograd.grad(loss, leaves)
+    assert all(torch.equal(f, s) and f.data_ptr() != s.data_ptr() for f, s in zip(first, second, strict=True))
+    for bad in (torch.nan, torch.inf):
+        with torch.no_grad():
+            leaves[0][3] = bad
+        loss, gradients = by_blocks(leaves, targets)
+        assert not loss.isfinite()
+        assert all(not g.isfinite().any() for g in gradients[1:])
+        assert gradients[0].isfinite().all(1).tolist() == [i != 3 for i in range(N)]
+
+
+def test_blocks_hold_one_block_of_logits_and_of_float32_gradients(monkeypatch):
+    """What is alive at a time, by size: the table's gradient in its own precision and no other tensor as large."""
+    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", 64)
+    *leaves, targets = head_problem(torch.bfloat16, tokens=96, width=32, vocab=1001)
+    made = []
+
+    class Made(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.numel() > 96 * 64:
+                made.append((func.overloadpacket.__name__, out.dtype))
+            return out
+
+    with Made():
+        by_blocks(leaves, targets)
+    assert made[0] == ("empty_like", torch.bfloat16)
+    assert {name for name, _ in made[1:]} <= {"mul_", "detach", "view", "alias"}
+
+
+ROUNDING = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3 if CUDA else 8e-3}  # interpreted: cut off
+
+
+def plain_kernels(z, targets, block):
+    """What the two kernels of the blocks leave, in float64 from the same logits: log sums, picked, gradient."""
+    log_sums, picked = z.new_empty(len(z)), z.new_full((len(z),), 7.0)
+    head_blocks._measure_(z, targets, block, log_sums, picked)
+    g = z.clone()
+    head_blocks._differentiate_(g, targets, block, log_sums + 0.5)
+    return log_sums, picked, g
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("width", "columns"), [(1, 1), (64, 53), (1152, 1105), (2048, 2048)])
+def test_kernels_of_the_blocks(width, columns, dtype):
+    generator = torch.Generator().manual_seed(width)
+    z = torch.randn(13, width, generator=generator).mul(4).to(dtype)
+    first = 70
+    targets = torch.randint(first + columns + 90, (13,), generator=generator)
+    targets[:6] = torch.tensor([head.IGNORE_INDEX, first, first - 1, first + columns - 1, first + columns, 0])
+    z[7] -= 30
+    want = plain_kernels(z.double(), targets, head_blocks.Block(first, columns, z, None))
+    targets, logits = targets.to(DEVICE), z.to(DEVICE)
+    log_sums, picked = (torch.full((13,), 7.0, device=DEVICE) for _ in range(2))
+    head.head_triton.block_log_sum_(logits, targets, first, columns, log_sums, picked)
+    assert torch.equal(logits.cpu(), z)
+    head.head_triton.block_gradient_(logits, targets, first, columns, log_sums + 0.5, head.IGNORE_INDEX, 256.0)
+    torch.testing.assert_close(log_sums.cpu().double(), want[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(picked.cpu().double(), want[1], rtol=0, atol=0)
+    assert logits.dtype == dtype
+    assert (logits[:, columns:] == 0).all()
+    assert (logits[0] == 0).all()
+    torch.testing.assert_close(logits.cpu().double(), want[2], rtol=ROUNDING[dtype], atol=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of an interpreted token that is not there: log 0, inf - inf
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("width", "vocab"), [(64, 53), (1152, 1105)])
+def test_kernel_of_a_chunk(width, vocab, bias, dtype):
+    generator = torch.Generator().manual_seed(width)
+    z, b = torch.randn(13, width, generator=generator).mul(4).to(dtype), torch.randn(vocab, generator=generator)
+    targets = torch.randint(vocab, (13,), generator=generator)
+    targets[::5] = head.IGNORE_INDEX
+    exact = (z[:, :vocab].double() + (b.double() if bias else 0)).requires_grad_()
+    want = F.cross_entropy(exact, targets, reduction="none")
+    (want_grad,) = torch.autograd.grad(want.sum() * 256, exact)
+    logits, b = z.to(DEVICE), b.to(DEVICE) if bias else None
+    nll = head.head_triton.nll_and_gradient_(logits, b, targets.to(DEVICE), vocab, head.IGNORE_INDEX, 256.0)
+    torch.testing.assert_close(nll.cpu().double(), want.detach(), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(logits[:, :vocab].cpu().double(), want_grad, rtol=ROUNDING[dtype], atol=1e-6)
+    assert (logits[:, vocab:] == 0).all()
+
+
+def cuda_problem(tokens, width, vocab, dtype, weight_dtype, bias=True):
+    """A head_problem on the GPU with logits of about unit size, its loss and gradients in float64, and N."""
+    x, weight, b, targets = head_problem(tokens=tokens, width=width, vocab=vocab, bias=bias)
+    made = [
+        (x, dtype),
+        (weight.detach() * width**-0.5, weight_dtype),
+        (None if b is None else b.detach() * 0.1, weight_dtype),
+    ]
+    leaves = [None if t is None else t.detach().to("cuda", d).requires_grad_() for t, d in made]
+    targets = targets.cuda()
+    doubles = double_copies(*leaves)
+    want = F.cross_entropy(F.linear(*doubles), targets)
+    return leaves, targets, want.item(), torch.autograd.grad(want * 1024, [t for t in doubles if t is not None])
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("compute", "loss_bound", "bound"), [(torch.float16, 1e-4, 1e-3), (torch.bfloat16, 1e-3, 8e-3), (None, 1e-5, 1e-5)]
+)
+@pytest.mark.parametrize("weight_dtype", ["float32", "compute"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("vocab", [1003, 1024, 20011])
+def test_cuda_gradients_by_tokens_and_by_blocks(vocab, bias, weight_dtype, compute, loss_bound, bound):
+    """float32 masters, padded as a whole; weights in the compute dtype, uncopied; above 8,192 rows by blocks."""
+    stored = compute if weight_dtype == "compute" and compute else torch.float32
+    leaves, targets, want, want_grads = cuda_problem(700, 128, vocab, stored, stored, bias)
+    assert head_blocks.serves(leaves[0], leaves[1], compute or torch.float32) == (stored.itemsize == 2 and vocab > 8192)
+    for reduction, chunk in (("mean", None), ("sum", 300)):
+        counted = 1 if reduction == "mean" else (targets != head.IGNORE_INDEX).sum()
+        with torch.autocast("cuda", dtype=compute or torch.float16, enabled=compute is not None):
+            loss = head.head_loss(*leaves, targets, reduction=reduction, chunk_tokens=chunk) / counted
+            with torch.no_grad():
+                assert abs(head.head_loss(*leaves, targets).item() - want) < loss_bound
+        assert abs(loss.item() - want) < loss_bound
+        wanted = [t for t in leaves if t is not None]
+        for leaf, got, exact in zip(wanted, torch.autograd.grad(loss * 1024, wanted), want_grads, strict=True):
+            assert got.dtype == leaf.dtype
+            assert reference.rms_error(got, exact) < bound
+
+
+@needs_cuda
+@pytest.mark.parametrize("chunk", [None, 1024])
+def test_cuda_float16_blocks_at_full_size(chunk):
+    leaves, targets, want, want_grads = cuda_problem(2048, 512, 50257, torch.float16, torch.float16)
+    loss = head.head_loss(*leaves, targets, chunk_tokens=chunk)
+    assert abs(loss.item() - want) < 1e-5
+    first = torch.autograd.grad(loss * 1024, leaves, retain_graph=True)
+    second = torch.autograd.grad(loss * 1024, leaves)
+    for got, again, exact in zip(first, second, want_grads, strict=True):
+        assert reference.rms_error(got, exact) < 5e-4
+        assert reference.rms_error(again, exact) < 5e-4
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cuda_blocks_need_less_than_a_float32_table(dtype):
+    x, weight, b, targets = head_problem(torch.float32, tokens=512, width=1024, vocab=50257)
+    leaves = [t.detach().to("cuda", dtype).requires_grad_() for t in (x, weight, b)]
+    targets = targets.cuda()
+    for _ in range(2):  # the first one leaves the libraries' workspaces behind
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        gradients = torch.autograd.grad(head.head_loss(*leaves, targets), leaves)
+        peak = torch.cuda.max_memory_allocated() - before
+        del gradients
+    assert peak < 4 * weight.numel()
