@@ -8,11 +8,14 @@ what ends a block of Stage 1, are kernels of `layers_triton`; a compiler gets th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from muse import planar
 
@@ -23,6 +26,21 @@ except ImportError:  # Triton comes with CUDA builds of PyTorch
 
 NORM_EPS = 1e-5
 MAGNITUDE_EPS = 1e-4
+
+keep_input_only = partial(checkpoint, use_reentrant=False)
+"""function(*inputs), of which the backward pass finds the inputs only and computes the rest again, same dropout too."""
+
+
+def compute_again(model: nn.Module) -> bool:
+    """Whether the blocks of a model now keep only their input for backward: it was asked for, and this is training."""
+    return model.recompute and model.training and torch.is_grad_enabled()
+
+
+def run_blocks(blocks: Iterable[nn.Module], z: Tensor, again: bool) -> Tensor:
+    """Each block after the one before it; with `again` the backward pass computes them from their inputs again."""
+    for block in blocks:
+        z = keep_input_only(block, z) if again else block(z)
+    return z
 
 
 def check_token_ids(token_ids: Tensor, vocab_size: int, n_seq: int) -> None:

@@ -173,6 +173,9 @@ class Settings(BaseModel):
     checkpoint_every_steps: Count = Field(200, description="an interrupted training loses at most so many steps")
     checkpoint_dir: str = Field("checkpoints", description="where trainings keep their state and results")
     compile: bool = Field(False, description="torch.compile the training step")
+    recompute: bool = Field(
+        False, description="blocks keep only their input for the backward pass and compute the rest again"
+    )
 
     language: Literal["en", "ja"] = Field("en", description="language of the report")
     stage_timeout_minutes: Rate = Field(60.0, description="a stage that takes longer is stopped and shown as failed")

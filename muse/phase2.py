@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .green import left_green
 from .head import head_logits, head_loss
 from .hebbian import HebbianMemory
-from .layers import check_token_ids
+from .layers import check_token_ids, compute_again, run_blocks
 from .zeta import position_table
 
 LEAST_RATE = 1e-3  # Gamma >= this, so the BK core is bounded: |G| <= 1 / (Gamma + Im z)
@@ -140,6 +140,7 @@ class Phase2Model(nn.Module):
     def __init__(self, config: Phase2Config, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # blocks keep only their input for the backward pass and compute the rest again
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation is drawn, then replaced
             self.embedding = nn.Embedding(config.vocab_size, config.d_model)
             self.positions = nn.Parameter(position_table(config.n_seq, config.d_model), requires_grad=False)
@@ -161,10 +162,7 @@ class Phase2Model(nn.Module):
         """What the head reads: int64 (B T) -> r(B T D)."""
         check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)
         x = self.embedding(token_ids) + self.positions[: token_ids.shape[1]]
-        x = self.embedding_dropout(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(run_blocks(self.blocks, self.embedding_dropout(x), compute_again(self)))
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Logits of the next token: int64 (B T) -> r(B T V)."""

@@ -33,6 +33,7 @@ class Recipe:
     checkpoint_every_steps: int = 200  # a killed training loses at most so many steps; no effect on the result
     seed: int = 0  # of the weights, the order of the windows and the dropout
     compile: bool = False  # torch.compile of the loss; on CUDA the whole step becomes one graph
+    recompute: bool = False  # blocks keep only their input for the backward pass: slower, with the same result
     precision: str = "auto"  # auto, float32, bfloat16 or float16
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -90,8 +91,11 @@ class Stage:
         """The models of the comparison, without Phase 2 where `skip_phase2` says so."""
         return [name for name in self.settings.models if not (name == "phase2" and self.settings.skip_phase2)]
 
-    def model(self, name: str = "stage1", *, use_complex32: bool = True) -> nn.Module:
-        """Return an untrained model of the measured size on the stage's device; each call returns one of its own."""
+    def model(self, name: str = "stage1", *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
+        """Return an untrained model of the measured size on the stage's device; each call returns one of its own.
+
+        `recompute` takes the place of the setting of that name.
+        """
         settings = self.settings
         if self._untrained is None or self._untrained[0] != name:  # drawing the weights takes longer than a copy
             model = build_model(
@@ -105,7 +109,9 @@ class Stage:
             self._untrained = name, model
         drawn = self._untrained[1]
         model = served(drawn) if use_complex32 else drawn
-        return (copy.deepcopy(model) if model is drawn else model).to(self.device)
+        model = (copy.deepcopy(model) if model is drawn else model).to(self.device)
+        model.recompute = settings.recompute if recompute is None else recompute
+        return model
 
     def train(self, name: str) -> Trained:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
@@ -209,7 +215,10 @@ class Stage:
         ]  # fmt: skip
 
     def bench(self, on_group: Callable[[measure.BenchResult], None] = lambda so_far: None) -> measure.BenchResult:
-        """Race fast paths, naive ones and peers; `on_group` gets what there is after each group."""
+        """Race fast paths, naive ones and peers; `on_group` gets what there is after each group.
+
+        Naive forms and peers keep all that they need for the backward pass, so the fast paths do too.
+        """
         settings = self.settings
         sizes = measure.BenchSizes(
             vocab_size=settings.vocab_size,
@@ -228,7 +237,8 @@ class Stage:
             seed=settings.seed,
             groups=tuple(settings.bench_groups),
         )
-        return measure.measure_bench(self.model, sizes, self.device, progress=track, on_group=on_group)
+        build = partial(self.model, recompute=False)
+        return measure.measure_bench(build, sizes, self.device, progress=track, on_group=on_group)
 
     def record(
         self,

@@ -90,6 +90,7 @@ class Phase3Stage1Model(nn.Module):
     def __init__(self, config: Phase3Stage1Config, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # blocks keep only their input for the backward pass and compute the rest again
         with torch.device("meta"):  # shapes only; init_weights draws every value once
             memory = config.memory if config.mixer == "memory" else None
             if memory is None:
@@ -139,12 +140,10 @@ class Phase3Stage1Model(nn.Module):
     def features(self, token_ids: Tensor) -> Tensor:
         """The head's input: ids (B T) to r(B T D), or r(B T 2D) where the head is tied to the complex token table."""
         layers.check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)
-        z = self.embed(token_ids)
-        if self.config.mixer == "none" and z.is_cuda:
+        z, again = self.embed(token_ids), layers.compute_again(self)
+        if self.config.mixer == "none" and z.is_cuda and not again:
             return self._features_with_kernels(z)
-        for block in self.blocks:
-            z = block(z)
-        return self.read(z)
+        return self.read(layers.run_blocks(self.blocks, z, again))
 
     def _features_with_kernels(self, z: Tensor) -> Tensor:
         """The same, each block handing the norm of its output to the next one: both come from one kernel."""

@@ -79,6 +79,7 @@ def train(
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
     model = build(dropout=recipe.dropout, seed=recipe.seed)
+    model.recompute = recipe.recompute
     config = _config(model_name, model, recipe, corpus, device)
     key = checkpoint.training_key(config)
     folder = Path(directory) / f"{model_name}-s{recipe.seed}-{key[:12]}"

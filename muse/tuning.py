@@ -86,6 +86,7 @@ def recipe_of(settings: Settings, learning_rate: float, dropout: float, seed: in
         checkpoint_every_steps=settings.checkpoint_every_steps,
         seed=seed,
         compile=settings.compile,
+        recompute=settings.recompute,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .head import head_logits, head_loss
-from .layers import check_token_ids
+from .layers import check_token_ids, keep_input_only
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class Gpt2Model(nn.Module):
         super().__init__()
         self.config = config
         self.gpt2 = _build(config, seed)
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks keep only their input for the backward pass: the library's own gradient checkpointing."""
+        return self.gpt2.transformer.gradient_checkpointing
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        # The library's public switch would also hook the token table, for adapters on frozen models.
+        self.gpt2._set_gradient_checkpointing(on, keep_input_only)
 
     def features(self, token_ids: Tensor) -> Tensor:
         """What the head reads: int64 (B T) -> r(B T D)."""

@@ -166,7 +166,8 @@ def test_the_params_files_of_the_repository_are_valid(path):
 
 
 RECIPE = ("train_tokens", "train_batch_tokens", "learning_rates", "dropouts", "evaluations", "weight_decay", "compile",
-          "warmup_share", "gradient_clip", "corpus", "tokenizer", "device", "d_model", "n_layers")  # fmt: skip
+          "recompute", "warmup_share", "gradient_clip", "corpus", "tokenizer", "device", "d_model",
+          "n_layers")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["h200-ablations", "h200-length"])

@@ -170,6 +170,18 @@ def test_notebooks_are_clean_and_declare_settings(path):
     assert not re.search(r"^\s*def ", source, re.MULTILINE), "logic belongs in muse, not in a cell"
 
 
+def test_notebooks_that_look_for_a_training_declare_all_that_decides_it():
+    declared = {}
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text())["cells"]
+        (parameters,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+        declared[path.stem] = {line.split(":")[0] for line in "".join(parameters["source"]).splitlines()}
+    looking = [name for name, found in declared.items() if "checkpoint_dir" in found]
+    assert len(looking) == 3
+    for name in looking:
+        assert not declared["02_train"] - declared[name], name
+
+
 def test_there_is_one_notebook_for_each_stage():
     stages = [path.stem[3:] for path in NOTEBOOKS]
     assert stages == list(PAGE_NAMES)

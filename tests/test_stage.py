@@ -121,6 +121,51 @@ def test_every_model_name_can_be_asked_for_and_built():
         build_model("gpt3", **sizes)
 
 
+@pytest.mark.parametrize("name", ["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"])
+def test_the_setting_recompute_reaches_every_model_but_those_of_a_race(namespace, monkeypatch, name):
+    stage = Stage("memory", namespace | {"recompute": True})
+    assert stage.model(name).recompute
+    assert stage.model(name, use_complex32=False).recompute
+    assert not stage.model(name, recompute=False).recompute
+    usual = Stage("memory", namespace)
+    assert not usual.model(name).recompute
+    assert usual.model(name, recompute=True).recompute
+    assert not usual.model(name).recompute, "each call returns a model of its own"
+    monkeypatch.setattr("muse.measure.measure_bench", lambda build, *_, **__: build(name, use_complex32=False))
+    assert not stage.bench().recompute
+
+
+def test_the_setting_recompute_reaches_the_training(namespace, tmp_path):
+    settings = namespace | TRAIN | {"recompute": True, "checkpoint_dir": str(tmp_path / "checkpoints")}
+    (result,) = Stage("train", settings).train("stage1").results
+    recipe = json.loads((result.weights.parent / "config.json").read_text())["config"]["recipe"]
+    assert recipe["recompute"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_notebook_of_peaks_shows_every_model_with_and_without_recomputing(
+    namespace, tmp_path, monkeypatch, recompute
+):
+    path = REPOSITORY / "notebooks" / "04_memory.ipynb"
+    if not path.exists():
+        pytest.skip("not a checkout")
+    monkeypatch.setattr("muse.figures.show", lambda figure: None)
+    first, *cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    space: dict[str, object] = {}
+    exec(first, space)
+    space |= namespace | {"models": ["stage1", "phase2"], "n_layers": 4, "n_seq": 64, "recompute": recompute}
+    for cell in cells:
+        exec(cell, space)
+    record = read_record(StageRecord, tmp_path / "records" / "memory.json")
+    for model in ("stage1", "phase2"):
+        own, again = (record.find(f"peak_memory{variant}", model) for variant in ("", "_recomputed"))
+        assert (again.value < own.value) is not recompute
+        assert (again.value == own.value) is recompute
+        assert ("recomputes" in own.note) is recompute
+        assert "recomputes" in again.note
+    assert record.find("peak_memory_recomputed_ratio_to_phase2", "stage1").value > 0
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_is_the_memory_with_one_option_changed_and_fits_its_budget(name):
     """Counted with a short vocabulary; the missing rows of the table (or table and head) and of the bias are added."""

@@ -397,6 +397,28 @@ def test_killed_three_times_is_bit_identical_to_never_killed(tmp_path):
     assert killed.weights.read_bytes() == whole.weights.read_bytes(), seed
 
 
+@pytest.mark.parametrize("name", ["stage1", "stage1_memory", "phase2", "gpt2"])
+def test_blocks_that_compute_again_train_to_the_same_weights_interrupted_or_not(tmp_path, name):
+    built = []
+
+    def build(**choices) -> nn.Module:
+        built.append(build_model(name, **SIZES, **choices))
+        return built[-1]
+
+    corpus, again = make_corpus(), replace(RECIPE, recompute=True)
+    kept = train(name, build, RECIPE, corpus, tmp_path / "kept")
+    whole = train(name, build, again, corpus, tmp_path / "kept")
+    assert [model.recompute for model in built] == [False, True]
+    assert not whole.reused, "its speed is another"
+    stop = at_step(15, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(name, build, again, corpus, tmp_path / "stopped", on_report=stop)
+    resumed = train(name, build, again, corpus, tmp_path / "stopped")
+    assert resumed.resumed_from_steps == (15,)
+    assert same(kept, whole)
+    assert same(whole, resumed)
+
+
 def test_different_settings_never_share_a_folder(tmp_path):
     corpus, results = make_corpus(), []
     variants = [{}, {"learning_rate": 0.02}, {"weight_decay": 0.2}, {"warmup_share": 0.5}, {"evaluations": 2},

@@ -35,6 +35,7 @@ class MemoryResult:
     batch_size: int
     n_seq: int
     with_optimizer: bool
+    recompute: bool  # blocks kept only their input for the backward pass
     parameter_bytes: int  # parameters and buffers
     peak_bytes: int
     held_bytes: int
@@ -45,7 +46,8 @@ class MemoryResult:
 
     def metrics(self, model_name: str, variant: str = "") -> list[Metric]:
         """Return peak, held, reserved and parameter memory; a variant such as `matched` is appended to the names."""
-        step = "forward + loss + backward" + (" + AdamW step, twice" if self.with_optimizer else "")
+        step = "forward + loss + backward" + (" that recomputes the blocks" if self.recompute else "")
+        step += " + AdamW step, twice" if self.with_optimizer else ""
         dtypes = " and ".join(self.parameter_dtypes)
         note = f"batch {self.batch_size} x {self.n_seq}, {step}, parameters {dtypes}; {self.note}"
         found = {
@@ -96,6 +98,7 @@ def _measure_cuda(
         batch_size=batch_size,
         n_seq=n_seq,
         with_optimizer=with_optimizer,
+        recompute=getattr(model, "recompute", False),
         parameter_bytes=_parameter_bytes(model),
         peak_bytes=torch.cuda.max_memory_allocated(device) - before,
         held_bytes=torch.cuda.memory_allocated(device) - before,
@@ -128,7 +131,7 @@ def _estimate(
         with LiveBytes() as live:
             live.track([*model.parameters(), *model.buffers(), inputs])
             targets = inputs.clone()
-            optimizer = _steps(model, inputs, targets, with_optimizer)
+            optimizer = _steps(model, inputs, targets, with_optimizer, estimate=True)
             gc.collect()
             held = live.current
             del optimizer, targets
@@ -136,6 +139,7 @@ def _estimate(
         batch_size=batch_size,
         n_seq=n_seq,
         with_optimizer=with_optimizer,
+        recompute=getattr(model, "recompute", False),
         parameter_bytes=_parameter_bytes(model),
         peak_bytes=live.peak,
         held_bytes=held,
@@ -146,15 +150,25 @@ def _estimate(
     )
 
 
-def _steps(model: nn.Module, inputs: Tensor, targets: Tensor, with_optimizer: bool) -> torch.optim.Optimizer | None:
-    """Run one forward and backward pass, or two whole training steps; return what holds the optimizer's state."""
+def _steps(
+    model: nn.Module, inputs: Tensor, targets: Tensor, with_optimizer: bool, estimate: bool = False
+) -> torch.optim.Optimizer | None:
+    """Run one forward and backward pass, or two whole training steps; return what holds the optimizer's state.
+
+    In an estimate the first of two steps makes that state from gradients of zeros: its passes need less than the next.
+    """
     if not with_optimizer:
         model.loss(inputs, targets).backward()
         return None
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=True)
-    for _ in range(2):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, foreach=True)
+    for step in range(2):
         optimizer.zero_grad()
-        model.loss(inputs, targets).backward()
+        if estimate and step == 0:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        else:
+            model.loss(inputs, targets).backward()
         optimizer.step()
     return optimizer
 
