@@ -254,8 +254,9 @@ def test_changes_of_the_memory_are_compared_with_it_and_all_with_the_baselines()
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", ["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"])
-def test_the_compiled_loss_has_the_gradients_of_the_eager_one_on_cuda(name):
+def test_the_compiled_loss_has_the_gradients_of_the_eager_one_on_cuda(name, recompute):
     """One that had none at all in the body once went unnoticed: the head alone still learned a little."""
     torch.compiler.reset()
     sizes = {"vocab_size": 1003, "d_model": 64, "n_layers": 2, "n_seq": 128}
@@ -263,6 +264,7 @@ def test_the_compiled_loss_has_the_gradients_of_the_eager_one_on_cuda(name):
     gradients = []
     for compiled in (False, True):
         model = build_model(name, **sizes).cuda()
+        model.recompute = compiled and recompute
         (torch.compile(model.loss) if compiled else model.loss)(ids[:, :-1], ids[:, 1:]).backward()
         gradients.append({key: p.grad for key, p in model.named_parameters() if p.requires_grad})
     for key, eager in gradients[0].items():
