@@ -27,7 +27,7 @@ def nll_and_gradient_(
     tokens, padded = logits.shape
     nll = torch.empty(tokens, dtype=torch.float32, device=logits.device)
     if tokens:
-        block = min(BLOCK, triton.next_power_of_2(padded))
+        block, warps = _shape_of_program(padded)
         rows = ROWS if bias is not None else 1  # what a program loads of the bias serves all of its tokens
         with torch.cuda.device_of(logits):
             _kernel[(triton.cdiv(tokens, rows),)](
@@ -44,7 +44,7 @@ def nll_and_gradient_(
                 WRITES=gradient_scale != 0,
                 ROWS=rows,
                 BLOCK=block * (ROWS // rows),
-                num_warps=max(1, min(WARPS, block // 64)),
+                num_warps=warps,
             )
     return nll
 
@@ -94,6 +94,13 @@ LOWEST = tl.constexpr(-1e30)  # where a lane starts: finite, so that -inf is no 
 
 
 @triton.jit
+def _added(z, largest, total):
+    """Every lane sums exp(z - its own largest z), so that lanes need not wait for each other."""
+    ratio = tl.exp(-tl.abs(z - largest))
+    return tl.maximum(largest, z), tl.where(z > largest, total * ratio + 1.0, total + ratio)
+
+
+@triton.jit
 def _kernel(
     logits,
     bias,
@@ -115,7 +122,6 @@ def _kernel(
     counted = present & (target != ignore_index)
     logits += row[:, None] * padded
     columns = tl.arange(0, BLOCK)[None, :]
-    # Every lane sums exp(z - its own largest z): no waiting in the loop.
     largest = tl.full((ROWS, BLOCK), LOWEST, tl.float32)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, vocab, BLOCK):
@@ -123,9 +129,7 @@ def _kernel(
         z = tl.load(logits + start + columns, mask=present[:, None] & inside, other=-float("inf")).to(tl.float32)
         if HAS_BIAS:
             z += tl.load(bias + start + columns, mask=inside, other=0.0).to(tl.float32)
-        ratio = tl.exp(-tl.abs(z - largest))
-        total = tl.where(z > largest, total * ratio + 1.0, total + ratio)
-        largest = tl.maximum(largest, z)
+        largest, total = _added(z, largest, total)
     top = tl.max(largest, 1)
     log_sum = top + tl.log(tl.sum(total * tl.exp(largest - top[:, None]), 1))
     here = tl.where(counted, target, 0)
@@ -164,9 +168,7 @@ def _log_sum_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, columns, BLOCK):
         z = tl.load(logits + start + lanes, mask=start + lanes < columns, other=-float("inf")).to(tl.float32)
-        ratio = tl.exp(-tl.abs(z - largest))
-        total = tl.where(z > largest, total * ratio + 1.0, total + ratio)
-        largest = tl.maximum(largest, z)
+        largest, total = _added(z, largest, total)
     top = tl.max(largest, 0)
     tl.store(log_sums + row, top + tl.log(tl.sum(total * tl.exp(largest - top), 0)))
     target = tl.load(targets + row) - first

@@ -95,9 +95,14 @@ def export_checkpoint(folder: str | Path, out: str | Path, *, float32: bool = Fa
     return model
 
 
+def has_complex32(model: nn.Module) -> bool:
+    """Whether the model has a form with float16 planes."""
+    return hasattr(model, "to_complex32")
+
+
 def served(model: nn.Module) -> nn.Module:
     """The form in which a trained model is measured and served: float16 planes where it has such a form."""
-    return model.to_complex32() if hasattr(model, "to_complex32") else model
+    return model.to_complex32() if has_complex32(model) else model
 
 
 def _config_of(model: nn.Module) -> dict[str, object]:

@@ -19,7 +19,7 @@ from .generate import generate
 from .live import live_curve
 from .models import build_model
 from .params import NO_CUDA, ParamsError, Settings, memory_models, scale_of, validate
-from .pretrained import served
+from .pretrained import has_complex32, served
 from .progress import growing_text, track
 from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
 from .tuning import Trained, choose_and_train
@@ -164,7 +164,7 @@ class Stage:
         result, found = self.train(name).results[0], []
         for form in self.settings.formats:
             model = load_trained(result.weights, build_model)
-            if served(model) is model:
+            if not has_complex32(model):
                 return []
             note = f"seed {result.seed}, weights and activations in {form}; "
             try:

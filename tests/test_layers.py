@@ -292,6 +292,11 @@ SHAPES = [(1, 512), (3, 7), (700, 33), (1301, 512), (5, 4096)]
 BOUNDS = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 
 
+def stream_and_update(rows, channels, z_dtype, h_dtype):
+    """What ends a block takes: the stream z and the linear layer's result h."""
+    return [planar_noise(rows, 2 * channels, seed=seed, dtype=dtype) for seed, dtype in ((7, z_dtype), (8, h_dtype))]
+
+
 def assert_kernel_matches_float64(module, inputs, out_dtype, **options):
     """module(*inputs) and all gradients against the plain path, which float64 takes on CUDA too."""
     exact, module = copy.deepcopy(module).to(CUDA), module.to(CUDA, inputs[0].dtype)
@@ -325,10 +330,7 @@ def assert_kernel_matches_float64(module, inputs, out_dtype, **options):
 )
 @pytest.mark.parametrize(("rows", "channels"), SHAPES)
 def test_cuda_residual_norm_kernel(rows, channels, z_dtype, h_dtype, dropped):
-    inputs = [
-        planar_noise(rows, 2 * channels, seed=7, dtype=z_dtype),
-        planar_noise(rows, 2 * channels, seed=8, dtype=h_dtype),
-    ]
+    inputs = stream_and_update(rows, channels, z_dtype, h_dtype)
     assert_kernel_matches_float64(End(channels, rows, dropped), inputs, z_dtype)
 
 
@@ -341,10 +343,7 @@ def test_cuda_residual_norm_kernel(rows, channels, z_dtype, h_dtype, dropped):
 )
 @pytest.mark.parametrize(("rows", "channels"), SHAPES)
 def test_cuda_residual_norms_kernel(rows, channels, z_dtype, h_dtype, dropped, alone):
-    inputs = [
-        planar_noise(rows, 2 * channels, seed=7, dtype=z_dtype),
-        planar_noise(rows, 2 * channels, seed=8, dtype=h_dtype),
-    ]
+    inputs = stream_and_update(rows, channels, z_dtype, h_dtype)
     assert_kernel_matches_float64(EndAndNext(channels, rows, dropped, alone), inputs, z_dtype)
 
 
