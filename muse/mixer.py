@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from muse import layers, planar
 from muse.memory import CHUNK_TOKENS, memory_chunked, memory_step, turn, zero_state
@@ -273,11 +274,34 @@ def _has_kernels(x: Tensor) -> bool:
     return mixer_triton is not None and x.is_cuda and x.dtype != torch.float64
 
 
+class _Exact(torch.autograd.Function):
+    """W u in the accumulation dtype: u r(.. I), W r(O I); saves u as it is, where autograd would keep a wider copy."""
+
+    @staticmethod
+    def formula(u: Tensor, weight: Tensor) -> Tensor:
+        dtype = planar.accumulate_dtype(u.dtype)
+        with torch.autocast(u.device.type, enabled=False):
+            return F.linear(u.to(dtype), weight.to(dtype))
+
+    @staticmethod
+    def forward(ctx, u: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(u, weight)
+        return _Exact.formula(u, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        u, weight = ctx.saved_tensors
+        with torch.autocast(u.device.type, enabled=False):
+            grad_u = grad @ weight.to(grad.dtype)
+            grad_weight = grad.flatten(0, -2).t() @ u.to(grad.dtype).flatten(0, -2)
+        return grad_u.to(u.dtype), grad_weight.to(weight.dtype)
+
+
 def _exact(projection: RealLinear, u: Tensor) -> Tensor:
     """The projection in float32 whatever autocast says: rates in half precision would make the decays noise."""
-    dtype = planar.accumulate_dtype(u.dtype)
-    with torch.autocast(u.device.type, enabled=False):
-        return F.linear(u.to(dtype), projection.weight.to(dtype))
+    product = _Exact.formula if torch.compiler.is_compiling() else _Exact.apply
+    return product(u, projection.weight)
 
 
 def log_spaced(first: float, last: float, like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from muse import layers, planar
 from muse.mixer import (
@@ -33,6 +34,36 @@ EMBEDDING_SCALE = 0.64  # norm of an initial token row, and of what multiplies i
 OUTPUT_GAIN = 0.5  # initial size of the features' channels: logits start with variance (0.64 x 0.5)^2
 
 
+class _RMSNorm(torch.autograd.Function):
+    """y = gain z / sqrt(mean z^2 + eps): saves z and one statistic per token, where autograd would keep float32 copies.
+
+    z r(... E), gain r(E / planes), the same for each plane.
+    """
+
+    @staticmethod
+    def formula(z: Tensor, gain: Tensor, planes: int) -> Tensor:
+        wide = z.to(planar.accumulate_dtype(z.dtype))
+        return (F.rms_norm(wide, z.shape[-1:], eps=NORM_EPS) * gain.repeat(planes)).to(z.dtype)
+
+    @staticmethod
+    def forward(ctx, z: Tensor, gain: Tensor, planes: int) -> Tensor:
+        wide = z.to(planar.accumulate_dtype(z.dtype))
+        rstd = (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        ctx.save_for_backward(z, gain, rstd)
+        ctx.planes = planes
+        return _RMSNorm.formula(z, gain, planes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, gain, rstd = ctx.saved_tensors
+        n, g = z.to(rstd.dtype) * rstd, grad.to(rstd.dtype)
+        grad_gain = (g * n).flatten(0, -2).sum(0).unflatten(0, (ctx.planes, -1)).sum(0)
+        g = g * gain.to(rstd.dtype).repeat(ctx.planes)
+        grad_z = rstd * (g - n * (g * n).mean(-1, keepdim=True))
+        return grad_z.to(z.dtype), grad_gain.to(gain.dtype), None
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean x^2 + eps) and one real gain per channel, shared by its planes: it commutes with a common turn."""
 
@@ -42,9 +73,8 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.empty(channels * 2 // planes))
 
     def forward(self, z: Tensor) -> Tensor:
-        wide = z.to(planar.accumulate_dtype(z.dtype))
-        normed = F.rms_norm(wide, z.shape[-1:], eps=NORM_EPS)
-        return (normed * self.gain.repeat(self.planes)).to(z.dtype)
+        norm = _RMSNorm.formula if torch.compiler.is_compiling() else _RMSNorm.apply
+        return norm(z, self.gain, self.planes)
 
 
 class OutputNorm(nn.Module):
