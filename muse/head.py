@@ -95,25 +95,37 @@ def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
 
 
 def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, gradient: bool):
-    """-log p of each target, r(n), and GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 for ignored targets; or None.
+    """-log p of each target, r(n), g = GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 for ignored, and its sum r(V).
 
-    x r(n D), pieces of W and the bias as _cut returns them, targets (n,).
+    x r(n D), pieces of W and the bias as _cut returns them, targets (n,). Without `gradient`, None for the last two;
+    without a bias, for the last one.
     """
     if x.is_cuda and head_triton is not None and x.dtype != torch.float64:
-        whole = len(pieces) == 1  # a product that fills its buffer adds the bias for nothing
-        logits = _products(x, pieces, bias if whole else None)
-        scale = GRADIENT_SCALE if gradient else 0.0
-        nll = head_triton.nll_and_gradient_(logits, None if whole else bias, targets, vocab, IGNORE_INDEX, scale)
-        return nll, logits if gradient else None
+        return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
     logits = _products(x, pieces, bias)
     log_p = _log_probabilities(logits[:, :vocab], storage)
     nll = _picked_nll(log_p, targets)
     if not gradient:
-        return nll, None
+        return nll, None, None
     g = log_p.exp_()  # p
     g.scatter_add_(1, targets.clamp_min(0)[:, None], g.new_full((1, 1), -1.0).expand(targets.shape[0], 1))
     g = g.mul_((targets != IGNORE_INDEX)[:, None] * GRADIENT_SCALE).to(x.dtype)
-    return nll, F.pad(g, (0, logits.shape[1] - vocab)) if logits.shape[1] > vocab else g
+    summed = None if bias is None else g.sum(0, dtype=nll.dtype)
+    return nll, F.pad(g, (0, logits.shape[1] - vocab)) if logits.shape[1] > vocab else g, summed
+
+
+def _chunk_loss_by_kernels(x, pieces, bias, targets, vocab: int, gradient: bool):
+    """The same on CUDA: g overwrites the logits."""
+    whole = len(pieces) == 1  # a product that fills its buffer adds the bias for nothing
+    logits, late_bias = _products(x, pieces, bias if whole else None), None if whole else bias
+    log_sums, picked = (x.new_zeros(len(x), dtype=torch.float32) for _ in range(2))
+    head_triton.log_sum_(logits, late_bias, targets, 0, vocab, log_sums, picked)
+    nll = (log_sums - picked).masked_fill(targets == IGNORE_INDEX, 0.0)
+    if not gradient:
+        return nll, None, None
+    scaling = IGNORE_INDEX, GRADIENT_SCALE
+    summed = head_triton.gradient_(logits, late_bias, targets, 0, vocab, log_sums, *scaling, summed=bias is not None)
+    return nll, logits, None if summed is None else summed[:vocab]
 
 
 def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
@@ -145,10 +157,10 @@ def _loss_and_gradients(
     for start in range(0, x.shape[0], chunk_tokens):
         part = slice(start, start + chunk_tokens)
         x_part = x[part].to(compute)
-        nll, g = _chunk_loss(x_part, pieces, bias, targets[part], vocab, storage, gradient=True)
+        nll, g, summed = _chunk_loss(x_part, pieces, bias, targets[part], vocab, storage, gradient=True)
         loss += nll.sum()
-        if bias is not None:
-            db += g.sum(0, dtype=accumulate)[:vocab]
+        if summed is not None:
+            db += summed
         torch.mm(g[:, : len(pieces[0])], pieces[0], out=dx[part])
         if len(pieces) > 1:
             dx[part].addmm_(g[:, len(pieces[0]) :], pieces[1])
@@ -205,7 +217,7 @@ def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wants
         return torch.cat([checkpoint(_nll, x_.to(compute), w, b, y, storage, use_reentrant=False) for x_, y in parts])
     (pieces, b), vocab = _cut(weight, bias, compute), weight.shape[0]
     chunks = [_chunk_loss(x_.to(compute), pieces, b, y, vocab, storage, gradient=False) for x_, y in parts]
-    return torch.cat([nll for nll, _ in chunks])
+    return torch.cat([nll for nll, *_ in chunks])
 
 
 def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, chunk_tokens: int | None) -> None:

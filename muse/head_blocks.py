@@ -103,7 +103,7 @@ def _logits(x: Tensor, block: Block, parts: list[slice], buffer: Tensor) -> Iter
 def _measure_(logits: Tensor, targets: Tensor, block: Block, log_sums: Tensor, picked: Tensor) -> None:
     """log_sums r(n) becomes log sum exp of the block's logits; picked r(n) the target's logit where it is in there."""
     if logits.is_cuda:
-        head_triton.block_log_sum_(logits, targets, block.first, block.columns, log_sums, picked)
+        head_triton.log_sum_(logits, None, targets, block.first, block.columns, log_sums, picked)
         return
     z, local = logits[:, : block.columns].to(log_sums.dtype), targets - block.first
     log_sums.copy_(torch.logsumexp(z, 1))
@@ -111,16 +111,22 @@ def _measure_(logits: Tensor, targets: Tensor, block: Block, log_sums: Tensor, p
     picked.copy_(torch.where((local >= 0) & (local < block.columns), here, picked))
 
 
-def _differentiate_(logits: Tensor, targets: Tensor, block: Block, log_sums: Tensor) -> None:
-    """logits r(n R) become GRADIENT_SCALE (p - y), 0 for ignored targets and in padded columns."""
+def _differentiate_(logits: Tensor, targets: Tensor, block: Block, log_sums: Tensor) -> Tensor | None:
+    """logits r(n R) become g = GRADIENT_SCALE (p - y), 0 for ignored targets and in padded columns.
+
+    Returns the sum of g over tokens, r(R), where the block has a bias.
+    """
     if logits.is_cuda:
-        head_triton.block_gradient_(logits, targets, block.first, block.columns, log_sums, IGNORE_INDEX, GRADIENT_SCALE)
-        return
+        place = block.first, block.columns
+        return head_triton.gradient_(
+            logits, None, targets, *place, log_sums, IGNORE_INDEX, GRADIENT_SCALE, summed=block.bias is not None
+        )
     p = torch.exp(logits.to(log_sums.dtype) - log_sums[:, None])
     p -= (targets[:, None] == block.first + torch.arange(p.shape[1], device=p.device)).to(p.dtype)
     p *= (targets != IGNORE_INDEX)[:, None] * GRADIENT_SCALE
     p[:, block.columns :] = 0
     logits.copy_(p)
+    return None if block.bias is None else p.sum(0)
 
 
 def _nll(x, blocks: list[Block], targets: Tensor, parts: list[slice], accumulate: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -152,11 +158,11 @@ def _gradients(x, weight, bias, blocks, targets, log_sum, parts) -> Gradients:
     for block in blocks:
         rows, block_total = slice(block.first, block.first + block.columns), total[: len(block.weight)]
         for part, g in _logits(x, block, parts, buffer):
-            _differentiate_(g, targets[part], block, log_sum[part])
+            summed = _differentiate_(g, targets[part], block, log_sum[part])
             accumulate_(block_total, g.t(), x[part], first=part.start == 0)
             accumulate_(dx[part], g, block.weight, first=block.first == 0)
-            if bias is not None:
-                db[rows] += g.sum(0, dtype=db.dtype)[: block.columns]
+            if summed is not None:
+                db[rows] += summed[: block.columns]
         _keep_rows(block_total[: block.columns], dw[rows], row_scale[rows])
     return Gradients(dx.to(x.dtype), dw, row_scale, db)
 

@@ -316,56 +316,47 @@ ROUNDING = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3 if CU
 
 
 def plain_kernels(z, targets, block):
-    """What the two kernels of the blocks leave, in float64 from the same logits: log sums, picked, gradient."""
+    """What the two kernels leave, in float64 from the same logits: log sums, picked, gradient and its sum."""
     log_sums, picked = z.new_empty(len(z)), z.new_full((len(z),), 7.0)
     head_blocks._measure_(z, targets, block, log_sums, picked)
     g = z.clone()
-    head_blocks._differentiate_(g, targets, block, log_sums + 0.5)
-    return log_sums, picked, g
+    summed = head_blocks._differentiate_(g, targets, block, log_sums + 0.5)
+    return log_sums, picked, g, summed
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("width", "columns"), [(1, 1), (64, 53), (1152, 1105), (2048, 2048)])
-def test_kernels_of_the_blocks(width, columns, dtype):
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "width", "columns"), [(13, 1, 1), (13, 64, 53), (13, 1152, 1105), (131, 576, 530), (1, 2048, 2048)]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of an interpreted token that is not there: inf - inf
+def test_kernels_of_the_loss(tokens, width, columns, bias, dtype):
     generator = torch.Generator().manual_seed(width)
-    z = torch.randn(13, width, generator=generator).mul(4).to(dtype)
-    first = 70
-    targets = torch.randint(first + columns + 90, (13,), generator=generator)
-    targets[:6] = torch.tensor([head.IGNORE_INDEX, first, first - 1, first + columns - 1, first + columns, 0])
-    z[7] -= 30
-    want = plain_kernels(z.double(), targets, head_blocks.Block(first, columns, z, None))
-    targets, logits = targets.to(DEVICE), z.to(DEVICE)
-    log_sums, picked = (torch.full((13,), 7.0, device=DEVICE) for _ in range(2))
-    head.head_triton.block_log_sum_(logits, targets, first, columns, log_sums, picked)
+    z, first = torch.randn(tokens, width, generator=generator).mul(4).to(dtype), 70
+    b = torch.randn(width, generator=generator) if bias else None
+    targets = torch.randint(first + columns + 90, (tokens,), generator=generator)
+    special = torch.tensor([head.IGNORE_INDEX, first, first - 1, first + columns - 1, first + columns, 0])
+    targets[: len(special)] = special[:tokens]
+    z[tokens // 2] -= 30
+    exact = z.double() + (b.double() if bias else 0)
+    want = plain_kernels(exact, targets, head_blocks.Block(first, columns, z, z[0]))
+    targets, logits, b = targets.to(DEVICE), z.to(DEVICE), b.to(DEVICE) if bias else None
+    log_sums, picked = (torch.full((tokens,), 7.0, device=DEVICE) for _ in range(2))
+    head.head_triton.log_sum_(logits, b, targets, first, columns, log_sums, picked)
     assert torch.equal(logits.cpu(), z)
-    head.head_triton.block_gradient_(logits, targets, first, columns, log_sums + 0.5, head.IGNORE_INDEX, 256.0)
-    torch.testing.assert_close(log_sums.cpu().double(), want[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(picked.cpu().double(), want[1], rtol=0, atol=0)
+    given = logits, b, targets, first, columns, log_sums + 0.5, head.IGNORE_INDEX, 256.0
+    again = logits.clone()
+    summed = head.head_triton.gradient_(*given, summed=True)
+    torch.testing.assert_close(log_sums.cpu().double(), want[0], rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(picked.cpu().double(), want[1], rtol=1e-6, atol=1e-6)
     assert logits.dtype == dtype
     assert (logits[:, columns:] == 0).all()
     assert (logits[0] == 0).all()
-    torch.testing.assert_close(logits.cpu().double(), want[2], rtol=ROUNDING[dtype], atol=1e-6)
-
-
-@needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of an interpreted token that is not there: log 0, inf - inf
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("width", "vocab"), [(64, 53), (1152, 1105)])
-def test_kernel_of_a_chunk(width, vocab, bias, dtype):
-    generator = torch.Generator().manual_seed(width)
-    z, b = torch.randn(13, width, generator=generator).mul(4).to(dtype), torch.randn(vocab, generator=generator)
-    targets = torch.randint(vocab, (13,), generator=generator)
-    targets[::5] = head.IGNORE_INDEX
-    exact = (z[:, :vocab].double() + (b.double() if bias else 0)).requires_grad_()
-    want = F.cross_entropy(exact, targets, reduction="none")
-    (want_grad,) = torch.autograd.grad(want.sum() * 256, exact)
-    logits, b = z.to(DEVICE), b.to(DEVICE) if bias else None
-    nll = head.head_triton.nll_and_gradient_(logits, b, targets.to(DEVICE), vocab, head.IGNORE_INDEX, 256.0)
-    torch.testing.assert_close(nll.cpu().double(), want.detach(), rtol=1e-6, atol=2e-6)
-    torch.testing.assert_close(logits[:, :vocab].cpu().double(), want_grad, rtol=ROUNDING[dtype], atol=1e-6)
-    assert (logits[:, vocab:] == 0).all()
+    torch.testing.assert_close(logits.cpu().double(), want[2], rtol=ROUNDING[dtype], atol=2e-6)
+    torch.testing.assert_close(summed.cpu().double(), want[3], rtol=1e-5, atol=1e-3)  # of terms up to 256
+    assert head.head_triton.gradient_(again, *given[1:], summed=False) is None
+    assert torch.equal(again, logits)
 
 
 def cuda_problem(tokens, width, vocab, dtype, weight_dtype, bias=True):
