@@ -32,7 +32,7 @@ RECIPE = (
 """Settings, beside the sizes, that decide what a training gives and what is measured of it."""
 
 WITHIN_SDS = 2 * math.sqrt(2)
-"""Two independent trainings differ by less in 19 of 20 cases, the sd being known: sqrt(2) for a difference, 2 for 95 %."""
+"""Two independent trainings differ by less in 19 of 20 cases, given the sd: sqrt(2) for a difference, 2 for 95 %."""
 
 
 @dataclass(frozen=True)
