@@ -45,9 +45,7 @@ def memory_changes(companion: Companion, language: str = "en") -> go.Figure:
     """Perplexity of each changed memory over that of the whole one, the costliest change first; seeds as small dots."""
     words, traces, labels, items = texts(language), [], [], []
     found = sorted(metrics_of(companion.report, "perplexity", WHOLE_MEMORY), key=lambda metric: -metric.value)
-    line = {"color": NEUTRAL, "dash": "dash", "width": 2}
-    name = f"{words['figure.whole_memory']} (1)"
-    traces.append(go.Scatter(x=[1, 1], y=[-0.6, len(found) - 0.4], mode="lines", name=name, line=line))
+    traces.append(_whole_memory(len(found), words))
     for row, metric in enumerate(found):
         look, told = style(metric.model, language), with_interval(metric)
         about = {"name": look.label, "showlegend": False, "hovertext": f"{look.label}: {told}", "hoverinfo": "text"}
@@ -77,6 +75,14 @@ def memory_changes(companion: Companion, language: str = "en") -> go.Figure:
         **rows | {"xaxis": axis(words["figure.memory_ratio_axis"])},
         showlegend=True,
     )
+
+
+def _whole_memory(rows: int, words: dict[str, str]) -> go.Scatter:
+    """A line at the ratio 1, drawn beside each row's dots and left out behind its text."""
+    y = [place for row in range(rows) for place in (row + 0.02, row + 0.58, None)]
+    x = [None if place is None else 1 for place in y]
+    line = {"color": NEUTRAL, "dash": "dot", "width": 2}
+    return go.Scatter(x=x, y=y, mode="lines", name=f"{words['figure.whole_memory']} (1)", line=line, hoverinfo="skip")
 
 
 def perplexity_by_length(main: Report, longer: Sequence[Report], language: str = "en") -> go.Figure | None:
@@ -113,9 +119,9 @@ def _over_length(name: str, points: Points, language: str, y: dict[str, object],
         return None
     words, traces, items = texts(language), [], []
     for place, (model, line) in enumerate(points.items()):
-        look, factor = style(model, language), ASIDE ** (place - (len(points) - 1) / 2)
+        look, bars = style(model, language), [whiskers(metric) for _, metric in line]
         told = [with_interval(metric) + _estimate(metric, words) for _, metric in line]
-        bars = [whiskers(metric) for _, metric in line]
+        factor = ASIDE ** (place - (len(points) - 1) / 2) if any(bars) else 1
         found = go.Scatter(
             x=rounded(length * factor for length, _ in line),
             y=rounded(metric.value for _, metric in line),

@@ -120,7 +120,7 @@ def _verdict(found: Repeat, words: dict[str, str]) -> str:
 
 def _headlines(companions: Sequence[Companion], language: str) -> str:
     words = texts(language)
-    keys = ("companions.companion", "numbers.model", "companions.context", "metric.perplexity", "numbers.interval",
+    keys = ("companions.companion", "numbers.model", "companions.context", "criterion.perplexity", "numbers.interval",
             "companions.seeds", "companions.ratios")  # fmt: skip
     rows = [row for companion in companions for row in _headline_rows(companion, language)]
     title = words["companions.headlines"]
