@@ -95,13 +95,18 @@ def _repeats(main: Report, companion: Companion, language: str) -> str:
             _e(found.seed),
             number(found.first),
             number(found.again),
-            f"{'−' if found.difference < 0 else '+'}{number(abs(found.difference))}",
+            _signed(found.difference),
             _e(_spread(found, language)),
             _verdict(found, words),
         ]
         for found in repeats(main, companion.report)
     ]
     return heading(title, 3) + table(head, rows, numeric=[1, 2, 3, 4], caption=title)
+
+
+def _signed(value: float) -> str:
+    sign = "−" if value < 0 else "+" if value > 0 else ""
+    return f"{sign}{number(abs(value))}"
 
 
 def _spread(found: Repeat, language: str) -> str:
