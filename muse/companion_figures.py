@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from .companions import WHOLE_MEMORY, Companion, context, metrics_of, of_kind, settings_of
+from .companions import WHOLE_MEMORY, Companion, context, metrics_of, of_kind, same_data, settings_of
 from .drawing import (
     NEUTRAL,
     axis,
@@ -32,11 +32,17 @@ Points = dict[str, list[tuple[int, Metric]]]
 
 
 def of_companions(main: Report, companions: Sequence[Companion], language: str = "en") -> list[go.Figure]:
-    """Return every figure that the companions have data for."""
+    """Return every figure that the companions have data for.
+
+    A companion of the main run's length, made for those of other lengths, adds the models that the main run lacks.
+    """
     figures = [memory_changes(companion, language) for companion in of_kind(main, companions, "changes")]
-    longer = [companion.report for companion in of_kind(main, companions, "lengths")]
+    lengths = [companion.report for companion in of_kind(main, companions, "lengths")]
+    profiles = {report.run.profile for report in lengths}
+    further = [companion.report for companion in of_kind(main, companions, "other")]
+    lengths += [report for report in further if report.run.profile in profiles and same_data(main, report)]
     for draw in (perplexity_by_length, memory_by_length):
-        figure = draw(main, longer, language)
+        figure = draw(main, lengths, language)
         figures += [figure] if figure else []
     return figures
 
@@ -87,28 +93,27 @@ def _whole_memory(rows: int, words: dict[str, str]) -> go.Scatter:
 
 def perplexity_by_length(main: Report, longer: Sequence[Report], language: str = "en") -> go.Figure | None:
     """Perplexity of each model over the length of its context; None without a companion of another length."""
-    points: Points = {}
-    for report in (main, *longer):
-        for metric in metrics_of(report, "perplexity", "perplexity"):
-            points.setdefault(metric.model, []).append((context(report), metric))
-    return _over_length("perplexity_by_length", _longer(points), language, axis(texts(language)["figure.per_token"]))
+    points = _points(main, longer, "perplexity", "perplexity", context)
+    return _over_length("perplexity_by_length", points, language, axis(texts(language)["figure.per_token"]))
 
 
 def memory_by_length(main: Report, longer: Sequence[Report], language: str = "en") -> go.Figure | None:
     """Peak memory of each model over the length of its sequences, estimates hollow; None without another length."""
-    points: Points = {}
-    for report in (main, *longer):
-        for metric in metrics_of(report, "memory", "peak_memory"):
-            points.setdefault(metric.model, []).append((settings_of(report, "memory")["n_seq"], metric))
-    points = _longer(points)
+    points = _points(main, longer, "memory", "peak_memory", lambda report: settings_of(report, "memory")["n_seq"])
     values = [metric.value for line in points.values() for _, metric in line]
     y = log_axis(texts(language)["figure.gib_axis"], values) if values else {}
     batches = {str(settings_of(report, "memory").get("memory_batch_size", "?")) for report in longer}
     return _over_length("memory_by_length", points, language, y, batch=texts(language)["and"].join(sorted(batches)))
 
 
-def _longer(points: Points) -> Points:
-    """The models that were measured at more than one length, each from its shortest to its longest."""
+def _points(main: Report, others: Sequence[Report], stage: str, name: str, length: Callable[[Report], int]) -> Points:
+    """The models that were measured at more than one length, from the shortest up; at its own the main run's counts."""
+    points: Points = {}
+    for report in (main, *others):
+        for metric in metrics_of(report, stage, name):
+            line = points.setdefault(metric.model, [])
+            if report is main or not (line and line[0][0] == length(report) == length(main)):
+                line.append((length(report), metric))
     lines = {model: sorted(line, key=lambda point: point[0]) for model, line in points.items()}
     return {model: line for model, line in lines.items() if line[0][0] < line[-1][0]}
 

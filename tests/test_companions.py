@@ -176,6 +176,16 @@ def test_models_of_a_single_length_and_companions_on_other_data_are_not_drawn():
     assert companion_figures.of_companions(MAIN, beside(AGAIN)) == []
 
 
+def test_a_companion_of_the_same_length_adds_only_models_that_the_run_lacks():
+    same = make_report(perplexities((99.0,), ("stage1_memory", "gpt2")), profile="h200-length")
+    longer = make_report(perplexities((45.0,), ("stage1_memory", "gpt2")), profile="h200-length", n_seq=2048)
+    (figure,) = companion_figures.of_companions(MAIN, beside(same, longer))
+    assert {trace.name: list(trace.y) for trace in figure.data} == {
+        "Stage 1 with memory": [51.0, 45.0], "GPT-2": [99.0, 45.0]
+    }  # fmt: skip
+    assert companion_figures.of_companions(MAIN, beside(same)) == []
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_figure_has_a_caption_an_alternative_and_no_open_field(language):
     found = companion_figures.of_companions(MAIN, beside(AGAIN, CHANGES, LONGER), language)
