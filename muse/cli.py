@@ -128,12 +128,23 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "report",
-        help="make the pages of a finished run again, in another language",
+        help="make the pages of a finished run again, in another language or with other runs beside it",
         description="Make a run's pages again from its records, without measuring anything.",
     )
     command.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder, such as reports/quick")
     command.add_argument("--language", choices=("en", "ja"), default="en", help="language of the pages (default: en)")
-    command.set_defaults(call=lambda options, arguments: render(options.folder, options.language))
+    command.add_argument(
+        "--with",
+        dest="companions",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="OTHER",
+        help="folders of runs that the report shows as companions, from now on",
+    )
+    command.set_defaults(
+        call=lambda options, arguments: render(options.folder, options.language, companions=options.companions)
+    )
 
     command = commands.add_parser("schema", help="print the JSON schema of report.json")
     command.set_defaults(call=_schema)

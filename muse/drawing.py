@@ -153,6 +153,13 @@ def whiskers(metric: Metric) -> dict[str, object] | None:
     }
 
 
+def with_interval(metric: Metric) -> str:
+    """Return a metric's value for reading, with its interval where it has one."""
+    if metric.interval is None:
+        return number(metric.value)
+    return f"{number(metric.value)} ({' – '.join(map(number, metric.interval))})"
+
+
 def make_figure(
     name: str,
     traces: Sequence[object],

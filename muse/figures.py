@@ -27,6 +27,7 @@ from .drawing import (
     show,
     style,
     whiskers,
+    with_interval,
 )
 from .dynamics_figures import half_lives, plane_use, rotation_periods
 from .records import Metric, Series, StageRecord
@@ -158,7 +159,7 @@ def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
     need(found, "metric perplexity", record)
     labels = [style(m.model, language).label for m in found]
     traces = [_interval_dot(metric, language) for metric in found]
-    items = [f"{label} {_with_interval(metric)}" for metric, label in zip(found, labels, strict=True)]
+    items = [f"{label} {with_interval(metric)}" for metric, label in zip(found, labels, strict=True)]
     for name, dash in FLOORS.items():
         floor = record.find(name)
         if floor is None or floor.value is None:
@@ -185,12 +186,6 @@ def _interval_dot(metric: Metric, language: str) -> go.Scatter:
     return go.Scatter(
         x=x, y=y, error_x=whiskers(metric), mode="markers", marker=marker, name=look.label, showlegend=False
     )
-
-
-def _with_interval(metric: Metric) -> str:
-    if metric.interval is None:
-        return number(metric.value)
-    return f"{number(metric.value)} ({' – '.join(map(number, metric.interval))})"
 
 
 def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:

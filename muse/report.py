@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from urllib.parse import quote
 
 from .drawing import metric_label, number, style
 from .export import export_html, scale_label, template_text, write_assets
@@ -16,9 +17,12 @@ from .records import Criterion, Report, StageRecord
 from .texts import texts
 
 __all__ = [
+    "badge",
+    "commit",
     "downloads",
     "excerpts",
     "export_html",
+    "folded",
     "heading",
     "lab_style",
     "note_no_mixing",
@@ -30,6 +34,7 @@ __all__ = [
     "stage_table",
     "stage_title",
     "summary",
+    "table",
     "verdict_table",
     "write_assets",
 ]
@@ -106,7 +111,8 @@ def _headline(criteria: Sequence[Criterion], words: dict[str, str]) -> str:
     return words["summary.counts"].format(**{name: verdicts.count(verdict) for name, verdict in counts.items()})
 
 
-def _badge(kind: str, label: str) -> str:
+def badge(kind: str, label: str) -> str:
+    """Return a verdict, one of pass, fail and not_measured, as a sign and a word."""
     return f'<span class="muse-badge {kind}"><span aria-hidden="true">{ICONS[kind]}</span> {_e(label)}</span>'
 
 
@@ -136,7 +142,7 @@ def _card(criterion: Criterion, language: str) -> str:
     return (
         f'<article class="muse-card {criterion.verdict}" data-criterion="{name}">'
         f"<header><h3>{_e(words[f'criterion.{name}'])}</h3>"
-        f"{_badge(criterion.verdict, words[f'verdict.{criterion.verdict}'])}</header>"
+        f"{badge(criterion.verdict, words[f'verdict.{criterion.verdict}'])}</header>"
         f"<p>{_e(words[f'criterion.{name}.question'])}</p>"
         f'<dl><dt>{_e(words["verdict.value"])}</dt><dd class="value">{_e(value)}{meaning}</dd>'
         f"<dt>{_e(words['verdict.target'])}</dt><dd>{_e(criterion.target)}</dd>"
@@ -145,7 +151,7 @@ def _card(criterion: Criterion, language: str) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = (), caption: str = "") -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = (), caption: str = "") -> str:
     """Return a table that scrolls sideways; cells are HTML, `numeric` columns stand to the right.
 
     A row of a single cell spans all columns.
@@ -183,7 +189,7 @@ def stage_table(report: Report, language: str = "en") -> str:
     names.sort(key=lambda name: page_name(str(name)))
     head = [words[f"stages.{key}"] for key in ("stage", "status", "scale", "duration")]
     rows = [row for name in names for row in _stage_rows(str(name), records.get(name), language)]
-    return _table(head, rows, numeric=[3])
+    return table(head, rows, numeric=[3])
 
 
 def _stage_rows(name: str, record: StageRecord | None, language: str) -> list[list[str]]:
@@ -191,12 +197,12 @@ def _stage_rows(name: str, record: StageRecord | None, language: str) -> list[li
     words = texts(language)
     title = _e(stage_title(name, language))
     if record is None:
-        return [[title, _badge("not_measured", words["stages.missing"]), "–", "–"]]
+        return [[title, badge("not_measured", words["stages.missing"]), "–", "–"]]
     failed = record.status == "failed"
-    badge = _badge("fail" if failed else "pass", words["stages.failed" if failed else "stages.ok"])
+    status = badge("fail" if failed else "pass", words["stages.failed" if failed else "stages.ok"])
     scale = words["scale.short" if record.scale == "reduced" else "scale.published"]
     link = f'<a href="{_e(page_name(name))}">{title}</a>'
-    row = [link, badge, _e(scale), _duration(record.started_utc, record.finished_utc)]
+    row = [link, status, _e(scale), _duration(record.started_utc, record.finished_utc)]
     if not failed:
         return [row]
     log = f'<a href="logs/{_e(name)}.log">{_e(words["stages.log"])}</a>'
@@ -225,10 +231,10 @@ def numbers_table(stage: StageRecord, language: str = "en") -> str:
         for metric in stage.metrics
     ]
     caption = f"{stage_title(stage.stage, language)}{words['colon']} {words['numbers.caption']}"
-    table = _table(head, rows, numeric=[2, 4, 5], caption=caption)
+    found = table(head, rows, numeric=[2, 4, 5], caption=caption)
     note = f"<p>{_e(words['numbers.interval_note'])}</p>" if any(metric.interval for metric in stage.metrics) else ""
     return (
-        f'<details class="code"><summary>{_e(words["numbers.caption"])} ({len(rows)})</summary>{table}{note}</details>'
+        f'<details class="code"><summary>{_e(words["numbers.caption"])} ({len(rows)})</summary>{found}{note}</details>'
     )
 
 
@@ -251,7 +257,8 @@ def _definitions(values: dict[str, object]) -> str:
     return f'<div class="muse muse-table" tabindex="0"><table><tbody>{rows}</tbody></table></div>'
 
 
-def _folded(title: str, body: str) -> str:
+def folded(title: str, body: str) -> str:
+    """Return a block that opens on a click."""
     return f'<details class="code"><summary>{_e(title)}</summary>{body}</details>'
 
 
@@ -259,7 +266,7 @@ def provenance(report: Report, language: str = "en") -> str:
     """Return commit, dirty flag, versions, hardware, seeds, command, inputs by SHA-256 and all parameters."""
     words, run = texts(language), report.run
     inputs = {(file.path, file.sha256): file for stage in report.stages for file in stage.inputs}.values()
-    files = _table(
+    files = table(
         [words["provenance.file"], "SHA-256", words["provenance.bytes"]],
         [
             [_e(file.path), f'<code class="muse-hash">{_e(file.sha256)}</code>', number(file.num_bytes)]
@@ -271,7 +278,7 @@ def provenance(report: Report, language: str = "en") -> str:
         words["provenance.run"]: run.id,
         words["provenance.profile"]: run.profile,
         words["provenance.started"]: _time(run.started_utc),
-        words["provenance.commit"]: _commit(report, language),
+        words["provenance.commit"]: commit(report, language),
         words["provenance.seeds"]: words["and"].join(map(str, run.seeds)),
         words["provenance.command"]: run.command,
         words["provenance.hardware"]: words["join"].join(f"{key}: {value}" for key, value in run.hardware.items()),
@@ -282,11 +289,12 @@ def provenance(report: Report, language: str = "en") -> str:
         parts.insert(0, f'<p class="muse-warning" role="note">{_e(words["provenance.dirty"])}</p>')
     parts.append(f"<h3>{_e(words['provenance.inputs'])}</h3>")
     parts.append(files if inputs else f"<p>{_e(words['provenance.no_inputs'])}</p>")
-    parts.append(_folded(words["provenance.params"], _definitions(run.params)))
+    parts.append(folded(words["provenance.params"], _definitions(run.params)))
     return f'<div class="muse">{"".join(parts)}</div>'
 
 
-def _commit(report: Report, language: str) -> str:
+def commit(report: Report, language: str) -> str:
+    """Return the commit that the run was made from, and whether it was clean where that is known."""
     words, run = texts(language), report.run
     if run.git_commit is None:
         return words["provenance.no_commit"]
@@ -297,8 +305,11 @@ def _time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def downloads(report: Report, language: str = "en") -> str:
-    """Return links, seen from index.html, to report.json, run.json, and each stage's record and executed notebook."""
+def downloads(report: Report, language: str = "en", companions: Iterable[str] = ()) -> str:
+    """Return links, seen from index.html, to report.json, run.json, each stage's record and executed notebook.
+
+    The reports of companions, given by name, follow.
+    """
     words = texts(language)
     links = {"report.json": words["downloads.report"], "run.json": words["downloads.run"]}
     for stage in report.stages:
@@ -307,5 +318,8 @@ def downloads(report: Report, language: str = "en") -> str:
         if stage.status == "ok":
             notebook = page_name(stage.stage).replace("pages/", "notebooks/").replace(".html", ".ipynb")
             links[notebook] = words["downloads.notebook"].format(stage=stage_title(stage.stage, language))
-    items = "".join(f'<li><a href="{_e(path)}">{_e(path)}</a> – {_e(label)}</li>' for path, label in links.items())
+    links |= {f"companions/{name}.json": words["downloads.companion"].format(name=name) for name in companions}
+    items = "".join(
+        f'<li><a href="{_e(quote(path))}">{_e(path)}</a> – {_e(label)}</li>' for path, label in links.items()
+    )
     return f'<ul class="muse">{items}</ul>'

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from . import execute, plain
+from .companions import Companion, check_names, read_companion
 from .criteria import judge, summarise
 from .criteria import texts as criteria_texts
 from .folder import check_folder, fresh_folder
@@ -39,6 +40,8 @@ from .records import (
 from .texts import texts
 
 EXPORT_SECONDS = 600
+COMPANIONS = "companions"
+"""Where, in the folder of a run, the reports of its companions lie."""
 NEEDS = {"perplexity": ("train",), "dynamics": ("train",)}
 """Stages that cannot run when another one, if it is part of the run at all, has failed."""
 
@@ -71,6 +74,22 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
         judged.append(Judged(model=name, criteria=criteria, summary=summary))
     first, *others = judged
     return Report(run=info, criteria=first.criteria, summary=first.summary, others=others, stages=stages)
+
+
+def companions_of(run_dir: str | Path) -> list[Companion]:
+    """Return the companions that a run's report shows, by name; ParamsError when one of them is broken."""
+    return [read_companion(path, path.stem) for path in sorted(Path(run_dir, COMPANIONS).glob("*.json"))]
+
+
+def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
+    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be read."""
+    check_names(others, run_dir)
+    for other in others:
+        read_companion(other / "report.json", other.name)
+    companions_of(run_dir)
+    for other in others:
+        report = (other / "report.json").read_text(encoding="utf-8")
+        write_atomic(run_dir / COMPANIONS / f"{other.name}.json", report)
 
 
 def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:
@@ -341,14 +360,16 @@ def render(
     folder: str | Path,
     language: str,
     *,
+    companions: Sequence[str | Path] = (),
     notebooks: Path | None = None,
     export: Callable[..., str | None] = execute.export_page,
     stream: TextIO | None = None,
 ) -> int:
     """Make the pages of a finished run again from its records, in a language of choice; return the exit code.
 
-    Nothing is measured and `report.json`, which is always in English, stays as it is. ParamsError where `folder` holds
-    no run.
+    Nothing is measured and `report.json`, which is always in English, stays as it is. The reports of `companions`,
+    folders of other runs, are kept in the run's folder and shown with it from then on. ParamsError, before anything is
+    changed, where `folder` holds no run or the report of a companion cannot be read.
     """
     folder = Path(folder).resolve()
     try:
@@ -357,6 +378,7 @@ def render(
         raise ParamsError(f"{folder}: not the folder of a run: {error}") from error
     settings = validate(info.params | {"language": language})
     found = find_notebooks(settings.stages, notebooks)
+    add_companions(folder, [Path(other).resolve() for other in companions])
     for name in ("logs", "notebooks", "pages"):
         (folder / name).mkdir(exist_ok=True)
     execute.warm_up()

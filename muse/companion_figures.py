@@ -1,0 +1,169 @@
+"""A run and its companions as figures: what changes of the memory cost, and what the length of the context does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import plotly.graph_objects as go
+
+from .companions import WHOLE_MEMORY, Companion, context, metrics_of, of_kind, same_data, settings_of
+from .drawing import (
+    NEUTRAL,
+    axis,
+    bar_rows,
+    join,
+    log_axis,
+    make_figure,
+    rounded,
+    style,
+    whiskers,
+    with_interval,
+)
+from .records import Metric, Report
+from .texts import texts
+
+DOT, SEEDS = 0.22, 0.44
+"""Where, below its text, a row of `memory_changes` has its value and its seeds."""
+
+ASIDE = 1.02
+"""Factor by which neighbouring models of one length stand apart, so that their whiskers can be told from each other."""
+
+Points = dict[str, list[tuple[int, Metric]]]
+
+
+def of_companions(main: Report, companions: Sequence[Companion], language: str = "en") -> list[go.Figure]:
+    """Return every figure that the companions have data for.
+
+    A companion of the main run's length, made for those of other lengths, adds the models that the main run lacks.
+    """
+    figures = [memory_changes(companion, language) for companion in of_kind(main, companions, "changes")]
+    lengths = [companion.report for companion in of_kind(main, companions, "lengths")]
+    profiles = {report.run.profile for report in lengths}
+    further = [companion.report for companion in of_kind(main, companions, "other")]
+    lengths += [report for report in further if report.run.profile in profiles and same_data(main, report)]
+    for draw in (perplexity_by_length, memory_by_length):
+        figure = draw(main, lengths, language)
+        figures += [figure] if figure else []
+    return figures
+
+
+def memory_changes(companion: Companion, language: str = "en") -> go.Figure:
+    """Perplexity of each changed memory over that of the whole one, the costliest change first; seeds as small dots."""
+    words, traces, labels, items = texts(language), [], [], []
+    found = sorted(metrics_of(companion.report, "perplexity", WHOLE_MEMORY), key=lambda metric: -metric.value)
+    traces.append(_whole_memory(len(found), words))
+    for row, metric in enumerate(found):
+        look, told = style(metric.model, language), with_interval(metric)
+        about = {"name": look.label, "showlegend": False, "hovertext": f"{look.label}: {told}", "hoverinfo": "text"}
+        marker = {"color": look.color, "symbol": look.symbol}
+        seeds = {"x": rounded(metric.samples), "y": [row + SEEDS] * len(metric.samples), "mode": "markers"}
+        traces += [
+            go.Scatter(
+                x=rounded([metric.value]),
+                y=[row + DOT],
+                mode="markers",
+                error_x=whiskers(metric),
+                marker=marker | {"size": 12},
+                **about,
+            ),
+            go.Scatter(**seeds, marker=marker | {"symbol": "circle", "size": 5, "opacity": 0.7}, **about),
+        ]
+        labels.append(f"{look.label}{words['colon']} <b>{told}</b>")
+        items.append(f"{look.label} {told}")
+    rows = bar_rows(words["figure.memory_ratio_axis"], labels, "")
+    title = {"text": f"{words['memory_changes.title']} ({companion.name})", "x": 0, "font": {"size": 15}}
+    return make_figure(
+        "memory_changes",
+        traces,
+        language,
+        {"list": join(language, items)},
+        title=title,
+        **rows | {"xaxis": axis(words["figure.memory_ratio_axis"])},
+        showlegend=True,
+    )
+
+
+def _whole_memory(rows: int, words: dict[str, str]) -> go.Scatter:
+    """A line at the ratio 1, drawn beside each row's dots and left out behind its text."""
+    y = [place for row in range(rows) for place in (row + 0.02, row + 0.58, None)]
+    x = [None if place is None else 1 for place in y]
+    line = {"color": NEUTRAL, "dash": "dot", "width": 2}
+    return go.Scatter(x=x, y=y, mode="lines", name=f"{words['figure.whole_memory']} (1)", line=line, hoverinfo="skip")
+
+
+def perplexity_by_length(main: Report, longer: Sequence[Report], language: str = "en") -> go.Figure | None:
+    """Perplexity of each model over the length of its context; None without a companion of another length."""
+    points = _points(main, longer, "perplexity", "perplexity", context)
+    return _over_length("perplexity_by_length", points, language, axis(texts(language)["figure.per_token"]))
+
+
+def memory_by_length(main: Report, longer: Sequence[Report], language: str = "en") -> go.Figure | None:
+    """Peak memory of each model over the length of its sequences, estimates hollow; None without another length."""
+    points = _points(main, longer, "memory", "peak_memory", lambda report: settings_of(report, "memory")["n_seq"])
+    values = [metric.value for line in points.values() for _, metric in line]
+    y = log_axis(texts(language)["figure.gib_axis"], values) if values else {}
+    batches = {str(settings_of(report, "memory").get("memory_batch_size", "?")) for report in longer}
+    return _over_length("memory_by_length", points, language, y, batch=texts(language)["and"].join(sorted(batches)))
+
+
+def _points(main: Report, others: Sequence[Report], stage: str, name: str, length: Callable[[Report], int]) -> Points:
+    """The models that were measured at more than one length, from the shortest up; at its own the main run's counts."""
+    points: Points = {}
+    for report in (main, *others):
+        for metric in metrics_of(report, stage, name):
+            line = points.setdefault(metric.model, [])
+            if report is main or not (line and line[0][0] == length(report) == length(main)):
+                line.append((length(report), metric))
+    lines = {model: sorted(line, key=lambda point: point[0]) for model, line in points.items()}
+    return {model: line for model, line in lines.items() if line[0][0] < line[-1][0]}
+
+
+def _over_length(name: str, points: Points, language: str, y: dict[str, object], **fields: object) -> go.Figure | None:
+    """Return one line for each model, over a logarithmic axis that is marked at the lengths; None without points."""
+    if not points:
+        return None
+    words, traces, items = texts(language), [], []
+    for place, (model, line) in enumerate(points.items()):
+        look, bars = style(model, language), [whiskers(metric) for _, metric in line]
+        told = [with_interval(metric) + _estimate(metric, words) for _, metric in line]
+        factor = ASIDE ** (place - (len(points) - 1) / 2) if any(bars) else 1
+        found = go.Scatter(
+            x=rounded(length * factor for length, _ in line),
+            y=rounded(metric.value for _, metric in line),
+            mode="lines+markers",
+            name=look.label,
+            line={"color": look.color, "dash": look.dash, "width": 2},
+            marker={
+                "color": look.color,
+                "size": 9,
+                "symbol": [look.symbol + "-open" * (metric.basis == "estimate") for _, metric in line],
+            },
+            hovertext=[f"{look.label}, {length:,}: {text}" for (length, _), text in zip(line, told, strict=True)],
+            hoverinfo="text",
+        )
+        if any(bars):
+            found.error_y = {
+                "type": "data",
+                "array": [bar["array"][0] if bar else 0 for bar in bars],
+                "arrayminus": [bar["arrayminus"][0] if bar else 0 for bar in bars],
+                "color": look.color,
+                "thickness": 1,
+            }
+        traces.append(found)
+        values = words["and"].join(f"{text} ({length:,})" for (length, _), text in zip(line, told, strict=True))
+        items.append(f"{look.label}{words['colon']} {values}")
+    lengths = sorted({length for line in points.values() for length, _ in line})
+    ticks = {"tickmode": "array", "tickvals": lengths, "ticktext": [f"{length:,}" for length in lengths]}
+    return make_figure(
+        name,
+        traces,
+        language,
+        {"list": join(language, items), **fields},
+        xaxis=axis(words["figure.length_axis"], type="log", **ticks),
+        yaxis=y,
+        showlegend=True,
+    )
+
+
+def _estimate(metric: Metric, words: dict[str, str]) -> str:
+    return f" {words['basis.estimate']}" if metric.basis == "estimate" else ""
