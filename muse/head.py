@@ -95,7 +95,7 @@ def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
 
 
 def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, gradient: bool):
-    """-log p of each target, r(n), g = GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 for ignored, and its sum r(V).
+    """-log p of each target, r(n), g = GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 if ignored, and its sum r(V).
 
     x r(n D), pieces of W and the bias as _cut returns them, targets (n,). Without `gradient`, None for the last two;
     without a bias, for the last one.

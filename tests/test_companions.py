@@ -34,7 +34,7 @@ def record(stage, metrics, params, data="a"):
     return StageRecord(stage=stage, metrics=metrics, params=params, inputs=inputs, **about)
 
 
-def make_report(perplexity=(), memory=(), data="a", profile="h200", run=(), **params):
+def make_report(perplexity=(), memory=(), data="a", profile="gpu", run=(), **params):
     params = PARAMS | params
     stages = [record("perplexity", list(perplexity), params, data)] if perplexity else []
     if memory:
@@ -64,9 +64,9 @@ CHANGES = make_report(
         metric("perplexity_ratio_to_stage1_memory", "real_twin", 1.25),
         metric("perplexity_ratio_to_phase2", "stage1_memory", 0.925),
     ],
-    profile="h200-ablations",
+    profile="gpu-ablations",
 )
-LONGER = make_report(perplexities((45.0,)), peaks(3.0), profile="h200-length", n_seq=2048)
+LONGER = make_report(perplexities((45.0,)), peaks(3.0), profile="gpu-length", n_seq=2048)
 AGAIN = make_report(perplexities((51.5,), ("stage1_memory",)))
 
 
@@ -87,8 +87,8 @@ def beside(*reports):
         (CHANGES, "changes"),
         (LONGER, "lengths"),
         (AGAIN, "repeat"),
-        (make_report(perplexities(), profile="h200-other"), "other"),
-        (make_report(memory=peaks(1.0), profile="h200-memory"), "other"),
+        (make_report(perplexities(), profile="gpu-other"), "other"),
+        (make_report(memory=peaks(1.0), profile="gpu-memory"), "other"),
         (make_report(perplexities((51.0,)), train_tokens=2000), "other"),
         (make_report(perplexities((51.0,), ("gpt2",))), "other"),
         (make_report(perplexities((51.0,)), data="b"), "other"),
@@ -177,8 +177,8 @@ def test_models_of_a_single_length_and_companions_on_other_data_are_not_drawn():
 
 
 def test_a_companion_of_the_same_length_adds_only_models_that_the_run_lacks():
-    same = make_report(perplexities((99.0,), ("stage1_memory", "gpt2")), profile="h200-length")
-    longer = make_report(perplexities((45.0,), ("stage1_memory", "gpt2")), profile="h200-length", n_seq=2048)
+    same = make_report(perplexities((99.0,), ("stage1_memory", "gpt2")), profile="gpu-length")
+    longer = make_report(perplexities((45.0,), ("stage1_memory", "gpt2")), profile="gpu-length", n_seq=2048)
     (figure,) = companion_figures.of_companions(MAIN, beside(same, longer))
     assert {trace.name: list(trace.y) for trace in figure.data} == {
         "Stage 1 with memory": [51.0, 45.0], "GPT-2": [99.0, 45.0]
@@ -302,7 +302,7 @@ def test_companions_are_copied_and_stay(home, books):
         assert copy.read_bytes() == (home / name / "report.json").read_bytes()
     assert render(home / "main", "ja", notebooks=books, export=fake_export) == 0
     assert [(c.name, c.report.run.profile) for c in companions_of(home / "main")] == [
-        ("again", "h200"), ("longer", "h200-length")
+        ("again", "gpu"), ("longer", "gpu-length")
     ]  # fmt: skip
 
 
@@ -379,9 +379,9 @@ def test_the_report_shows_companions_after_its_results(home, monkeypatch, langua
     assert {"companions/again.json", "companions/changes.json", "companions/longer%202.json"} <= {
         link["href"] for link in main.select("ul.muse a")
     }
-    assert read_record(Report, home / "main" / "report.json").run.profile == "h200"
+    assert read_record(Report, home / "main" / "report.json").run.profile == "gpu"
 
 
 def test_the_copied_report_is_strict_json(home, books):
     render(home / "main", "en", companions=[home / "longer"], notebooks=books, export=fake_export)
-    assert json.loads((home / "main" / "companions" / "longer.json").read_text())["run"]["profile"] == "h200-length"
+    assert json.loads((home / "main" / "companions" / "longer.json").read_text())["run"]["profile"] == "gpu-length"

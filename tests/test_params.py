@@ -170,23 +170,26 @@ RECIPE = ("train_tokens", "train_batch_tokens", "learning_rates", "dropouts", "e
           "n_layers")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["h200-ablations", "h200-length"])
+@pytest.mark.parametrize("name", ["gpu-ablations", "gpu-length"])
 def test_companions_of_a_profile_share_its_trainings(name):
-    profile, companion = (load_params(REPOSITORY / "params" / f"{n}.yaml") for n in ("h200", name))
+    profile, companion = (load_params(REPOSITORY / "params" / f"{n}.yaml") for n in ("gpu", name))
     assert {key: getattr(companion, key) for key in RECIPE} == {key: getattr(profile, key) for key in RECIPE}
     assert set(companion.seeds) <= set(profile.seeds)
-    assert (companion.n_seq, companion.train_n_seq) == (profile.n_seq, profile.train_n_seq)
+    assert companion.train_n_seq == profile.train_n_seq
+    assert set(companion.models) == set(companion.chosen_dropouts)
+    assert set(companion.chosen_dropouts.values()) <= set(profile.dropouts)
 
 
 def test_every_ablation_is_trained_beside_the_whole():
-    models = load_params(REPOSITORY / "params" / "h200-ablations.yaml").models
-    assert models[0] == "stage1_memory"
-    assert set(models) == {name for name in ModelName.__args__ if name.startswith("stage1_memory")} | {"real_twin"}
+    settings = load_params(REPOSITORY / "params" / "gpu-ablations.yaml")
+    assert settings.models[0] == "stage1_memory"
+    assert set(settings.models) == {name for name in ModelName.__args__ if name.startswith("stage1_memory")}
+    assert len(set(settings.chosen_dropouts.values())) == 1, "only the memory changes"
 
 
-@pytest.mark.parametrize("n_seq", [1024, 2048, 4096, 8192])
+@pytest.mark.parametrize("n_seq", [2048, 4096, 8192])
 def test_the_length_study_is_valid_and_published_at_every_length(n_seq):
-    path = REPOSITORY / "params" / "h200-length.yaml"
+    path = REPOSITORY / "params" / "gpu-length.yaml"
     settings = load_params(path, [f"n_seq={n_seq}"])
     assert str(n_seq) in path.read_text()
     assert scale_of(settings.model_dump()) == ("published", "")
