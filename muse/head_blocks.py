@@ -203,5 +203,7 @@ class SummedLoss(torch.autograd.Function):
             _, gradients = loss_and_gradients(x.to(weight.dtype), weight, bias, targets, ctx.chunk_tokens)
         dx, dw, row_scale, db = gradients
         scale = grad / GRADIENT_SCALE
+        for rows, of_rows in zip(dw.split(BLOCK_ROWS), (row_scale * scale).split(BLOCK_ROWS), strict=True):
+            rows.mul_(of_rows)
         dx = (dx.to(scale.dtype) * scale).to(x.dtype)
-        return dx, dw.mul_(row_scale * scale), None if bias is None else (db * scale).to(bias.dtype), None, None
+        return dx, dw, None if bias is None else (db * scale).to(bias.dtype), None, None

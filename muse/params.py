@@ -165,9 +165,6 @@ class Settings(BaseModel):
     train_n_seq: Annotated[int, Field(ge=2)] | None = Field(None, description="null: n_seq")
     learning_rates: list[Rate] = Field([1e-3], min_length=1, description="tries per model, chosen on validation")
     dropouts: list[Share] = Field([0.0], min_length=1, description="tries per model, chosen on validation")
-    chosen_dropouts: dict[ModelName, Share] = Field(
-        {}, description="models whose dropout an earlier run has chosen on validation: they are not tried again"
-    )
     tune_tokens: Annotated[int, Field(ge=0)] = Field(0, description="token budget of each try; 0 takes train_tokens")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="AdamW, on matrices only")
     warmup_share: Share = Field(0.05, description="share of the steps with a rising learning rate")

@@ -100,8 +100,6 @@ def choose_and_train(
 ) -> Trained:
     """Try every learning rate with every dropout at the first seed, then train every seed with the best on validation.
 
-    A model in `chosen_dropouts` is tried with that dropout alone.
-
     A try gets `tune_tokens`; a single try needs no tuning, and one with the full budget is the first seed's training. A
     try that diverges loses; NonFiniteLossError when all do. `build_model` is `muse.models.build_model` or like it.
     """
@@ -118,9 +116,7 @@ def choose_and_train(
         recipe = recipe_of(settings, learning_rate, dropout, seed, tokens)
         return train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report)
 
-    chosen = settings.chosen_dropouts.get(model_name)
-    dropouts = settings.dropouts if chosen is None else [chosen]
-    grid = list(itertools.product(settings.learning_rates, dropouts))
+    grid = list(itertools.product(settings.learning_rates, settings.dropouts))
     tries = []
     for learning_rate, dropout in grid if len(grid) > 1 else ():
         try:

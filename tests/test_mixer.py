@@ -47,7 +47,7 @@ def everything(made, u, call=None):
     """Output, state, and the gradients of input and parameters for one fixed gradient of the output."""
     u = u.clone().requires_grad_()
     made.zero_grad()
-    out, state = (call or made)(u)
+    out, state = (made if call is None else call)(u)
     out.backward(noise(*out.shape, seed=99).to(out))
     gradients = {name: parameter.grad for name, parameter in made.named_parameters()}
     state = {"matrix": state.matrix, "angle": state.angle, "recent": state.recent}
@@ -91,7 +91,8 @@ def test_cuda_kernels_are_the_pytorch_form(options, autocast, compiled, monkeypa
         for name, value in got.items():
             assert (value.dtype, value.shape) == (plain[name].dtype, plain[name].shape), name
             if value.numel() and want[name].any():
-                bound = 4 * reference.rms_error(plain[name], want[name]) + (3e-2 if autocast else 1e-4)
+                luck = 3e-2 if autocast else 2e-4  # the gradient of what turns adds up T angles
+                bound = 4 * reference.rms_error(plain[name], want[name]) + luck
                 assert reference.rms_error(value, want[name]) < bound, (name, batch, tokens, d_model, heads)
             else:
                 assert not value.any(), name

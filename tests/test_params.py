@@ -170,24 +170,28 @@ RECIPE = ("train_tokens", "train_batch_tokens", "learning_rates", "dropouts", "e
           "n_layers")  # fmt: skip
 
 
+def test_the_ablations_and_lengths_share_their_trainings():
+    ablations, lengths = (load_params(REPOSITORY / "params" / f"gpu-{n}.yaml") for n in ("ablations", "length"))
+    assert {key: getattr(ablations, key) for key in RECIPE} == {key: getattr(lengths, key) for key in RECIPE}
+    assert set(lengths.seeds) <= set(ablations.seeds)
+    assert (ablations.n_seq, ablations.train_n_seq) == (lengths.n_seq, lengths.train_n_seq)
+
+
 @pytest.mark.parametrize("name", ["gpu-ablations", "gpu-length"])
-def test_companions_of_a_profile_share_its_trainings(name):
+def test_the_companions_of_a_profile_differ_from_it_in_budget_and_tries_alone(name):
     profile, companion = (load_params(REPOSITORY / "params" / f"{n}.yaml") for n in ("gpu", name))
-    assert {key: getattr(companion, key) for key in RECIPE} == {key: getattr(profile, key) for key in RECIPE}
-    assert set(companion.seeds) <= set(profile.seeds)
-    assert companion.train_n_seq == profile.train_n_seq
-    assert set(companion.models) == set(companion.chosen_dropouts)
-    assert set(companion.chosen_dropouts.values()) <= set(profile.dropouts)
+    different = {key for key in RECIPE if getattr(companion, key) != getattr(profile, key)}
+    assert different == {"train_tokens", "dropouts"}
+    assert set(companion.dropouts) <= set(profile.dropouts)
 
 
 def test_every_ablation_is_trained_beside_the_whole():
-    settings = load_params(REPOSITORY / "params" / "gpu-ablations.yaml")
-    assert settings.models[0] == "stage1_memory"
-    assert set(settings.models) == {name for name in ModelName.__args__ if name.startswith("stage1_memory")}
-    assert len(set(settings.chosen_dropouts.values())) == 1, "only the memory changes"
+    models = load_params(REPOSITORY / "params" / "gpu-ablations.yaml").models
+    assert models[0] == "stage1_memory"
+    assert set(models) == {name for name in ModelName.__args__ if name.startswith("stage1_memory")}
 
 
-@pytest.mark.parametrize("n_seq", [2048, 4096, 8192])
+@pytest.mark.parametrize("n_seq", [1024, 2048, 4096, 8192])
 def test_the_length_study_is_valid_and_published_at_every_length(n_seq):
     path = REPOSITORY / "params" / "gpu-length.yaml"
     settings = load_params(path, [f"n_seq={n_seq}"])

@@ -493,14 +493,6 @@ def test_one_pair_needs_no_try(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_model_tried_before_is_not_tried_again(tmp_path):
-    before = settings(tmp_path, learning_rates=[1e-2], chosen_dropouts={"stage1": 0.25})
-    trained = choose_and_train(before, "stage1", make_corpus(), build_model)
-    assert (trained.tries, trained.dropout, trained.results[0].dropout) == ((), 0.25, 0.25)
-    other = choose_and_train(before, "toy", make_corpus(), lambda name, dropout, seed, **sizes: Toy(seed, dropout))
-    assert {t.dropout for t in other.tries} == {0.0, 0.5}
-
-
 def test_a_diverging_try_loses_and_all_diverging_is_an_error(tmp_path):
     def build(name, dropout, seed, bad=(0.5,), **sizes):
         return Toy(seed=seed, dropout=dropout, spoil="loss" if dropout in bad else "", at_step=3)
