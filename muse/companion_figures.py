@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from .companions import WHOLE_MEMORY, Companion, context, metrics_of, of_kind, same_data, settings_of
+from .companions import (
+    WHOLE_MEMORY,
+    Companion,
+    changed_settings,
+    context,
+    metrics_of,
+    of_kind,
+    same_data,
+    settings_of,
+)
 from .drawing import (
     NEUTRAL,
     axis,
@@ -34,15 +43,18 @@ Points = dict[str, list[tuple[int, Metric]]]
 def of_companions(main: Report, companions: Sequence[Companion], language: str = "en") -> list[go.Figure]:
     """Return every figure that the companions have data for.
 
-    A companion of the main run's length, made for those of other lengths, adds the models that the main run lacks.
+    Over lengths, a companion of the main run's length that was made for those of other lengths adds the models that the
+    main run lacks; all of them, where the main run has another recipe.
     """
     figures = [memory_changes(companion, language) for companion in of_kind(main, companions, "changes")]
     lengths = [companion.report for companion in of_kind(main, companions, "lengths")]
     profiles = {report.run.profile for report in lengths}
     further = [companion.report for companion in of_kind(main, companions, "other")]
     lengths += [report for report in further if report.run.profile in profiles and same_data(main, report)]
+    if not any(changed_settings(main, report) for report in lengths):
+        lengths.insert(0, main)
     for draw in (perplexity_by_length, memory_by_length):
-        figure = draw(main, lengths, language)
+        figure = draw(lengths, language)
         figures += [figure] if figure else []
     return figures
 
@@ -91,31 +103,28 @@ def _whole_memory(rows: int, words: dict[str, str]) -> go.Scatter:
     return go.Scatter(x=x, y=y, mode="lines", name=f"{words['figure.whole_memory']} (1)", line=line, hoverinfo="skip")
 
 
-def perplexity_by_length(main: Report, longer: Sequence[Report], language: str = "en") -> go.Figure | None:
-    """Perplexity of each model over the length of its context; None without a companion of another length."""
-    points = _points(main, longer, "perplexity", "perplexity", context)
+def perplexity_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:
+    """Perplexity of each model over the length of its context; None without two lengths."""
+    points = _points(reports, "perplexity", "perplexity", context)
     return _over_length("perplexity_by_length", points, language, axis(texts(language)["figure.per_token"]))
 
 
-def memory_by_length(main: Report, longer: Sequence[Report], language: str = "en") -> go.Figure | None:
-    """Peak memory of each model over the length of its sequences, estimates hollow; None without another length."""
-    points = _points(main, longer, "memory", "peak_memory", lambda report: settings_of(report, "memory")["n_seq"])
+def memory_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:
+    """Peak memory of each model over the length of its sequences, estimates hollow; None without two lengths."""
+    points = _points(reports, "memory", "peak_memory", lambda report: settings_of(report, "memory")["n_seq"])
     values = [metric.value for line in points.values() for _, metric in line]
     y = log_axis(texts(language)["figure.gib_axis"], values) if values else {}
-    batches = {str(settings_of(report, "memory").get("memory_batch_size", "?")) for report in longer}
+    batches = {str(settings_of(report, "memory").get("memory_batch_size", "?")) for report in reports}
     return _over_length("memory_by_length", points, language, y, batch=texts(language)["and"].join(sorted(batches)))
 
 
-def _points(main: Report, others: Sequence[Report], stage: str, name: str, length: Callable[[Report], int]) -> Points:
-    """The models that were measured at more than one length, from the shortest up; at its own the main run's counts."""
-    points: Points = {}
-    for report in (main, *others):
+def _points(reports: Sequence[Report], stage: str, name: str, length: Callable[[Report], int]) -> Points:
+    """The models that were measured at more than one length, from the shortest up; the first report of each counts."""
+    points: dict[str, dict[int, Metric]] = {}
+    for report in reports:
         for metric in metrics_of(report, stage, name):
-            line = points.setdefault(metric.model, [])
-            if report is main or not (line and line[0][0] == length(report) == length(main)):
-                line.append((length(report), metric))
-    lines = {model: sorted(line, key=lambda point: point[0]) for model, line in points.items()}
-    return {model: line for model, line in lines.items() if line[0][0] < line[-1][0]}
+            points.setdefault(metric.model, {}).setdefault(length(report), metric)
+    return {model: sorted(line.items()) for model, line in points.items() if len(line) > 1}
 
 
 def _over_length(name: str, points: Points, language: str, y: dict[str, object], **fields: object) -> go.Figure | None:

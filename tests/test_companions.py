@@ -146,7 +146,7 @@ def test_changes_of_the_memory_are_dots_with_whiskers_and_seeds_beside_a_line_at
 
 def test_perplexity_over_length_joins_the_run_and_its_companions():
     longest = make_report(perplexities((40.0,)), n_seq=8192)
-    figure = companion_figures.perplexity_by_length(MAIN, [longest, LONGER])
+    figure = companion_figures.perplexity_by_length([MAIN, longest, LONGER])
     assert [trace.name for trace in figure.data] == ["Stage 1 with memory", "Phase 2"]
     for trace in figure.data:
         assert list(trace.y) == [51.0, 45.0, 40.0]
@@ -159,7 +159,7 @@ def test_perplexity_over_length_joins_the_run_and_its_companions():
 
 def test_memory_over_length_shows_estimates_hollow():
     longest = make_report(perplexities((40.0,)), peaks(12.0, "estimate"), n_seq=8192)
-    figure = companion_figures.memory_by_length(MAIN, [LONGER, longest])
+    figure = companion_figures.memory_by_length([MAIN, LONGER, longest])
     assert list(figure.data[0].y) == [1.5, 3.0, 12.0]
     assert list(figure.data[0].marker.symbol) == ["square", "square", "square-open"]
     assert figure.data[0].error_y.array is None
@@ -169,7 +169,7 @@ def test_memory_over_length_shows_estimates_hollow():
 
 def test_models_of_a_single_length_and_companions_on_other_data_are_not_drawn():
     main = make_report(perplexities(models=("stage1", "phase2")))
-    figure = companion_figures.perplexity_by_length(main, [LONGER])
+    figure = companion_figures.perplexity_by_length([main, LONGER])
     assert [trace.name for trace in figure.data] == ["Phase 2"]
     foreign = [make_report(perplexities(), data="b", n_seq=2048), make_report(CHANGES.stages[0].metrics, data="b")]
     assert companion_figures.of_companions(MAIN, beside(*foreign)) == []
@@ -184,6 +184,15 @@ def test_a_companion_of_the_same_length_adds_only_models_that_the_run_lacks():
         "Stage 1 with memory": [51.0, 45.0], "GPT-2": [99.0, 45.0]
     }  # fmt: skip
     assert companion_figures.of_companions(MAIN, beside(same)) == []
+
+
+def test_a_run_of_another_recipe_has_no_place_on_the_lines_of_its_companions():
+    short = {"profile": "gpu-length", "train_tokens": 10}
+    same = make_report(perplexities((99.0,), ("stage1_memory",)), **short)
+    longer = make_report(perplexities((45.0,), ("stage1_memory",)), n_seq=2048, **short)
+    main = make_report(perplexities(), train_tokens=20)
+    (figure,) = companion_figures.of_companions(main, beside(same, longer))
+    assert {trace.name: list(trace.y) for trace in figure.data} == {"Stage 1 with memory": [99.0, 45.0]}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
