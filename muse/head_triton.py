@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 LOG_SUM_COLUMNS, LOG_SUM_WARPS = 1024, 4  # logits of one token that a program holds at a time, warps that share them
-GRADIENT_ROWS, GRADIENT_COLUMNS, GRADIENT_WARPS = 4, 1024, 4  # the same for some tokens and some columns
-GRADIENT_PASSES = 8  # how many such groups of tokens a program goes through: it sums them in registers
+GRADIENT_ROWS, GRADIENT_COLUMNS, GRADIENT_WARPS = 2, 1024, 4  # the same for some tokens and some columns
+GRADIENT_PASSES = 16  # how many such groups of tokens a program goes through: it sums them in registers
 
 
 def log_sum_(
