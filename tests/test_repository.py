@@ -58,6 +58,7 @@ LAYERS = (
         "ratio_figures",
         "figures",
         "companion_figures",
+        "twin_note",
     },
     {"train"},
     {"tuning", "export", "harness"},
