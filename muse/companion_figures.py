@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import plotly.graph_objects as go
 
 from .companions import (
-    WHOLE_MEMORY,
     Companion,
     changed_settings,
     context,
@@ -15,24 +14,12 @@ from .companions import (
     of_kind,
     same_data,
     settings_of,
+    stage_of,
 )
-from .drawing import (
-    NEUTRAL,
-    axis,
-    bar_rows,
-    join,
-    log_axis,
-    make_figure,
-    rounded,
-    style,
-    whiskers,
-    with_interval,
-)
+from .drawing import axis, join, log_axis, make_figure, rounded, style, whiskers, with_interval
+from .ratio_figures import perplexity_ratios
 from .records import Metric, Report
 from .texts import texts
-
-DOT, SEEDS = 0.22, 0.44
-"""Where, below its text, a row of `memory_changes` has its value and its seeds."""
 
 ASIDE = 1.02
 """Factor by which neighbouring models of one length stand apart, so that their whiskers can be told from each other."""
@@ -60,47 +47,9 @@ def of_companions(main: Report, companions: Sequence[Companion], language: str =
 
 
 def memory_changes(companion: Companion, language: str = "en") -> go.Figure:
-    """Perplexity of each changed memory over that of the whole one, the costliest change first; seeds as small dots."""
-    words, traces, labels, items = texts(language), [], [], []
-    found = sorted(metrics_of(companion.report, "perplexity", WHOLE_MEMORY), key=lambda metric: -metric.value)
-    traces.append(_whole_memory(len(found), words))
-    for row, metric in enumerate(found):
-        look, told = style(metric.model, language), with_interval(metric)
-        about = {"name": look.label, "showlegend": False, "hovertext": f"{look.label}: {told}", "hoverinfo": "text"}
-        marker = {"color": look.color, "symbol": look.symbol}
-        seeds = {"x": rounded(metric.samples), "y": [row + SEEDS] * len(metric.samples), "mode": "markers"}
-        traces += [
-            go.Scatter(
-                x=rounded([metric.value]),
-                y=[row + DOT],
-                mode="markers",
-                error_x=whiskers(metric),
-                marker=marker | {"size": 12},
-                **about,
-            ),
-            go.Scatter(**seeds, marker=marker | {"symbol": "circle", "size": 5, "opacity": 0.7}, **about),
-        ]
-        labels.append(f"{look.label}{words['colon']} <b>{told}</b>")
-        items.append(f"{look.label} {told}")
-    rows = bar_rows(words["figure.memory_ratio_axis"], labels, "")
-    title = {"text": f"{words['memory_changes.title']} ({companion.name})", "x": 0, "font": {"size": 15}}
-    return make_figure(
-        "memory_changes",
-        traces,
-        language,
-        {"list": join(language, items)},
-        title=title,
-        **rows | {"xaxis": axis(words["figure.memory_ratio_axis"])},
-        showlegend=True,
-    )
-
-
-def _whole_memory(rows: int, words: dict[str, str]) -> go.Scatter:
-    """A line at the ratio 1, drawn beside each row's dots and left out behind its text."""
-    y = [place for row in range(rows) for place in (row + 0.02, row + 0.58, None)]
-    x = [None if place is None else 1 for place in y]
-    line = {"color": NEUTRAL, "dash": "dot", "width": 2}
-    return go.Scatter(x=x, y=y, mode="lines", name=f"{words['figure.whole_memory']} (1)", line=line, hoverinfo="skip")
+    """Perplexity of each changed memory over that of the whole one, the costliest change first."""
+    record = stage_of(companion.report, "perplexity")
+    return perplexity_ratios(record, language, "stage1_memory", "memory_changes", run=companion.name)
 
 
 def perplexity_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:

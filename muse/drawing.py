@@ -111,15 +111,15 @@ def axis(title: str = "", **settings: object) -> dict[str, object]:
     return {"title": {"text": title}, "automargin": True, **lines, **settings}
 
 
-def log_axis(title: str, values: Iterable[float]) -> dict[str, object]:
-    """Return a logarithmic axis, marked at 1, 2, 5, 10, ... or, where positive values range far, at powers of ten."""
+def log_axis(title: str, values: Iterable[float], digits: Sequence[float] = (1, 2, 5)) -> dict[str, object]:
+    """Return a logarithmic axis, marked at the digits in each decade or, where values range far, at powers of ten."""
     values = [value for value in values if 0 < value < math.inf]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     decades = range(low - 1, high + 2)
     step = max(1, round((high - low) / 8))
     marks = [10.0**k for k in decades if k % step == 0]
     if high - low <= 3:
-        marks = [digit * 10.0**k for k in decades for digit in (1, 2, 5)]
+        marks = [digit * 10.0**k for k in decades for digit in digits]
     return axis(
         title, type="log", tickmode="array", tickvals=rounded(marks), ticktext=[number(x) for x in rounded(marks)]
     )
@@ -177,7 +177,7 @@ def make_figure(
     look = {
         "template": go.layout.Template(),
         "meta": {"caption": caption, "alt": alt},
-        "title": {"text": texts(language)[f"{name}.title"], "x": 0, "font": {"size": 15}},
+        "title": {"text": say(language, f"{name}.title", **fields), "x": 0, "font": {"size": 15}},
         "height": height_px,
         "font": {"color": NEUTRAL, "size": 13},
         "paper_bgcolor": CLEAR,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import plotly.graph_objects as go
 
@@ -30,6 +31,7 @@ from .drawing import (
     with_interval,
 )
 from .dynamics_figures import half_lives, plane_use, rotation_periods
+from .ratio_figures import BASELINES, perplexity_ratios
 from .records import Metric, Series, StageRecord
 from .texts import texts
 
@@ -43,6 +45,7 @@ __all__ = [
     "memory_bars",
     "of_stage",
     "perplexity_bars",
+    "perplexity_ratios",
     "phase_magnitude",
     "plane_use",
     "rotation_periods",
@@ -321,6 +324,7 @@ def _without_norm(record: StageRecord, language: str) -> list[str]:
 FIGURES = (
     loss_curves,
     perplexity_bars,
+    *(partial(perplexity_ratios, baseline=baseline) for baseline in BASELINES),
     loss_by_position,
     memory_bars,
     throughput_bars,

@@ -218,6 +218,8 @@ def test_a_record_without_data_draws_nothing():
 def everything():
     found = [
         metric("perplexity", value=20.0),
+        metric("perplexity_ratio_to_phase2", value=2.0),
+        metric("perplexity_ratio_to_stage1_memory", "real_twin"),
         metric("peak_memory", unit="GiB"),
         metric("throughput_a", unit="token/s"),
     ]
@@ -286,7 +288,7 @@ def test_rotation_periods_are_a_line_per_layer_over_the_share_of_channels():
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_figure_has_title_caption_alternative_and_little_weight(language):
     found = [*figures.of_stage(everything(), language), figures.phase_magnitude([1j], language)]
-    assert len(found) == 11
+    assert len(found) == 13
     for figure in found:
         assert figure.layout.title.text
         assert figure.layout.meta["caption"]
