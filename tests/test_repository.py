@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from muse.params import PAGE_NAMES, Settings, load_params, validate
-from muse.records import BenchRecord, Report, read_record
+from muse.records import BenchRecord, Report, StageRecord, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -280,7 +280,7 @@ def test_the_readme_table_is_that_of_the_committed_bench():
     record = read_record(BenchRecord, ROOT / "reports" / "bench-cpu" / "bench.json")
     assert record.run.started_utc.date().isoformat() in readme
     assert not record.run.git_dirty
-    after = readme[readme.index("numbers: reports/bench-cpu/bench.json") : readme.index("numbers: reports/bench-h200")]
+    after = readme[readme.index("numbers: reports/bench-cpu/bench.json") : readme.index("numbers: reports/bench-h100")]
     table = {
         cells[1]: cells[2:9] for line in after.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 10
     }
@@ -296,7 +296,7 @@ def test_the_readme_table_is_that_of_the_committed_bench():
     assert "needs {:,.0f} MiB where naive forms need {:,.0f} and {:,.0f}".format(*extra) in readme
 
 
-H200_BENCH_ROWS = {
+GPU_BENCH_ROWS = {
     "forward with logits, 4 x 1024": "forward_4x1024",
     "forward with logits, 64 x 1024": "forward_64x1024",
     "forward + backward + AdamW, 16 x 1024": "training_16x1024",
@@ -304,39 +304,87 @@ H200_BENCH_ROWS = {
     "head + loss, forward + backward, 2,048 tokens": "head_2048",
     "six complex layers, forward + backward, 2 x 1024": "stack_2x1024",
 }
-H200_BENCH_PATHS = (
+GPU_BENCH_PATHS = (
     "muse graph", "muse compiled", "muse eager", "naive", "complex64", "complextorch", "complexPyTorch"
 )  # fmt: skip
 
 
-def test_the_readme_table_is_that_of_the_bench_on_an_h200():
+def bench_of(folder: str, gpu: str):
+    """The README's rows behind the mark of a committed bench, and the bench's metrics by name and path."""
     readme = (ROOT / "README.md").read_text()
-    record = read_record(BenchRecord, ROOT / "reports" / "bench-h200" / "bench.json")
-    assert record.run.hardware["gpu"] == "NVIDIA H200"
+    record = read_record(BenchRecord, ROOT / "reports" / folder / "bench.json")
+    assert record.run.hardware["gpu"] == gpu
     assert record.run.started_utc.date().isoformat() in readme
-    after = readme[readme.index("numbers: reports/bench-h200/bench.json") :]
+    after = readme[readme.index(f"numbers: reports/{folder}/bench.json") :]
     rows = [[cell.strip() for cell in line.split("|")] for line in after.splitlines()]
-    table = {cells[1]: cells[2:-1] for cells in reversed(rows) if len(cells) > 3}
 
     def found(what: str, path: str) -> float | None:
         metric = record.stage.find(f"bench_{what}", path)
         return None if metric is None else metric.value
 
-    for label, group in H200_BENCH_ROWS.items():
-        speeds = [found(f"{group}_speed", path) for path in H200_BENCH_PATHS]
+    return {cells[1]: cells[2:-1] for cells in reversed(rows) if len(cells) > 3}, found, readme
+
+
+def test_the_readme_table_is_that_of_the_bench_on_a_gpu():
+    table, found, readme = bench_of("bench-h100", "NVIDIA H100 80GB HBM3")
+    for label, group in GPU_BENCH_ROWS.items():
+        speeds = [found(f"{group}_speed", path) for path in GPU_BENCH_PATHS]
         if group.startswith("training"):  # its compiled step is one graph
             speeds[:2] = speeds[1], None
         assert table[label] == ["" if speed is None else f"{speed:,.0f}" for speed in speeds], label
-    for label, mode in (("compiled, one CUDA graph a step", "compiled"), ("eager", "eager")):
-        speeds = [found(f"models_{mode}_16x1024_speed", path) for path in ("stage1_memory", "phase2", "gpt2")]
-        assert table[label] == [f"{speed:,.0f}" for speed in speeds], label
     forward = [found(f"forward_{batch}x1024_ratio", "muse graph") for batch in (64, 4)]
     training = [found(f"training_{batch}x1024_ratio", "muse compiled") for batch in (16, 64)]
     assert "{:.1f} to {:.1f} times as fast as".format(*forward) in readme
     assert "{:.1f} to {:.1f} times in training".format(*training) in readme
-    assert f"reaches {100 * found('forward_64x1024_matrix_share', 'muse graph'):.0f} % of the matrix ceiling" in readme
+    shares = (
+        found("forward_64x1024_matrix_share", "muse graph"),
+        found("training_64x1024_matrix_share", "muse compiled"),
+    )
+    forward_share, training_share = (f"{100 * share:.0f} %" for share in shares)
+    assert f"reaches {forward_share} of the matrix ceiling, training {training_share}" in readme
+    graph = found("stack_2x1024_speed", "muse graph")
+    times = [graph / found("stack_2x1024_speed", peer) for peer in GPU_BENCH_PATHS[4:]]
+    assert "{:.0f} times as fast as complex64 and {:.0f} and {:.0f} times".format(*times) in " ".join(readme.split())
+    ours, naive = (found("head_2048_extra_memory", path) / 2**20 for path in ("muse eager", "naive"))
+    assert found("head_2048_ratio", "muse eager") < 1
+    assert f"in {ours:.0f} MiB instead of {naive:,.0f}" in readme
+
+
+def test_the_readme_table_of_the_other_models_is_that_of_a_bench():
+    table, found, readme = bench_of("bench-h200", "NVIDIA H200")
+    for label, mode in (("compiled, one CUDA graph a step", "compiled"), ("eager", "eager")):
+        speeds = [found(f"models_{mode}_16x1024_speed", path) for path in ("stage1_memory", "phase2", "gpt2")]
+        assert table[label] == [f"{speed:,.0f}" for speed in speeds], label
     ours, naive = (found("peak_memory", path) / 2**20 for path in ("muse eager", "naive"))
-    assert f"is {ours:,.0f} MiB against {naive:,.0f}" in readme
+    assert f"was {ours:,.0f} MiB there, {naive:,.0f} in the naive form" in readme
+
+
+def test_the_readme_table_of_the_run_that_was_cut_off_is_what_it_left():
+    folder, readme = ROOT / "reports" / "gpu-interrupted", (ROOT / "README.md").read_text()
+    train = read_record(StageRecord, folder / "records" / "train.json")
+    notebook = json.loads((folder / "notebooks" / "03_perplexity.ipynb").read_text())
+    printed = "".join("".join(out.get("text", "")) for cell in notebook["cells"] for out in cell.get("outputs", ()))
+    rows = [
+        [cell.strip() for cell in line.split("|")]
+        for line in readme[readme.index("gpu-interrupted -->") :].splitlines()
+    ]
+    table = {cells[1]: cells[2:5] for cells in reversed(rows) if len(cells) == 6}
+    labels = {"stage1": "Stage 1 (reference)", "stage1_memory": "Stage 1 with memory", "real_twin": "real twin",
+              "phase2": "Phase 2", "gpt2": "GPT-2"}  # fmt: skip
+    tests = {}
+    for name, label in labels.items():
+        tests[name] = re.search(rf"^{name} +seed 0: ([\d.]+), seed 1: ([\d.]+)$", printed, re.MULTILINE).groups()
+        losses = [f"{loss:.4f}" for loss in train.find("validation_loss", name).samples]
+        assert table[label] == [", ".join(losses), ", ".join(tests[name]), f"{train.find('dropout', name).value:g}"], (
+            label
+        )
+    memory, phase2, twin = ([float(x) for x in tests[name]] for name in ("stage1_memory", "phase2", "real_twin"))
+    ratios = [a / b for a, b in zip(memory, phase2, strict=True)]
+    assert "{:.3f} and {:.3f} times its perplexity".format(*ratios) in readme
+    assert max(abs(a / b - 1) for a, b in zip(twin, memory, strict=True)) < 0.008
+    run = json.loads((folder / "run.json").read_text())
+    assert run["started_utc"][:10] in readme
+    assert run["hardware"]["gpu"].startswith("NVIDIA H100")
 
 
 def test_the_committed_comparison_is_what_its_params_file_makes():
