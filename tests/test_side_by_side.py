@@ -367,6 +367,7 @@ def test_an_interrupt_ends_every_training_and_the_same_command_resumes(tmp_path,
             assert process.poll() is None
             time.sleep(0.02)
         children = psutil.Process(process.pid).children(recursive=True)
+        assert [os.getsid(child.pid) for child in children] == [child.pid for child in children]  # Ctrl-C misses them
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
         began = time.monotonic()
         printed, errors = process.communicate(timeout=60)
