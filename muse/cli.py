@@ -74,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Train every model and seed of a params file. The same command resumes; finished ones are reused.",
     )
     _add_settings(command)
+    command.add_argument(
+        "--processes", type=int, metavar="N", help="train N at a time, over all visible CUDA devices (default: in turn)"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write where finished trainings lie to FILE as well")
     command.set_defaults(call=_train)
 
     command = commands.add_parser(
@@ -173,21 +177,32 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     settings = resolve_folders(load_params(options.params, options.overrides), Path.cwd())
     if not settings.train_tokens:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
+    if options.processes is not None and options.processes < 1:
+        raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
     from .corpora import CorpusUnavailable
+    from .side_by_side import train_side_by_side, write_outcome
     from .stage import Stage
     from .train import DeadGradientError, NonFiniteLossError
+    from .tuning import result_line
 
     stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
+    finished, failed = [], None
     try:
+        if options.processes:
+            print(f"corpus {stage.corpus.name}, {options.processes} at a time", flush=True)  # read and cached only once
+            given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
+            well = train_side_by_side(settings, stage.compared, stage.device.type, given, options.processes)
+            return OK if well else STAGE_FAILED
         for name in stage.compared:
             for result in stage.train(name).results:
-                loss, found = f"{result.best_validation_loss:.4f}", ", found finished" if result.reused else ""
-                print(f"{name} seed {result.seed}: validation loss {loss} nat/token", end=" ")
-                print(f"at step {result.best_step} of {result.steps}{found}: {result.weights}")
+                finished.append(result)
+                print(result_line(result))
     except (NonFiniteLossError, DeadGradientError, CorpusUnavailable, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
-        return STAGE_FAILED
-    return OK
+        failed = error
+    if options.json:
+        write_outcome(options.json, finished, diverged=isinstance(failed, NonFiniteLossError))
+    return STAGE_FAILED if failed else OK
 
 
 def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,6 +71,26 @@ class Trained:
         return [series for result in self.results for series in result.series(self.label(result, label))]
 
 
+def pairs_of(settings: Settings) -> list[tuple[float, float]]:
+    """Every learning rate with every dropout; they are tried where they are more than one."""
+    return list(itertools.product(settings.learning_rates, settings.dropouts))
+
+
+def best_of(tries: Sequence[Try]) -> Try | None:
+    """Return the try with the smallest validation loss, the first of equal ones; None where all diverged."""
+    finished = [t for t in tries if t.validation_loss is not None]
+    return min(finished, key=lambda t: t.validation_loss, default=None)
+
+
+def result_line(result: TrainingResult) -> str:
+    """One line about a finished training."""
+    found = ", found finished" if result.reused else ""
+    return (
+        f"{result.model_name} seed {result.seed}: validation loss {result.best_validation_loss:.4f} nat/token "
+        f"at step {result.best_step} of {result.steps}{found}: {result.weights}"
+    )
+
+
 def recipe_of(settings: Settings, learning_rate: float, dropout: float, seed: int, tokens: int | None = None) -> Recipe:
     """The settings' recipe with these tried values; `tokens` replaces the token budget."""
     return Recipe(
@@ -116,20 +136,18 @@ def choose_and_train(
         recipe = recipe_of(settings, learning_rate, dropout, seed, tokens)
         return train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report)
 
-    grid = list(itertools.product(settings.learning_rates, settings.dropouts))
+    pairs = pairs_of(settings)
     tries = []
-    for learning_rate, dropout in grid if len(grid) > 1 else ():
+    for learning_rate, dropout in pairs if len(pairs) > 1 else ():
         try:
             result = run(learning_rate, dropout, settings.seeds[0], settings.tune_tokens)
             tries.append(Try(learning_rate, dropout, result.best_validation_loss))
         except NonFiniteLossError as error:
             tries.append(Try(learning_rate, dropout, None, "diverged"))
             diverged = error
-    finished = [t for t in tries if t.validation_loss is not None]
-    if tries and not finished:
+    best = best_of(tries)
+    if tries and best is None:
         raise diverged
-    if finished:
-        best = min(finished, key=lambda t: t.validation_loss)
-        grid = [(best.learning_rate, best.dropout)]
-    results = tuple(run(*grid[0], seed) for seed in settings.seeds)
-    return Trained(model_name, tuple(tries), *grid[0], results)
+    pair = (best.learning_rate, best.dropout) if best else pairs[0]
+    results = tuple(run(*pair, seed) for seed in settings.seeds)
+    return Trained(model_name, tuple(tries), *pair, results)

@@ -62,7 +62,7 @@ LAYERS = (
     },
     {"train"},
     {"tuning", "export", "harness"},
-    {"stage", "report", "companion_tables"},
+    {"stage", "report", "companion_tables", "side_by_side"},
     {"warm", "check"},
     {"execute", "notebooks", "folder", "plain"},
     {"run"},

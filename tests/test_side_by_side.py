@@ -1,0 +1,385 @@
+"""Trainings side by side: which, in which order, on which device, and what is left when they fail or are stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from muse import cli, side_by_side
+from muse.checkpoint import STATE_FILE, locked
+from muse.params import Settings
+from muse.recipe import TrainingResult
+from muse.side_by_side import Ended, Job, Launcher, Plan, schedule, visible_devices
+
+PROFILE = {
+    "train_tokens": 512,
+    "train_batch_tokens": 128,
+    "train_d_model": 8,
+    "train_n_layers": 1,
+    "train_n_seq": 16,
+    "evaluations": 1,
+    "device": "cpu",
+}
+SENTENCE = "the sun and the moon go round and a cat looks at the moon \n"
+GPT2_LOG = "gpt2-s0-lr0.001-dropout0.0-512.log"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Tiny tensors: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_params(folder: Path, **values: object) -> str:
+    """A params file with a small text of its own."""
+    text = folder / "text"
+    text.mkdir()
+    for split, count in (("train", 80), ("validation", 5), ("test", 5)):
+        (text / f"{split}.txt").write_text(SENTENCE * count)
+    path = folder / "p.yaml"
+    own = {"corpus": str(text), "cache_dir": str(folder / "cache")}
+    path.write_text(json.dumps(PROFILE | own | values))
+    return str(path)
+
+
+def folders() -> list[str]:
+    """Names of the trainings in the current folder."""
+    return sorted(path.name for path in Path("checkpoints").iterdir() if path.name != "logs")
+
+
+# The plan, without processes
+
+
+def result(job: Job, loss: float) -> TrainingResult:
+    curve = ((job.tokens, loss),)
+    values = job.model_name, job.seed, job.learning_rate, job.dropout, "float32", loss, 1, 1, job.tokens, curve, curve
+    return TrainingResult(*values, 1.0, (1.0,), 1.0, Path(f"{job.name}.safetensors"), ())
+
+
+class Faked:
+    """Launches nothing: every training ends after `ticks` ticks as `ends` says, else with its learning rate as loss."""
+
+    def __init__(self, ticks=lambda job: 1, ends=lambda job: None):
+        self.ticks, self.ends = ticks, ends
+        self.now, self.running, self.most = 0, {}, 0
+        self.events = []
+
+    def __call__(self, job, device):
+        self.events.append(("start", job, device))
+        self.running[job] = self.now + self.ticks(job)
+        self.most = max(self.most, len(self.running))
+
+        def poll():
+            if self.now < self.running[job]:
+                return None
+            del self.running[job]
+            self.events.append(("end", job, device))
+            return self.ends(job) or Ended(1.0, result(job, job.learning_rate))
+
+        return poll
+
+    def tick(self):
+        self.now += 1
+
+    def schedule(self, processes=2, devices=(None,), models=("stage1", "gpt2"), **values):
+        plan = Plan(
+            Settings(**{"train_tokens": 512, "learning_rates": [0.2, 0.1], "seeds": [4, 5, 6]} | values), models
+        )
+        ended = schedule(plan, devices, processes, self, self.tick)
+        return plan, ended
+
+    @property
+    def started(self):
+        return [job for kind, job, _ in self.events if kind == "start"]
+
+
+def short(jobs):
+    return [(job.model_name, job.seed, job.learning_rate) for job in jobs]
+
+
+def test_tries_come_first_and_seeds_follow_across_models():
+    fake = Faked()
+    plan, ended = fake.schedule(processes=1)
+    tries = [(name, 4, rate) for name in ("stage1", "gpt2") for rate in (0.2, 0.1)]
+    seeds = [(name, seed, 0.1) for seed in (5, 6) for name in ("stage1", "gpt2")]
+    assert short(fake.started) == tries + seeds  # a full try is the first seed's training
+    assert fake.most == 1
+    assert plan.failed(ended) == []
+    assert short(plan.trainings("gpt2", ended)) == [("gpt2", seed, 0.1) for seed in (4, 5, 6)]
+
+
+def test_a_models_seeds_wait_for_all_of_its_tries_and_for_no_others():
+    fake = Faked(ticks=lambda job: 9 if (job.model_name, job.learning_rate) == ("gpt2", 0.2) else 1)
+    fake.schedule(processes=3, tune_tokens=128)
+    events = [(kind, job.model_name, job.tokens, job.seed) for kind, job, _ in fake.events]
+    last_try = max(i for i, event in enumerate(events) if event[:3] == ("end", "stage1", 128))
+    slow_try = max(i for i, event in enumerate(events) if event[:3] == ("end", "gpt2", 128))
+    firsts = {name: events.index(("start", name, 512, 4)) for name in ("stage1", "gpt2")}
+    assert last_try < firsts["stage1"] < slow_try < firsts["gpt2"]
+    assert len(fake.started) == 4 + 6
+    assert fake.most == 3
+
+
+def test_one_pair_has_no_tries_and_equal_settings_are_one_training():
+    fake = Faked()
+    fake.schedule(learning_rates=[0.1], tune_tokens=128, seeds=[4, 4], models=("gpt2",))
+    assert fake.started == [Job("gpt2", 4, 0.1, 0.0, 512)]
+    twice = Faked()
+    twice.schedule(learning_rates=[0.1, 0.1], tune_tokens=128, seeds=[4], models=("gpt2",))
+    assert [job.tokens for job in twice.started] == [128, 512]  # two equal pairs are tried, as without processes
+
+
+def test_each_training_goes_to_the_device_with_the_fewest():
+    fake = Faked(ticks=lambda job: 3 if job.seed == 4 else 1)
+    fake.schedule(processes=4, devices=("2", "5"), learning_rates=[0.1], seeds=[4, 5, 6], models=("stage1", "gpt2"))
+    starts = [device for kind, _, device in fake.events if kind == "start"]
+    assert starts == ["2", "5", "2", "5", "2", "5"]
+    uneven = Faked(ticks=lambda job: {4: 9, 5: 1, 6: 9, 7: 1}[job.seed])
+    uneven.schedule(processes=2, devices=("2", "5"), learning_rates=[0.1], seeds=[4, 5, 6, 7], models=("stage1",))
+    assert [device for kind, _, device in uneven.events if kind == "start"] == ["2", "5", "5", "2"]
+
+
+def test_a_diverged_try_loses_and_a_broken_one_stops_its_model_only():
+    diverged, broken = Ended(1.0, error="diverged", diverged=True), Ended(1.0, error="no memory")
+    loses = Faked(ends=lambda job: diverged if job.learning_rate == 0.1 else None)
+    plan, ended = loses.schedule()
+    assert {job.learning_rate for job in loses.started if job.seed > 4} == {0.2}
+    assert plan.failed(ended) == []
+
+    for outcome, failing in ((broken, [0.1]), (diverged, [0.1, 0.2])):
+        fake = Faked(ends=lambda job, outcome=outcome, failing=failing: outcome
+                     if job.model_name == "stage1" and job.learning_rate in failing else None)  # fmt: skip
+        plan, ended = fake.schedule()
+        assert {job.model_name for job in fake.started if job.seed > 4} == {"gpt2"}
+        assert {job.learning_rate for job in plan.failed(ended)} == set(failing)
+        assert {job.model_name for job in plan.failed(ended)} == {"stage1"}
+
+    fake = Faked(ends=lambda job: diverged if job.seed == 5 and job.model_name == "gpt2" else None)
+    plan, ended = fake.schedule()
+    assert short(plan.failed(ended)) == [("gpt2", 5, 0.1)]
+    assert ("gpt2", 6, 0.1) in short(fake.started)
+
+
+def test_a_list_of_visible_devices_is_respected(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_devices("cuda") == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5f,-1,7")
+    assert visible_devices("cuda") == ["3", "GPU-5f"]
+    assert visible_devices("cpu") == [None]
+
+
+# The command lines, run in this process
+
+
+class Here:
+    """Stands in for subprocess.Popen: runs the command at once, in this process."""
+
+    def __init__(self, command, stdout, **options):
+        assert command[:3] == [sys.executable, "-m", "muse"]
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            self.returncode = cli.main(command[3:])
+        stdout.write(text.getvalue().encode())
+
+    def poll(self):
+        return self.returncode
+
+
+@pytest.mark.parametrize("tune_tokens", [0, 256])
+def test_all_trainings_are_those_of_the_plain_command(tmp_path, monkeypatch, capsys, tune_tokens):
+    params = write_params(
+        tmp_path, models=["stage1_memory", "phase2", "gpt2"], skip_phase2=True, stages=["train", "dynamics"],
+        learning_rates=[1e-5, 0.0125], dropouts=[0.0, 0.1], seeds=[3, 4], tune_tokens=tune_tokens,
+    )  # fmt: skip
+    arguments = ["train", params, "-p", "learning_rates=[1e-5, 1.25e-2]", "-p", "weight_decay=0.2"]
+    (tmp_path / "plain").mkdir()
+    monkeypatch.chdir(tmp_path / "plain")
+    assert cli.main(arguments) == 0
+    plain, lines = folders(), capsys.readouterr().out.splitlines()
+    assert len(plain) == 2 * (4 + (2 if tune_tokens else 1))
+
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path / "beside")
+    with monkeypatch.context() as patched:
+        patched.setattr(side_by_side.subprocess, "Popen", Here)
+        assert cli.main([*arguments, "--processes", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert folders() == plain
+    assert len(list(Path("checkpoints", "logs").iterdir())) == len(plain)
+    there = [line.replace(f"{os.sep}plain{os.sep}", f"{os.sep}beside{os.sep}") for line in lines]
+    assert printed.splitlines()[-4:] == [line.replace(", found finished", "") for line in there]
+
+    untouched = {path: path.stat().st_mtime_ns for path in Path("checkpoints").rglob("*.safetensors")}
+    assert cli.main(arguments) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert len(again) == 4
+    assert all("found finished" in line for line in again)
+    assert untouched == {path: path.stat().st_mtime_ns for path in Path("checkpoints").rglob("*.safetensors")}
+
+
+def test_a_diverging_training_leaves_the_others_and_gives_4(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(side_by_side.subprocess, "Popen", Here)
+    params = write_params(tmp_path, models=["phase2", "gpt2"], learning_rates=[1e-3, 1e30], seeds=[0, 1])
+    assert cli.main(["train", params, "--processes", "2"]) == 0  # the sane rate wins
+    assert "diverged: muse: phase2 seed 0 lr 1e+30" in capsys.readouterr().out
+
+    started = Launcher.__call__
+
+    def launch(self, job, device):
+        """One seed of one model alone gets a rate that breaks it."""
+        broken = job.model_name == "phase2" and job.seed == 1
+        self.arguments = [params, "-p", f"gradient_clip={1e30 if broken else 1.0}", "-p", "weight_decay=0.3"]
+        return started(self, job, device)
+
+    command = Launcher.command
+    monkeypatch.setattr(Launcher, "__call__", launch)
+    monkeypatch.setattr(
+        Launcher, "command", lambda self, job, outcome: [
+            "learning_rates=[1e30]" if part.startswith("learning_rates") and (job.model_name, job.seed) == ("phase2", 1)
+            else part for part in command(self, job, outcome)
+        ],
+    )  # fmt: skip
+    assert cli.main(["train", params, "-p", "learning_rates=[1e-3]", "--processes", "2"]) == 4
+    shown = capsys.readouterr()
+    ends = [line.split(":")[0] for line in shown.out.splitlines() if line.endswith(".safetensors")]
+    assert ends == ["phase2 seed 0", "gpt2 seed 0", "gpt2 seed 1"]
+    (failure,) = shown.err.splitlines()
+    assert failure.startswith("muse: phase2 seed 1 lr 0.001 dropout 0, 512 tokens: diverged: ")
+    log = Path(failure.rsplit("log: ", 1)[1])
+    assert log == tmp_path / "checkpoints" / "logs" / "phase2-s1-lr0.001-dropout0.0-512.log"
+    assert "nan" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "0"], "--processes: got 0, expected at least 1"),
+        (["--processes", "2", "-p", "seeds=[]"], "seeds: got []"),
+        (["--processes", "2", "-p", "corpus=no/such/folder"], "no folder"),
+    ],
+)
+def test_bad_parameters_give_2_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", write_params(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+# Processes
+
+
+def wait_for(poll) -> Ended:
+    deadline = time.monotonic() + 30
+    while (outcome := poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return outcome
+
+
+@contextlib.contextmanager
+def launched(tmp_path, monkeypatch, program: str, device=None):
+    """Give a launcher and the poll of a training that runs this program, with the test's folder as its argument."""
+    monkeypatch.setattr(Launcher, "command", lambda *_: [sys.executable, "-c", program, str(tmp_path)])
+    with Launcher(["p.yaml"], tmp_path / "logs", processes=2) as launcher:
+        yield launcher, launcher(Job("gpt2", 0, 1e-3, 0.0, 512), device)
+
+
+def test_a_process_gets_its_device_and_its_share_of_the_threads(tmp_path, monkeypatch):
+    program = "import os; print(*(os.environ.get(n) for n in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')), flush=True)"
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    for threads, expected in ((None, "4 GPU-5f"), ("7", "7 GPU-5f")):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads) if threads else monkeypatch.delenv("OMP_NUM_THREADS")
+        with launched(tmp_path, monkeypatch, program, "GPU-5f") as (_, poll):
+            outcome = wait_for(poll)
+        assert f"no result: not enough values to unpack (expected 1, got 0); log: {tmp_path}" in outcome.error
+        assert (tmp_path / "logs" / GPT2_LOG).read_text().splitlines()[-1] == expected
+
+
+def test_a_killed_process_is_a_failure_that_holds_no_lock(tmp_path, monkeypatch):
+    program = (
+        "import fcntl, os, sys\nfile = open(sys.argv[1] + '/held/.lock', 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('half way', flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    (tmp_path / "held").mkdir()
+    with launched(tmp_path, monkeypatch, program) as (_, poll):
+        outcome = wait_for(poll)
+    assert outcome.error.startswith("failed with exit code -9: half way; log: ")
+    assert not outcome.diverged
+    with locked(tmp_path / "held"):
+        pass
+
+
+def test_a_process_that_does_not_end_is_killed_with_what_it_started(tmp_path, monkeypatch):
+    program = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(side_by_side, "GRACE_SECONDS", 0.3)
+    log = tmp_path / "logs" / GPT2_LOG
+    with launched(tmp_path, monkeypatch, program) as (launcher, poll):
+        while not log.read_text().splitlines()[-1].isdigit():
+            assert poll() is None
+            time.sleep(0.02)
+        child = psutil.Process(int(log.read_text().splitlines()[-1]))
+    assert launcher.started[0].returncode == -signal.SIGKILL
+    assert gone([child])
+
+
+def gone(processes) -> bool:
+    """Whether all these processes end within a second."""
+    deadline = time.monotonic() + 1
+    while (left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    return not left
+
+
+def test_an_interrupt_ends_every_training_and_the_same_command_resumes(tmp_path, monkeypatch, capsys):
+    params = write_params(
+        tmp_path, models=["gpt2"], seeds=[0, 1], train_tokens=128 * 200, checkpoint_every_steps=10
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", params, "--processes", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "muse", *arguments], start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        while not list(tmp_path.glob(f"checkpoints/*/{STATE_FILE}")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert [os.getsid(child.pid) for child in children] == [child.pid for child in children]  # Ctrl-C misses them
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
+        began = time.monotonic()
+        printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 20
+    assert len(children) == 2
+    assert gone(children)
+    assert errors.strip() == "muse: interrupted"
+    assert printed.count("starts on the CPU") == 2
+    monkeypatch.setattr(side_by_side.subprocess, "Popen", Here)
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.count("found finished") == 0
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("checkpoints/*/result.json")]
+    assert len(results) == 2
+    assert any(result["resumed_from_steps"] for result in results)
