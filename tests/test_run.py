@@ -252,6 +252,8 @@ def test_a_record_of_unfinished_work_is_not_taken_for_a_finished_one(tmp_path):
     report = read_record(Report, out / "report.json")
     assert [(stage.status, stage.error) for stage in report.stages] == [("failed", "unfinished: 1 of 2"), ("ok", None)]
     assert stage_of(report, "perplexity").find("seed").value == 0
+    assert "[1/3] perplexity ... failed" in stream.getvalue()
+    assert "[2/3] memory ... ok" in stream.getvalue()
 
 
 @pytest.fixture(scope="module")
