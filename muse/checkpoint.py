@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .records import write_atomic
 
@@ -38,6 +39,7 @@ MODEL_FILE = "model.safetensors"
 STATE_FORMAT = "muse-training-state-1"
 WEIGHTS_FORMAT = "muse-weights-1"
 METADATA_KEY = "muse"
+DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})  # what initialisation calls of torch
 PACKAGE = Path(__file__).resolve().parent
 NO_EFFECT_ON_RESULTS = frozenset({"checkpoint", "params", "progress", "records"})  # modules a code hash leaves out
 
@@ -250,6 +252,16 @@ def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> N
     write_tensors(path, model_tensors(model), {**about, "format": WEIGHTS_FORMAT})
 
 
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves the memory of a new parameter as it is, where a file gives its value: to draw one takes longer."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 def load_trained(path: str | Path, build_model: Callable[..., nn.Module]) -> nn.Module:
     """Return the model of a finished training's folder, or of a weights file, in evaluation mode on the CPU.
 
@@ -263,7 +275,8 @@ def load_trained(path: str | Path, build_model: Callable[..., nn.Module]) -> nn.
         raise CheckpointError(f"{path}: got the weights of a saved model, expected those of a training")
     stored = about["model_config"]
     sizes = ("vocab_size", "d_model", "n_layers", "n_seq", "dropout", "use_complex32")
-    model = build_model(about["model_name"], **{name: stored[name] for name in sizes if name in stored})
+    with _WithoutDraws():
+        model = build_model(about["model_name"], **{name: stored[name] for name in sizes if name in stored})
     if asdict(model.config) != stored:
         raise CheckpointError(f"{path}: holds a model with {stored}, but the code builds {asdict(model.config)}")
     fill(model_tensors(model), tensors, path)

@@ -210,12 +210,13 @@ def _stage_rows(name: str, record: StageRecord | None, language: str) -> list[li
 
 
 def numbers_table(stage: StageRecord, language: str = "en") -> str:
-    """Return every metric of a stage with unit, count, interval, basis and note; failed stages show their error."""
-    words = texts(language)
+    """Return every metric of a stage with unit, count, interval, basis and note; a failed one's error first."""
+    words, failure, title = texts(language), "", "numbers.caption"
     if stage.status == "failed":
-        return f'<div class="failure"><b>{_e(words["stages.failed"])}</b><pre>{_e(stage.error or "?")}</pre></div>'
+        failure = f'<div class="failure"><b>{_e(words["stages.failed"])}</b><pre>{_e(stage.error or "?")}</pre></div>'
+        title = "numbers.kept"
     if not stage.metrics:
-        return f'<p class="muse">{_e(words["numbers.none"])}</p>'
+        return failure or f'<p class="muse">{_e(words["numbers.none"])}</p>'
     head = [words[f"numbers.{key}"] for key in ("name", "model", "value", "unit", "n", "interval", "basis", "note")]
     rows = [
         [
@@ -230,12 +231,10 @@ def numbers_table(stage: StageRecord, language: str = "en") -> str:
         ]
         for metric in stage.metrics
     ]
-    caption = f"{stage_title(stage.stage, language)}{words['colon']} {words['numbers.caption']}"
+    caption = f"{stage_title(stage.stage, language)}{words['colon']} {words[title]}"
     found = table(head, rows, numeric=[2, 4, 5], caption=caption)
     note = f"<p>{_e(words['numbers.interval_note'])}</p>" if any(metric.interval for metric in stage.metrics) else ""
-    return (
-        f'<details class="code"><summary>{_e(words["numbers.caption"])} ({len(rows)})</summary>{found}{note}</details>'
-    )
+    return f'{failure}<details class="code"><summary>{_e(words[title])} ({len(rows)})</summary>{found}{note}</details>'
 
 
 def excerpts(stage: StageRecord, language: str = "en") -> str:

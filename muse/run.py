@@ -221,7 +221,8 @@ class Run:
         record = failed_record(parameters, stage, started, error)
         with suppress(RecordError):
             own = read_record(StageRecord, path)
-            record = own.model_copy(update={"status": "failed", "error": error}) if own.stage == stage else record
+            failed = {"status": "failed", "error": error, "finished_utc": utc_now()}
+            record = own.model_copy(update=failed) if own.stage == stage else record
         write_record(record, path)
         with self.log(stage).open("a", encoding="utf-8") as log:
             log.write(f"\n{stage} failed: {error}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class Stage:
         return models
 
     def evaluate(self, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:
-        """Return the test perplexity of every seed of a model, and the checks that decide whether it counts.
+        """Return the test perplexity of every seed of a model, and its metrics with the checks that let it count.
 
         A model of which any seed meets a loss that is not finite has no results, and a perplexity without a value.
         """
@@ -145,7 +145,10 @@ class Stage:
                 except measure.NonFiniteBatchError as error:
                     note = f"seed {seed}: {error}"
                     return {}, [*checks, Metric(name="perplexity", model=name, value=None, unit="per token", note=note)]
-        return results, checks
+        metrics = measure.seed_metrics(name, results)
+        if not self.settings.train_tokens:
+            metrics = [metric.model_copy(update={"note": f"untrained; {metric.note}"}) for metric in metrics]
+        return results, [*metrics, *checks]
 
     def _test_perplexity(self, model: nn.Module) -> measure.PerplexityResult:
         return measure.measure_perplexity(
@@ -262,6 +265,25 @@ class Stage:
             series=list(series),
             excerpts=list(excerpts),
         )
+
+    def keep(self, metrics: Iterable[Metric], progress: str, *, series: Iterable[Series] = ()) -> None:
+        """Leave what there is so far in a record that says failed: a cut loses none of it, `write` replaces it."""
+        record = self.record(metrics, series=series)
+        unfinished = {"status": "failed", "error": f"unfinished: {progress}"}
+        write_record(record.model_copy(update=unfinished), self.record_path)
+
+    def keeping(
+        self,
+        names: Sequence[str],
+        metrics: list[Metric],
+        progress: str = "models measured",
+        *,
+        series: Sequence[Series] = (),
+    ) -> Iterator[str]:
+        """Yield the names and, each time the loop's body is through, keep what `metrics` and `series` hold by then."""
+        for done, name in enumerate(names, 1):
+            yield name
+            self.keep(metrics, f"{done} of {len(names)} {progress}", series=series)
 
     def write(
         self,

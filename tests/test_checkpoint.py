@@ -12,7 +12,7 @@ import torch
 
 from muse import checkpoint
 from muse.checkpoint import CheckpointError
-from muse.models import build_model
+from muse.models import MODEL_NAMES, build_model
 
 SIZES = {"vocab_size": 11, "d_model": 8, "n_layers": 1, "n_seq": 6}
 
@@ -162,6 +162,29 @@ def test_a_folder_with_other_settings_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         checkpoint.open_folder(tmp_path, {"a": 2}, {})
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_loaded_model_is_the_saved_one_bit_for_bit_and_draws_nothing(tmp_path, name):
+    model, _ = trained_pair(seed=3, name=name)
+    checkpoint.save_weights(tmp_path / "model.safetensors", model, about(model) | {"model_name": name})
+    drawn = []
+
+    def build(*arguments, **sizes):
+        torch.nn.Linear(2, 2)
+        drawn.append(torch.full((2,), 7.0).normal_().uniform_().tolist())
+        drawn.append(torch.equal(before, torch.get_rng_state()))
+        return build_model(*arguments, **sizes)
+
+    before = torch.get_rng_state()
+    loaded = checkpoint.load_trained(tmp_path, build)
+    assert drawn == [[7.0, 7.0], True]
+    everything = [dict([*m.named_parameters(), *m.named_buffers(), *m.state_dict().items()]) for m in (model, loaded)]
+    assert everything[0].keys() == everything[1].keys()
+    assert all(torch.equal(value, everything[1][key]) for key, value in everything[0].items())
+    frozen = [[p.requires_grad for p in m.parameters()] for m in (model, loaded)]
+    assert frozen[0] == frozen[1]
+    assert not torch.equal(torch.nn.Linear(9, 9).weight, torch.nn.Linear(9, 9).weight), "later models draw again"
 
 
 @pytest.mark.parametrize("name", ["stage1", "phase2", "gpt2"])

@@ -223,6 +223,15 @@ def test_numbers_table_shows_every_metric():
     assert "bo&lt;om" in report.numbers_table(stage(status="failed", error="bo<om"))
 
 
+def test_a_failed_stage_shows_its_error_and_the_numbers_that_it_kept():
+    metric = Metric(name="perplexity", model="phase2", value=12.5, unit="per token")
+    page = soup(report.numbers_table(stage(status="failed", error="killed", metrics=[metric])))
+    assert page.select_one(".failure pre").text == "killed"
+    assert "before the failure" in page.select_one("summary").text
+    assert "12.5" in page.select_one("tbody tr").text
+    assert "before the failure" not in report.numbers_table(stage(metrics=[metric]))
+
+
 def test_excerpts_are_quoted_as_they_are():
     item = Excerpt(name="continuation", model="stage1", text="a <unk> b")
     assert "a <unk> b" in soup(report.excerpts(stage(excerpts=[item]))).text

@@ -29,15 +29,21 @@ WRITE = """
 from pathlib import Path
 from muse.records import Metric, StageRecord, utc_now, write_record
 metrics = [Metric(name="seed", value=seed, unit="1"), Metric(name="d_model", value=d_model, unit="1")]
-record = StageRecord(stage={stage!r}, started_utc=utc_now(), finished_utc=utc_now(), scale="published", metrics=metrics)
+times = dict(started_utc=utc_now(), finished_utc=utc_now())
+record = StageRecord(stage={stage!r}, {status}**times, scale="published", metrics=metrics)
 written = write_record(record, Path(record_dir) / {file!r})
 """
 
 USUAL = usual_stages(Settings().models)
 
 
-def writes(stage, file=None):
-    return WRITE.format(stage=stage, file=file or f"{stage}.json")
+def writes(stage, file=None, status=""):
+    return WRITE.format(stage=stage, file=file or f"{stage}.json", status=status)
+
+
+def keeps(stage):
+    """What a stage leaves that has not measured everything yet."""
+    return writes(stage, status="status='failed', error='unfinished: 1 of 2', ")
 
 
 def write_notebook(folder, name, *cells, parameters=PARAMETERS, heading="# The title\n\ntext"):
@@ -63,6 +69,10 @@ def fake_export(notebook, page, **about):
     page.write_text(json.dumps(about))
 
 
+def write_page(notebook, page, **about):
+    page.write_text("<html>")
+
+
 def alive(pid):
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -77,6 +87,7 @@ def gone_within(pids, seconds):
     return not any(map(alive, pids))
 
 
+KILL = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 HANG = """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -96,10 +107,10 @@ def bad_run(tmp_path_factory):
     books.mkdir()
     write_notebook(books, "00_planar_complex.ipynb", "print('hello from the kernel')", writes("planar_complex"))
     write_notebook(books, "01_basic_test.ipynb", writes("basic_test"), "raise ValueError('seven is too\\nmany')")
-    write_notebook(books, "02_train.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", writes("train"))
+    write_notebook(books, "02_train.ipynb", keeps("train"), KILL, writes("train"))
     write_notebook(books, "03_perplexity.ipynb", writes("perplexity"))
     write_notebook(books, "04_memory.ipynb", "print('no record')")
-    write_notebook(books, "05_throughput.ipynb", HANG, writes("throughput"))
+    write_notebook(books, "05_throughput.ipynb", keeps("throughput"), HANG, writes("throughput"))
     write_notebook(books, "06_gradients_stability.ipynb", writes("memory", "gradients_stability.json"))
     write_notebook(books, "07_report.ipynb", "1 / 0")
     stream = io.StringIO()
@@ -147,7 +158,15 @@ def test_an_exception_after_the_record_is_a_failure_that_keeps_the_numbers(bad_r
 def test_a_dead_kernel_is_a_failure(bad_run):
     error = stage_of(bad_run[3], "train").error
     assert error.startswith("DeadKernelError: Kernel died")
-    assert "cell In [3]: import os, signal" in error
+    assert "cell In [4]: import os, signal" in error
+
+
+@pytest.mark.parametrize("name", ["train", "throughput"])
+def test_what_was_kept_survives_a_dead_kernel_and_the_time_limit(bad_run, name):
+    stage = stage_of(bad_run[3], name)
+    assert (stage.status, stage.find("seed").value, stage.find("d_model").value) == ("failed", 3, 64)
+    assert "unfinished" not in stage.error, "how it ended is what the run says"
+    assert stage.finished_utc >= stage.started_utc
 
 
 def test_a_stage_does_not_run_when_what_it_needs_failed(bad_run):
@@ -170,7 +189,7 @@ def test_a_stage_that_writes_the_record_of_another_is_a_failure(bad_run):
 
 def test_a_hanging_stage_is_stopped_with_everything_it_started(bad_run):
     error = stage_of(bad_run[3], "throughput").error
-    assert error.startswith("stopped: took longer than stage_timeout_minutes = 0.2 (cell In [3]: import json")
+    assert error.startswith("stopped: took longer than stage_timeout_minutes = 0.2 (cell In [4]: import json")
     assert gone_within(json.loads((bad_run[1] / "pids.json").read_text()), 1)
 
 
@@ -220,6 +239,23 @@ def test_nothing_but_the_run_is_left(bad_run):
     assert names == {"run.json", "records", "notebooks", "logs", "pages", "index.html", "report.json"}
 
 
+def test_a_record_of_unfinished_work_is_not_taken_for_a_finished_one(tmp_path):
+    """Without an error in any cell: the record says itself that more was to come."""
+    books, out = tmp_path / "notebooks", tmp_path / "out"
+    books.mkdir()
+    write_notebook(books, "03_perplexity.ipynb", keeps("perplexity"))
+    write_notebook(books, "04_memory.ipynb", keeps("memory"), writes("memory"))
+    write_notebook(books, "07_report.ipynb", "1")
+    settings = Settings(stages=["perplexity", "memory"])
+    stream = io.StringIO()
+    assert run(settings, out=out, notebooks=books, export=write_page, stream=stream) == 4
+    report = read_record(Report, out / "report.json")
+    assert [(stage.status, stage.error) for stage in report.stages] == [("failed", "unfinished: 1 of 2"), ("ok", None)]
+    assert stage_of(report, "perplexity").find("seed").value == 0
+    assert "[1/3] perplexity ... failed" in stream.getvalue()
+    assert "[2/3] memory ... ok" in stream.getvalue()
+
+
 @pytest.fixture(scope="module")
 def good_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
@@ -251,7 +287,7 @@ def test_a_good_run_has_real_pages_and_keeps_the_run_before(good_run):
 def test_an_interrupted_run_stops_everything_and_still_reports(tmp_path):
     books, out = tmp_path / "notebooks", tmp_path / "out"
     books.mkdir()
-    write_notebook(books, "00_planar_complex.ipynb", HANG)
+    write_notebook(books, "00_planar_complex.ipynb", keeps("planar_complex"), HANG)
     write_notebook(books, "01_basic_test.ipynb", writes("basic_test"))
     write_notebook(books, "07_report.ipynb")
     program = f"""
@@ -278,6 +314,7 @@ if __name__ == "__main__":
     assert [stage.error for stage in report.stages] == [
         "interrupted", "not run: the run was interrupted", "not run: the run was interrupted",
     ]  # fmt: skip
+    assert [len(stage.metrics) for stage in report.stages] == [2, 0, 0], "what it had measured is kept"
     assert "interrupted" in (out / "index.html").read_text()
     assert "[1/3] planar_complex ... interrupted" in printed
 

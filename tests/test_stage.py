@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pkgutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from muse.mixer import MemoryOptions
 from muse.models import ABLATIONS, MODEL_NAMES, build_model
 from muse.notebooks import REPOSITORY
 from muse.params import ModelName, ParamsError
-from muse.records import Metric, StageRecord, read_record
+from muse.records import Metric, Series, StageRecord, read_record
 from muse.stage import Stage, comparisons
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
@@ -31,6 +33,20 @@ TRAIN = {
     "ppl_batch_size": 2,
     "max_ppl_batches": 2,
 }
+
+
+def run_cells(name, settings, monkeypatch):
+    """Execute the code of a committed notebook with these settings in place of its own."""
+    path = REPOSITORY / "notebooks" / f"{name}.ipynb"
+    if not path.exists():
+        pytest.skip("not a checkout")
+    monkeypatch.setattr("muse.figures.show", lambda figure: None)
+    first, *cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    space: dict[str, object] = {}
+    exec(first, space)
+    space |= settings
+    for cell in cells:
+        exec(cell, space)
 
 
 @pytest.fixture
@@ -72,13 +88,12 @@ def test_phase2_is_left_out_on_request(namespace):
 
 
 def test_untrained_stage1_scores_near_uniform_guessing_and_says_what_it_is(namespace):
-    results, checks = Stage("perplexity", namespace | {"max_ppl_batches": 4}).evaluate("stage1")
+    results, metrics = Stage("perplexity", namespace | {"max_ppl_batches": 4}).evaluate("stage1")
     assert results[3].loss_nats == pytest.approx(math.log(77), rel=0.15)
-    assert {check.name: check.value for check in checks} == {
-        "causality_violations": 0,
-        "mixing": 0,
-        "state_violations": 0,
-    }
+    found = {metric.name: metric for metric in metrics}
+    assert [found[name].value for name in ("causality_violations", "mixing", "state_violations")] == [0, 0, 0]
+    assert found["perplexity"].value == results[3].perplexity
+    assert found["perplexity"].note.startswith("untrained; test split")
 
 
 def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(namespace, tmp_path):
@@ -90,9 +105,12 @@ def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(n
     assert models[0].config.d_model == 8
     assert stage.train("stage1").results[0].reused
     assert result.weights.exists()
-    results, checks = stage.evaluate("phase2")
+    results, metrics = stage.evaluate("phase2")
     assert results[0].num_targets == 2 * 2 * 16
-    assert next(check for check in checks if check.name == "mixing").value == 1
+    found = {metric.name: metric for metric in metrics}
+    assert found["mixing"].value == 1
+    assert found["perplexity"].samples == [results[0].perplexity]
+    assert not found["perplexity"].note.startswith("untrained")
 
 
 def test_a_complex_model_is_measured_in_further_formats_with_the_same_weights(namespace, tmp_path):
@@ -146,16 +164,8 @@ def test_the_setting_recompute_reaches_the_training(namespace, tmp_path):
 def test_the_notebook_of_peaks_shows_every_model_with_and_without_recomputing(
     namespace, tmp_path, monkeypatch, recompute
 ):
-    path = REPOSITORY / "notebooks" / "04_memory.ipynb"
-    if not path.exists():
-        pytest.skip("not a checkout")
-    monkeypatch.setattr("muse.figures.show", lambda figure: None)
-    first, *cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    space: dict[str, object] = {}
-    exec(first, space)
-    space |= namespace | {"models": ["stage1", "phase2"], "n_layers": 4, "n_seq": 64, "recompute": recompute}
-    for cell in cells:
-        exec(cell, space)
+    sizes = {"models": ["stage1", "phase2"], "n_layers": 4, "n_seq": 64, "recompute": recompute}
+    run_cells("04_memory", namespace | sizes, monkeypatch)
     record = read_record(StageRecord, tmp_path / "records" / "memory.json")
     for model in ("stage1", "phase2"):
         own, again = (record.find(f"peak_memory{variant}", model) for variant in ("", "_recomputed"))
@@ -278,11 +288,7 @@ def test_a_model_without_a_finite_perplexity_takes_nothing_from_the_others(names
     with torch.no_grad():
         next(iter(models["stage1"].parameters())).fill_(math.nan)
     monkeypatch.setattr(Stage, "models_by_seed", lambda self, name: {0: models[name].eval(), 1: models[name]})
-    cells = json.loads((REPOSITORY / "notebooks" / "03_perplexity.ipynb").read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    names = {**namespace, **TRAIN, "skip_phase2": False, "language": "en", "corpus": "synthetic", "tokenizer": "corpus"}
-    for source in code[1:]:
-        exec(source, names)
+    run_cells("03_perplexity", namespace | TRAIN, monkeypatch)
     record = read_record(StageRecord, tmp_path / "records" / "perplexity.json")
     assert record.find("perplexity", "phase2").value > 1
     broken = record.find("perplexity", "stage1")
@@ -292,3 +298,90 @@ def test_a_model_without_a_finite_perplexity_takes_nothing_from_the_others(names
     assert verdict.verdict == "fail"
     assert "loss of nan" in verdict.reason
     assert judge([record], candidate="phase2", baseline="stage1")[0].verdict == "not_measured"
+
+
+def test_what_a_loop_has_measured_is_kept_until_the_record_is_written(namespace, tmp_path):
+    stage, path, metrics, series, seen = Stage("memory", namespace), tmp_path / "records" / "memory.json", [], [], []
+    for name in stage.keeping(["stage1", "phase2"], metrics, "models weighed", series=series):
+        seen.append(read_record(StageRecord, path) if path.exists() else None)
+        metrics.append(Metric(name="peak_memory", model=name, value=1.0, unit="GiB"))
+        series.append(Series(name="x", model=name, x_name="x", y_name="y", x=[0], y=[1]))
+    seen.append(read_record(StageRecord, path))
+    assert seen.pop(0) is None
+    assert [(r.status, r.error) for r in seen] == [("failed", f"unfinished: {n} of 2 models weighed") for n in (1, 2)]
+    assert [r.models("peak_memory") for r in seen] == [["stage1"], ["stage1", "phase2"]]
+    assert [len(r.series) for r in seen] == [1, 2]
+    assert seen[0].params["d_model"] == 16
+    stage.write(metrics)
+    record = read_record(StageRecord, path)
+    assert (record.status, record.error, record.metrics) == ("ok", None, metrics)
+
+
+STEPS = {
+    "03_perplexity": "muse.stage.Stage._test_perplexity",
+    "04_memory": "muse.measure.measure_memory",
+    "05_throughput": "muse.measure.measure_throughput",
+    "06_gradients_stability": "muse.measure.measure_stability",
+}
+"""What measures one model in a notebook."""
+
+
+def fail_from_call(monkeypatch, place, number):
+    """Make the function at this place raise from its call of that number on."""
+    measured, calls = pkgutil.resolve_name(place), []
+
+    def measure(*arguments, **options):
+        calls.append(1)
+        if len(calls) >= number:
+            raise MemoryError("too large")
+        return measured(*arguments, **options)
+
+    monkeypatch.setattr(place, measure)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "number", "error", "kept"),
+    [
+        ("03_perplexity", 3, "1 of 2 models measured", {"perplexity": ["stage1"], "mixing": ["stage1"]}),
+        ("03_perplexity", 5, "2 of 2 models measured", {"perplexity": ["stage1", "phase2"], "perplexity_bfloat16": []}),
+        ("04_memory", 5, "1 of 2 models measured", {"peak_memory_with_optimizer": ["stage1"]}),
+        ("05_throughput", 2, "1 of 2 models measured", {"throughput_loss": ["stage1"]}),
+        ("06_gradients_stability", 2, "1 of 2 models in trials", {"gradient_norm": ["stage1", "stage1_memory"]}),
+    ],
+)
+def test_a_model_that_fails_takes_nothing_from_those_before_it(
+    namespace, tmp_path, monkeypatch, notebook, number, error, kept
+):
+    small = {"seeds": [0, 1], "formats": ["bfloat16"], "checkpoint_dir": str(tmp_path / "ck"), "memory_batch_size": 1}
+    small |= {"throughput_n_tokens": 8, "throughput_samples": 2, "stability_trials": 1, "stability_n_tokens": 8}
+    small |= {"gradient_n_tokens": 8}
+    if notebook == "06_gradients_stability":
+        small |= {"candidates": ["stage1", "stage1_memory"], "models": ["stage1", "stage1_memory"]}
+    fail_from_call(monkeypatch, STEPS[notebook], number)
+    with pytest.raises(MemoryError):
+        run_cells(notebook, namespace | TRAIN | small, monkeypatch)
+    record = read_record(StageRecord, tmp_path / "records" / f"{notebook[3:]}.json")
+    assert (record.status, record.error) == ("failed", f"unfinished: {error}")
+    assert {name: record.models(name) for name in kept} == kept
+    assert {criterion.verdict for criterion in judge([record])} == {"not_measured"}
+    if notebook == "03_perplexity":
+        assert len(record.find("perplexity", "stage1").samples) == 2
+        assert record.series[0].model == "stage1"
+    if number == 5 and notebook == "03_perplexity":
+        as_if_done = record.model_copy(update={"status": "ok", "error": None})
+        assert judge([as_if_done])[0].verdict != "not_measured", "only the failure keeps it from being judged"
+
+
+def test_races_are_kept_group_by_group_beside_the_models(namespace, tmp_path, monkeypatch):
+    def races(self, on_group):
+        on_group(SimpleNamespace(metrics=lambda: [Metric(name="bench_head_speed", value=1.0, unit="token/s")]))
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(Stage, "bench", races)
+    small = {"models": ["stage1"], "throughput_n_tokens": 8, "throughput_samples": 2, "bench": True}
+    with pytest.raises(MemoryError):
+        run_cells("05_throughput", namespace | small, monkeypatch)
+    record = read_record(StageRecord, tmp_path / "records" / "throughput.json")
+    assert (record.status, record.error) == ("failed", "unfinished: races not finished")
+    assert record.find("bench_head_speed").value == 1
+    assert record.find("throughput_loss", "stage1").value > 0
