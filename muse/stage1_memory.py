@@ -41,17 +41,18 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def formula(z: Tensor, gain: Tensor, planes: int) -> Tensor:
+    def formula(z: Tensor, gain: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+        """y in the dtype of z, and 1 / sqrt(..) (... 1) in the accumulation dtype."""
         wide = z.to(planar.accumulate_dtype(z.dtype))
-        return (F.rms_norm(wide, z.shape[-1:], eps=NORM_EPS) * gain.repeat(planes)).to(z.dtype)
+        rstd = (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        return (wide * rstd * gain.repeat(planes)).to(z.dtype), rstd
 
     @staticmethod
     def forward(ctx, z: Tensor, gain: Tensor, planes: int) -> Tensor:
-        wide = z.to(planar.accumulate_dtype(z.dtype))
-        rstd = (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        y, rstd = _RMSNorm.formula(z, gain, planes)
         ctx.save_for_backward(z, gain, rstd)
         ctx.planes = planes
-        return _RMSNorm.formula(z, gain, planes)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -73,8 +74,9 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.empty(channels * 2 // planes))
 
     def forward(self, z: Tensor) -> Tensor:
-        norm = _RMSNorm.formula if torch.compiler.is_compiling() else _RMSNorm.apply
-        return norm(z, self.gain, self.planes)
+        if torch.compiler.is_compiling():
+            return _RMSNorm.formula(z, self.gain, self.planes)[0]
+        return _RMSNorm.apply(z, self.gain, self.planes)
 
 
 class OutputNorm(nn.Module):
