@@ -345,6 +345,8 @@ def test_the_readme_table_is_that_of_the_bench_on_a_gpu():
     graph = found("stack_2x1024_speed", "muse graph")
     times = [graph / found("stack_2x1024_speed", peer) for peer in GPU_BENCH_PATHS[4:]]
     assert "{:.0f} times as fast as complex64 and {:.0f} and {:.0f} times".format(*times) in " ".join(readme.split())
+    plain = [found("stack_2x1024_speed", f"muse {form}") / graph * times[0] for form in ("eager", "compiled")]
+    assert "at {:.1f} (eager) and {:.1f} (compiled) times complex64".format(*plain) in readme
     ours, naive = (found("head_2048_extra_memory", path) / 2**20 for path in ("muse eager", "naive"))
     assert found("head_2048_ratio", "muse eager") < 1
     assert f"in {ours:.0f} MiB instead of {naive:,.0f}" in readme
