@@ -234,7 +234,7 @@ def numbers_table(stage: StageRecord, language: str = "en") -> str:
     caption = f"{stage_title(stage.stage, language)}{words['colon']} {words[title]}"
     found = table(head, rows, numeric=[2, 4, 5], caption=caption)
     note = f"<p>{_e(words['numbers.interval_note'])}</p>" if any(metric.interval for metric in stage.metrics) else ""
-    return f'{failure}<details class="code"><summary>{_e(words[title])} ({len(rows)})</summary>{found}{note}</details>'
+    return failure + folded(f"{words[title]} ({len(rows)})", found + note)
 
 
 def excerpts(stage: StageRecord, language: str = "en") -> str:
