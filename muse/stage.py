@@ -21,6 +21,7 @@ from .models import build_model
 from .params import NO_CUDA, ParamsError, Settings, memory_models, scale_of, validate
 from .pretrained import has_complex32, served
 from .progress import growing_text, track
+from .recipe import TrainingResult
 from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
 from .tuning import Trained, choose_and_train
 
@@ -65,6 +66,7 @@ class Stage:
         self.device = self._device()
         self._corpus: Corpus | None = None
         self._untrained: tuple[str, nn.Module] | None = None
+        self._trained: dict[str, tuple[TrainingResult, ...]] = {}
 
     def _device(self) -> torch.device:
         wanted = self.settings.device
@@ -117,12 +119,18 @@ class Stage:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
         return choose_and_train(self.settings, name, self.corpus, build_model, self.device, live_curve())
 
+    def _results(self, name: str) -> tuple[TrainingResult, ...]:
+        """The trainings of a model, asked for once: finding each finished takes a model, a second at full size."""
+        if name not in self._trained:
+            self._trained[name] = self.train(name).results
+        return self._trained[name]
+
     def models_by_seed(self, name: str) -> dict[int, nn.Module]:
         """Return the trained models in the form in which they are served; without a training, the untrained one."""
         if not self.settings.train_tokens:
             return {self.settings.seed: self.model(name)}
         models = {}
-        for result in self.train(name).results:
+        for result in self._results(name):
             models[result.seed] = served(load_trained(result.weights, build_model)).to(self.device)
         return models
 
@@ -164,7 +172,7 @@ class Stage:
         """Return the test perplexity of a complex model's first seed, its weights rounded to each of `formats`."""
         if not self.settings.formats or not self.settings.train_tokens:
             return []
-        result, found = self.train(name).results[0], []
+        result, found = self._results(name)[0], []
         for form in self.settings.formats:
             model = load_trained(result.weights, build_model)
             if not has_complex32(model):
