@@ -252,8 +252,8 @@ def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> N
     write_tensors(path, model_tensors(model), {**about, "format": WEIGHTS_FORMAT})
 
 
-class _WithoutDraws(TorchFunctionMode):
-    """Leaves the memory of a new parameter as it is, where a file gives its value: to draw one takes longer."""
+class WithoutDraws(TorchFunctionMode):
+    """Leaves the memory of a new parameter as it is, where nobody needs its first value: to draw one takes longer."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -275,7 +275,7 @@ def load_trained(path: str | Path, build_model: Callable[..., nn.Module]) -> nn.
         raise CheckpointError(f"{path}: got the weights of a saved model, expected those of a training")
     stored = about["model_config"]
     sizes = ("vocab_size", "d_model", "n_layers", "n_seq", "dropout", "use_complex32")
-    with _WithoutDraws():
+    with WithoutDraws():
         model = build_model(about["model_name"], **{name: stored[name] for name in sizes if name in stored})
     if asdict(model.config) != stored:
         raise CheckpointError(f"{path}: holds a model with {stored}, but the code builds {asdict(model.config)}")

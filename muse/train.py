@@ -78,9 +78,8 @@ def train(
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
-    model = build(dropout=recipe.dropout, seed=recipe.seed)
-    model.recompute = recipe.recompute
-    config = _config(model_name, model, recipe, corpus, device)
+    with checkpoint.WithoutDraws():
+        config = _config(model_name, build(dropout=recipe.dropout, seed=recipe.seed), recipe, corpus, device)
     key = checkpoint.training_key(config)
     folder = Path(directory) / f"{model_name}-s{recipe.seed}-{key[:12]}"
     about = {"checkpoint_every_steps": recipe.checkpoint_every_steps, "versions": versions()}
@@ -88,6 +87,8 @@ def train(
         checkpoint.open_folder(folder, config, about)
         if (folder / checkpoint.RESULT_FILE).exists():
             return read_result(folder)
+        model = build(dropout=recipe.dropout, seed=recipe.seed)
+        model.recompute = recipe.recompute
         with _random_state(device, recipe.seed), _Signals() as signals:
             training = _Training(model_name, model.to(device), recipe, corpus, folder, key, config, signals, on_report)
             return training.run()

@@ -408,7 +408,7 @@ def test_blocks_that_compute_again_train_to_the_same_weights_interrupted_or_not(
     corpus, again = make_corpus(), replace(RECIPE, recompute=True)
     kept = train(name, build, RECIPE, corpus, tmp_path / "kept")
     whole = train(name, build, again, corpus, tmp_path / "kept")
-    assert [model.recompute for model in built] == [False, True]
+    assert [model.recompute for model in built[1::2]] == [False, True], "every other one is asked for its configuration"
     assert not whole.reused, "its speed is another"
     stop = at_step(15, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
