@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from urllib.parse import quote
 
 from .drawing import metric_label, number, style
@@ -304,18 +305,19 @@ def _time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def downloads(report: Report, language: str = "en", companions: Iterable[str] = ()) -> str:
+def downloads(report: Report, folder: str | Path, language: str = "en", companions: Iterable[str] = ()) -> str:
     """Return links, seen from index.html, to report.json, run.json, each stage's record and executed notebook.
 
-    The reports of companions, given by name, follow.
+    `folder` is the run's: only notebooks that it still holds are linked. The reports of companions, given by name,
+    follow.
     """
     words = texts(language)
     links = {"report.json": words["downloads.report"], "run.json": words["downloads.run"]}
     for stage in report.stages:
         label = words["downloads.record"].format(stage=stage_title(stage.stage, language))
         links[f"records/{stage.stage}.json"] = label
-        if stage.status == "ok":
-            notebook = page_name(stage.stage).replace("pages/", "notebooks/").replace(".html", ".ipynb")
+        notebook = page_name(stage.stage).replace("pages/", "notebooks/").replace(".html", ".ipynb")
+        if stage.status == "ok" and Path(folder, notebook).exists():
             links[notebook] = words["downloads.notebook"].format(stage=stage_title(stage.stage, language))
     links |= {f"companions/{name}.json": words["downloads.companion"].format(name=name) for name in companions}
     items = "".join(

@@ -88,8 +88,9 @@ def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
         read_companion(other / "report.json", other.name)
     companions_of(run_dir)
     for other in others:
-        report = (other / "report.json").read_text(encoding="utf-8")
-        write_atomic(run_dir / COMPANIONS / f"{other.name}.json", report)
+        report = json.loads((other / "report.json").read_text(encoding="utf-8"))
+        compact = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
+        write_atomic(run_dir / COMPANIONS / f"{other.name}.json", compact + "\n")
 
 
 def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:

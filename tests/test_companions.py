@@ -306,7 +306,9 @@ def test_companions_are_copied_and_stay(home, books):
     assert render(home / "main", "en", companions=added, notebooks=books, export=fake_export) == 0
     for name in ("longer", "again"):
         copy = home / "main" / "companions" / f"{name}.json"
-        assert copy.read_bytes() == (home / name / "report.json").read_bytes()
+        report = home / name / "report.json"
+        assert json.loads(copy.read_bytes()) == json.loads(report.read_bytes())
+        assert len(copy.read_bytes()) < len(report.read_bytes()), "the copy spends nothing on indentation"
     assert render(home / "main", "ja", notebooks=books, export=fake_export) == 0
     assert [(c.name, c.report.run.profile) for c in companions_of(home / "main")] == [
         ("again", "gpu"), ("longer", "gpu-length")

@@ -263,15 +263,19 @@ def test_provenance_tells_what_repeats_the_run():
     )
 
 
-def test_downloads_link_records_and_notebooks_of_finished_stages():
-    found = make_report([stage(), stage("memory", status="failed", error="x")])
-    links = [link["href"] for link in soup(report.downloads(found)).select("a")]
+def test_downloads_link_records_and_those_notebooks_of_finished_stages_that_are_there(tmp_path):
+    found = make_report([stage(), stage("memory", status="failed", error="x"), stage("throughput")])
+    (tmp_path / "notebooks").mkdir()
+    for name in ("03_perplexity", "04_memory"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+    links = [link["href"] for link in soup(report.downloads(found, tmp_path)).select("a")]
     assert links == [
         "report.json",
         "run.json",
         "records/perplexity.json",
         "notebooks/03_perplexity.ipynb",
         "records/memory.json",
+        "records/throughput.json",
     ]
 
 

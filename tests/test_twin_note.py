@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from test_companions import make_report, perplexities
 from test_figures import metric, record
 from test_ratio_figures import ratio
 from test_report import run_notebook, soup, stage, write_run
 
+from muse.companions import Companion
 from muse.texts import LANGUAGES, texts
 from muse.twin_note import twin_note
 
 SEEDS = (1.03, 1.036, 1.039)
 CASES = [
-    ("help", (1.021, 1.048), SEEDS),
-    ("harm", (0.95, 0.999), SEEDS),
+    ("better", (1.021, 1.048), SEEDS),
+    ("worse", (0.95, 0.999), SEEDS),
     ("no_difference", (0.99, 1.048), SEEDS),
     ("no_difference", (1.0, 1.048), SEEDS),
     ("unknown", (1.021, 1.048), SEEDS[:1]),
     ("unknown", (0.95, 0.999), ()),
-    ("help", (1.021, 1.048), SEEDS[:2]),
+    ("better", (1.021, 1.048), SEEDS[:2]),
 ]
-CONCLUSIONS = ("help", "harm", "no_difference", "unknown")
+CONCLUSIONS = ("better", "worse", "no_difference", "unknown")
 
 
 def twin(interval, samples, **more):
@@ -31,7 +33,8 @@ def twin(interval, samples, **more):
 @pytest.mark.parametrize(("expected", "interval", "samples"), CASES)
 def test_the_conclusion_follows_from_the_interval_and_the_number_of_seeds(expected, interval, samples, language):
     text, words = soup(twin_note(twin(interval, samples), language)).text, texts(language)
-    assert [case for case in CONCLUSIONS if words[f"twin.{case}"] in text] == [expected]
+    assert [case for case in CONCLUSIONS if words[f"twin.{case}"].format(percent="3.4") in text] == [expected]
+    assert words["twin.companions"] in text
     assert words["twin.not_isolated"] in text
     assert text.startswith(words["twin.title"])
     for number in (1.034, *interval):
@@ -64,6 +67,42 @@ def test_without_the_twin_or_its_interval_there_is_no_note():
     assert twin_note(record(metrics=[ratio("real_twin", None, baseline="stage1_memory")])) == ""
 
 
+def test_the_share_of_the_gain_that_the_twin_has_is_counted_in_nats():
+    against = [ratio("stage1_memory", 0.81, None, SEEDS), ratio("real_twin", 0.9, None, SEEDS)]
+    text = soup(twin_note(record(metrics=[*twin((1.021, 1.048), SEEDS).metrics, *against]))).text
+    assert "0.81 times with complex numbers and 0.9 times with real ones: 50 % of the gain" in text
+
+
+@pytest.mark.parametrize("twin_ratio", [None, 1.0, 1.2])
+def test_without_a_gain_of_both_over_phase_2_there_is_no_share(twin_ratio):
+    against = [ratio("stage1_memory", 0.81, None, SEEDS), ratio("real_twin", twin_ratio, None, SEEDS)]
+    text = soup(twin_note(record(metrics=[*twin((1.021, 1.048), SEEDS).metrics, *against]))).text
+    assert "Phase 2" not in text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(("low", "missed"), [(0.98, False), (1.01, True)])
+def test_companions_that_take_complex_parts_away_are_quoted_with_their_conclusion(low, missed, language):
+    parts = {"stage1_memory_no_rotation": (0.99, 1.01), "stage1_memory_real_scores": (low, 1.03)}
+    ratios = [ratio(model, 1.02, interval, SEEDS, baseline="stage1_memory") for model, interval in parts.items()]
+    ratios.append(ratio("stage1_memory_untied", 1.1, (1.09, 1.12), SEEDS, baseline="stage1_memory"))
+    companion = Companion("ablations", make_report(ratios))
+    text, words = soup(twin_note(twin((1.021, 1.048), SEEDS), language, [companion])).text, texts(language)
+    assert "ablations" in text
+    for model, (least, most) in parts.items():
+        told = words["twin.part"].format(part=words[f"model.{model}"], value="1.02", low=least, high=most, n=3)
+        assert told in text
+    assert words["model.stage1_memory_untied"] not in text
+    assert (words["twin.none_missed"] in text) != missed
+    assert words["twin.companions"] not in text
+    assert "{" not in text
+
+
+def test_companions_without_complex_parts_are_not_quoted():
+    other = Companion("lengths", make_report(perplexities()))
+    assert twin_note(twin((1.021, 1.048), SEEDS), companions=[other]) == twin_note(twin((1.021, 1.048), SEEDS))
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_report_answers_above_the_figures_of_its_results(tmp_path, monkeypatch, language):
     words = texts(language)
@@ -71,7 +110,7 @@ def test_the_report_answers_above_the_figures_of_its_results(tmp_path, monkeypat
     main = soup(run_notebook(tmp_path, language, monkeypatch).read_text()).main
     heading = [h for h in main.select("h3") if h.text == words["stage.perplexity"]][-1]
     note = heading.find_next(class_="muse-note")
-    assert words["twin.help"] in note.text
+    assert words["twin.better"].format(percent="3.4") in note.text
     assert note.find_next("figure") is main.select_one("figure")
     write_run(tmp_path, stage())
     assert words["twin.title"] not in run_notebook(tmp_path, language, monkeypatch).read_text()
