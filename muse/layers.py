@@ -267,7 +267,10 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
 
     ComplexLinear: circular complex Xavier, E|w|^2 = 2 / (I + O), so each part has variance 1 / (I + O); bias 0.
     ComplexEmbedding: E|e|^2 = 1, each part has variance 1/2. ModReLU: b = 0. ComplexLayerNorm: gamma = 1, beta = 0.
+    Parameters on the meta device have no values; to draw there would cost the import of torch's compiler.
     """
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        return
     if isinstance(module, ComplexLinear):
         std = 1 / math.sqrt(sum(module.weight_real.shape))
         module.weight_real.normal_(0, std, generator=generator)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import measure, planar
-from .checkpoint import load_trained
+from .checkpoint import WithoutDraws, load_trained
 from .corpora import Corpus, load_corpus
 from .generate import generate
 from .live import live_curve
@@ -98,22 +98,27 @@ class Stage:
 
         `recompute` takes the place of the setting of that name.
         """
-        settings = self.settings
         if self._untrained is None or self._untrained[0] != name:  # drawing the weights takes longer than a copy
-            model = build_model(
-                name,
-                vocab_size=settings.vocab_size,
-                d_model=settings.d_model,
-                n_layers=settings.n_layers,
-                n_seq=settings.n_seq,
-                seed=settings.seed,
-            )
-            self._untrained = name, model
+            self._untrained = name, self._build(name)
         drawn = self._untrained[1]
         model = served(drawn) if use_complex32 else drawn
         model = (copy.deepcopy(model) if model is drawn else model).to(self.device)
-        model.recompute = settings.recompute if recompute is None else recompute
+        model.recompute = self.settings.recompute if recompute is None else recompute
         return model
+
+    def shaped(self, name: str = "stage1", *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
+        """Return a model whose memory is asked for: `model`, but where that is an estimate its values are not drawn."""
+        if self.device.type == "cuda":
+            return self.model(name, use_complex32=use_complex32, recompute=recompute)
+        with WithoutDraws():
+            model = self._build(name)
+        model = served(model) if use_complex32 else model
+        model.recompute = self.settings.recompute if recompute is None else recompute
+        return model
+
+    def _build(self, name: str) -> nn.Module:
+        sizes = {key: getattr(self.settings, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq")}
+        return build_model(name, **sizes, seed=self.settings.seed)
 
     def train(self, name: str) -> Trained:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""

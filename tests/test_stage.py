@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import pkgutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from muse.criteria import judge
 from muse.drawing import MODELS
+from muse.measure import measure_memory
 from muse.mixer import MemoryOptions
 from muse.models import ABLATIONS, MODEL_NAMES, build_model
 from muse.notebooks import REPOSITORY
@@ -21,6 +24,7 @@ from muse.records import Metric, Series, StageRecord, read_record
 from muse.stage import Stage, comparisons
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
+SIZES = {key: TINY[key] for key in ("d_model", "n_layers", "n_seq", "vocab_size")}
 TRAIN = {
     "models": ["stage1", "phase2"],
     "train_tokens": 512,
@@ -174,6 +178,28 @@ def test_the_notebook_of_peaks_shows_every_model_with_and_without_recomputing(
         assert ("recomputes" in own.note) is recompute
         assert "recomputes" in again.note
     assert record.find("peak_memory_recomputed_ratio_to_phase2", "stage1").value > 0
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"])
+@pytest.mark.parametrize("use_complex32", [True, False])
+def test_a_model_whose_memory_is_estimated_is_the_same_model_with_nothing_drawn(namespace, name, use_complex32):
+    stage = Stage("memory", namespace)
+    state = torch.get_rng_state()
+    shaped = stage.shaped(name, use_complex32=use_complex32, recompute=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    model = stage.model(name, use_complex32=use_complex32, recompute=True)
+    assert shaped.recompute
+    assert shaped.config == model.config
+    kinds = [[(n, p.shape, p.dtype, p.device) for n, p in one.named_parameters()] for one in (shaped, model)]
+    assert kinds[0] == kinds[1]
+    protocol = {"batch_size": 1, "n_seq": 32, "device": "cpu"}
+    assert measure_memory(lambda: shaped, **protocol) == measure_memory(lambda: model, **protocol)
+
+
+def test_a_new_model_does_not_wait_for_the_import_of_torchs_compiler():
+    code = f"import sys; from muse.models import build_model; build_model('stage1', **{SIZES!r}); "
+    code += f"build_model('stage1_memory', **{SIZES!r}); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
