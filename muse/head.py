@@ -22,6 +22,8 @@ from muse.head_blocks import GRADIENT_SCALE, IGNORE_INDEX, head_triton
 
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
+ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
+SOFTMAX_ROWS = 32  # tokens whose probabilities a CPU holds at a time: 6 MB at V = 50,257, so that they stay in its caches
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
 
 
@@ -98,24 +100,27 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
     """-log p of each target, r(n), g = GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 if ignored, and its sum r(V).
 
     x r(n D), pieces of W and the bias as _cut returns them, targets (n,). Without `gradient`, None for the last two;
-    without a bias, for the last one.
+    without a bias, for the last one. g overwrites the logits.
     """
     if x.is_cuda and head_triton is not None and x.dtype != torch.float64:
         return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
     logits = _products(x, pieces, bias)
-    log_p = _log_probabilities(logits[:, :vocab], storage)
-    nll = _picked_nll(log_p, targets)
+    nll = x.new_empty(len(x), dtype=planar.accumulate_dtype(storage))
+    rows = len(x) if x.is_cuda else SOFTMAX_ROWS
+    for z, y, out in zip(logits[:, :vocab].split(rows), targets.split(rows), nll.split(rows), strict=True):
+        log_p = _log_probabilities(z, storage)
+        out.copy_(_picked_nll(log_p, y))
+        if gradient:
+            g = log_p.exp_()  # p
+            g.scatter_add_(1, y.clamp_min(0)[:, None], g.new_full((1, 1), -1.0).expand(len(y), 1))
+            z.copy_(g.mul_((y != IGNORE_INDEX)[:, None] * GRADIENT_SCALE))
     if not gradient:
         return nll, None, None
-    g = log_p.exp_()  # p
-    g.scatter_add_(1, targets.clamp_min(0)[:, None], g.new_full((1, 1), -1.0).expand(targets.shape[0], 1))
-    g = g.mul_((targets != IGNORE_INDEX)[:, None] * GRADIENT_SCALE).to(x.dtype)
-    summed = None if bias is None else g.sum(0, dtype=nll.dtype)
-    return nll, F.pad(g, (0, logits.shape[1] - vocab)) if logits.shape[1] > vocab else g, summed
+    return nll, logits, None if bias is None else logits[:, :vocab].sum(0, dtype=nll.dtype)
 
 
 def _chunk_loss_by_kernels(x, pieces, bias, targets, vocab: int, gradient: bool):
-    """The same on CUDA: g overwrites the logits."""
+    """The same on CUDA."""
     whole = len(pieces) == 1  # a product that fills its buffer adds the bias for nothing
     logits, late_bias = _products(x, pieces, bias if whole else None), None if whole else bias
     log_sums, picked = (x.new_zeros(len(x), dtype=torch.float32) for _ in range(2))
@@ -133,7 +138,8 @@ def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
     if g.is_cuda or g.dtype == total.dtype:
         head_blocks.accumulate_(total, g.t(), x)
     else:
-        total.add_(g.t() @ x)
+        for rows, columns in zip(total.split(ADDED_ROWS), g.split(ADDED_ROWS, dim=1), strict=True):
+            rows.add_(columns.t() @ x)
 
 
 def _loss_and_gradients(
@@ -168,6 +174,7 @@ def _loss_and_gradients(
             dw = g.t() @ x_part
         else:
             _add_weight_gradient(dw, g, x_part)
+        del g  # before the next chunk makes its own
     return loss, dx, dw[:vocab], db
 
 
