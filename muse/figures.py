@@ -192,10 +192,16 @@ def _interval_dot(metric: Metric, language: str) -> go.Scatter:
 
 
 def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:
-    """Peak and held memory of each model and variant, measured ones plain and estimates hatched."""
+    """Peak memory of each model, variant by variant; of a single model what it holds afterwards too.
+
+    Measured ones are plain, estimates hatched.
+    """
     found = [m for m in record.metrics if m.unit == "GiB" and m.value is not None]
-    found = [m for m in found if m.name.startswith(("peak_memory", "held_memory"))] or found
+    kinds = ("peak_memory",) if len({m.model for m in found}) > 1 else ("peak_memory", "held_memory")
+    found = [m for m in found if m.name.startswith(kinds)] or found
     need(found, "metric in GiB", record)
+    variants = list(dict.fromkeys(m.name for m in found))
+    found.sort(key=lambda m: variants.index(m.name))  # models of one variant are what is compared
     bases = {m.basis for m in found}
     caption = texts(language)[f"memory_bars.{bases.pop() if len(bases) == 1 else 'caption'}"]
     return _bar_figure("memory_bars", found, language, lambda m: f"{number(m.value)} GiB", "GiB", caption)

@@ -23,7 +23,7 @@ from muse.head_blocks import GRADIENT_SCALE, IGNORE_INDEX, head_triton
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
-SOFTMAX_ROWS = 32  # tokens whose probabilities a CPU holds at a time: 6 MB at V = 50,257, so that they stay in its caches
+SOFTMAX_ROWS = 32  # tokens whose probabilities a CPU holds at a time: 6 MB at V = 50,257, so they stay in its caches
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
 
 

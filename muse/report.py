@@ -91,25 +91,30 @@ def summary(report: Report, language: str = "en") -> str:
     """Return the headline: how many criteria pass, fail or were not measured, and which stages did not finish."""
     words = texts(language)
     if not report.stages:
-        headline = words["summary.nothing"]
+        lines = [words["summary.nothing"]]
+    elif not report.others:
+        lines = [_headline(report.criteria, words)]
     else:
-        headline = _headline(report.criteria, words)
-        for other in report.others:
-            headline += f" {style(other.model, language).label}{words['colon']} {_headline(other.criteria, words)}"
+        first = report.run.params.get("candidates", ["stage1"])[0]
+        judged = {first: report.criteria} | {other.model: other.criteria for other in report.others}
+        lines = [
+            f"{style(model, language).label}{words['colon']} {_headline(criteria, words, 'summary.counts_of_model')}"
+            for model, criteria in judged.items()
+        ]
     failed = sum(stage.status == "failed" for stage in report.stages)
     more = ""
     if failed:
         sentence = words["summary.stage_failed"].format(n=failed, total=len(report.stages))
         more = f'<p class="muse-warning" role="note">{_e(sentence)}</p>'
-    return f'<div class="muse"><p class="muse-headline">{_e(headline)}</p>{more}</div>'
+    return f'<div class="muse"><p class="muse-headline">{"<br>".join(map(_e, lines))}</p>{more}</div>'
 
 
-def _headline(criteria: Sequence[Criterion], words: dict[str, str]) -> str:
+def _headline(criteria: Sequence[Criterion], words: dict[str, str], counted: str = "summary.counts") -> str:
     verdicts = [criterion.verdict for criterion in criteria]
     if verdicts and verdicts.count("pass") == len(verdicts):
         return words["summary.all_pass"]
     counts = {"passed": "pass", "failed": "fail", "open": "not_measured"}
-    return words["summary.counts"].format(**{name: verdicts.count(verdict) for name, verdict in counts.items()})
+    return words[counted].format(**{name: verdicts.count(verdict) for name, verdict in counts.items()})
 
 
 def badge(kind: str, label: str) -> str:

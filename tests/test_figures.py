@@ -139,6 +139,29 @@ def test_estimates_are_hatched_and_measured_bars_are_not():
     assert "All values are estimates" in figures.memory_bars(record("memory", metrics=found[:1])).layout.meta["caption"]
 
 
+def test_memory_compares_the_peaks_of_models_variant_by_variant():
+    found = [
+        metric(f"{kind}_memory{variant}", model, 1.0, "GiB")
+        for model in ("stage1", "phase2")
+        for kind in ("peak", "held", "parameter")
+        for variant in ("", "_matched")
+    ]
+    texts = [note.text for note in figures.memory_bars(record("memory", metrics=found)).layout.annotations]
+    assert [text.split(":")[0] for text in texts] == [
+        "Stage 1, peak memory",
+        "Phase 2, peak memory",
+        "Stage 1, peak memory, matched precision",
+        "Phase 2, peak memory, matched precision",
+    ]
+    alone = figures.memory_bars(record("memory", metrics=found[:4])).layout.annotations
+    assert [note.text.split(":")[0] for note in alone] == [
+        "Stage 1, peak memory",
+        "Stage 1, peak memory, matched precision",
+        "Stage 1, held memory",
+        "Stage 1, held memory, matched precision",
+    ]
+
+
 def test_throughput_names_the_share_of_the_ceiling():
     found = [
         metric("throughput_training", value=1000.0, unit="token/s", interval=(900.0, 1200.0)),

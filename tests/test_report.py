@@ -70,7 +70,11 @@ def test_further_candidates_have_cards_and_a_headline_of_their_own():
         "The same criteria for Stage 1 with memory"
     ]
     assert len(table.select("[data-criterion]")) == len(VERDICTS) + 1
-    assert "Stage 1 with memory: All five" in soup(report.summary(found)).text
+    headline = soup(report.summary(found)).select_one(".muse-headline")
+    first, second = headline.get_text("|").split("|")
+    counts = [list(VERDICTS.values()).count(verdict) for verdict in ("pass", "fail", "not_measured")]
+    assert first == "Stage 1: {} of the five criteria pass, {} fail, {} not measured.".format(*counts)
+    assert second == "Stage 1 with memory: All five Stage 1 criteria are met."
 
 
 def soup(text):
