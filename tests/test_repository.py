@@ -425,7 +425,7 @@ def bench_of(folder: str, gpu: str):
     record = read_record(BenchRecord, ROOT / "reports" / folder / "bench.json")
     assert record.run.hardware["gpu"] == gpu
     assert record.run.started_utc.date().isoformat() in readme
-    after = readme[readme.index(f"numbers: reports/{folder}/bench.json") :]
+    after = readme.partition(f"numbers: reports/{folder}/bench.json")[2]
     rows = [[cell.strip() for cell in line.split("|")] for line in after.splitlines()]
 
     def found(what: str, path: str) -> float | None:
@@ -470,6 +470,16 @@ def test_the_readme_table_of_the_other_models_is_that_of_the_bench_on_a_gpu():
         assert table[label] == [f"{speed:,.0f}" for speed in speeds], label
     ours, naive = (found("peak_memory", path) / 2**20 for path in ("muse eager", "naive"))
     assert f"is {ours:,.0f} MiB, {naive:,.0f} in the naive form" in readme
+
+
+def test_the_older_bench_in_the_readme_is_the_committed_one():
+    _, found, readme = bench_of("bench-h200", "NVIDIA H200")
+    speeds = [found(f"forward_{batch}x1024_speed", "muse graph") for batch in (4, 64)]
+    speeds.append(found("training_64x1024_speed", "muse compiled"))
+    told = "forward {:,.0f} (4 x 1024, as a graph) and {:,.0f} (64 x 1024), training {:,.0f} (64 x 1024);"
+    assert told.format(*speeds) in readme
+    speeds = [found("models_compiled_16x1024_speed", model) for model in ("stage1_memory", "phase2", "gpt2")]
+    assert "Stage 1 with memory {:,.0f}, Phase 2 {:,.0f}, GPT-2 {:,.0f} tokens/s".format(*speeds) in readme
 
 
 def test_the_committed_comparison_is_what_its_params_file_makes():
