@@ -18,9 +18,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from muse import train as module
-from muse.checkpoint import CheckpointError, load_trained, read_tensors
+from muse.checkpoint import DRAWS, CheckpointError, load_trained, read_tensors
 from muse.corpora import Corpus, TokenSplit, evaluation_batches, num_targets
 from muse.live import curve_svg, live_curve
 from muse.models import build_model
@@ -395,6 +396,21 @@ def test_killed_three_times_is_bit_identical_to_never_killed(tmp_path):
     assert 0 <= reached + 1 - killed.resumed_from_steps[-1] <= TO_KILL.checkpoint_every_steps + 1, (seed, done.stdout)
     assert same(killed, whole), seed
     assert killed.weights.read_bytes() == whole.weights.read_bytes(), seed
+
+
+def test_a_finished_training_is_found_without_drawing_a_weight(tmp_path):
+    class Draws(TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.count += function.__name__ in DRAWS
+            return function(*args, **(kwargs or {}))
+
+    build, corpus = partial(build_model, "stage1", **SIZES), make_corpus()
+    for found in (False, True):
+        with Draws() as draws:
+            assert train("stage1", build, RECIPE, corpus, tmp_path).reused == found
+        assert (draws.count == 0) == found
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage1_memory", "phase2", "gpt2"])
