@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -200,8 +201,6 @@ def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:
     kinds = ("peak_memory",) if len({m.model for m in found}) > 1 else ("peak_memory", "held_memory")
     found = [m for m in found if m.name.startswith(kinds)] or found
     need(found, "metric in GiB", record)
-    variants = list(dict.fromkeys(m.name for m in found))
-    found.sort(key=lambda m: variants.index(m.name))  # models of one variant are what is compared
     bases = {m.basis for m in found}
     caption = texts(language)[f"memory_bars.{bases.pop() if len(bases) == 1 else 'caption'}"]
     return _bar_figure("memory_bars", found, language, lambda m: f"{number(m.value)} GiB", "GiB", caption)
@@ -228,8 +227,13 @@ def throughput_bars(record: StageRecord, language: str = "en") -> go.Figure:
 def _bar_figure(
     name: str, found: Sequence[Metric], language: str, note: Callable[[Metric], str], title: str, caption: str
 ) -> go.Figure:
-    """Return one horizontal bar for each metric under its name, hatched where it is an estimate."""
+    """Return one horizontal bar for each metric under its name, hatched where it is an estimate.
+
+    Bars of one name stand together: its models are what is compared.
+    """
     words, traces, items, seen = texts(language), [], [], set()
+    names = list(dict.fromkeys(metric.name for metric in found))
+    found = sorted(found, key=lambda metric: names.index(metric.name))
     for row, metric in enumerate(found):
         look = style(metric.model, language)
         label = f"{look.label}{words['and']}{metric_label(metric.name, language)}".removeprefix(words["and"])
@@ -265,13 +269,15 @@ def _bar_figure(
 def gradient_norms(record: StageRecord, language: str = "en", wanted: tuple[float, float] = WANTED_NORMS) -> go.Figure:
     """One dot for each parameter's gradient norm on a log scale, from the samples of the metric `gradient_norm`.
 
-    Norms that a log scale cannot show (zero or not finite) stand at the left edge as crosses.
+    The same parameter of every block shares a row. Norms that a log scale cannot show (zero or not finite) stand at the
+    left edge as crosses.
     """
     found = [m for m in record.metrics if m.name == "gradient_norm" and m.labels and m.samples]
     need(found, "labelled samples of the metric gradient_norm", record)
     several = len({m.model for m in found}) > 1
     named = [(m, label, norm) for m in found for label, norm in zip(m.labels, m.samples, strict=False)]
     rows = [(f"{style(m.model, language).label}: {label}" if several else label, norm) for m, label, norm in named]
+    kinds = list(dict.fromkeys(_kind(name) for name, _ in rows))
     edge = min([wanted[0], *(norm for _, norm in rows if 0 < norm < math.inf)]) / 3
     traces = []
     for model in dict.fromkeys(m.model for m in found):
@@ -280,13 +286,14 @@ def gradient_norms(record: StageRecord, language: str = "en", wanted: tuple[floa
         traces.append(
             go.Scatter(
                 x=rounded(norm if ok else edge for (_, norm), ok in zip(of_model, shown, strict=True)),
-                y=[name for name, _ in of_model],
+                y=[_kind(name) for name, _ in of_model],
                 mode="markers",
                 name=look.label,
                 showlegend=several,
                 marker={"color": look.color, "size": 8, "symbol": [look.symbol if ok else "x" for ok in shown]},
-                text=[number(norm) for _, norm in of_model],
-                hovertemplate="%{y}: %{text}<extra></extra>",
+                opacity=0.7,  # dots of one row may lie on one another
+                text=[f"{name}: {number(norm)}" for name, norm in of_model],
+                hovertemplate="%{text}<extra></extra>",
             )
         )
     low, high = wanted
@@ -297,11 +304,16 @@ def gradient_norms(record: StageRecord, language: str = "en", wanted: tuple[floa
         traces,
         language,
         {"caption": " ".join([_norms_in_words(rows, wanted, language), *_without_norm(record, language)])},
-        height_px=150 + 15 * len(rows),
+        height_px=150 + 18 * len(kinds),
         xaxis=log_axis(texts(language)["figure.norm_axis"], [edge, high]),
-        yaxis=axis(type="category", range=[len(rows) - 0.4, -2], tickfont={"size": 10}, dtick=1),
+        yaxis=axis(type="category", range=[len(kinds) - 0.4, -2], tickfont={"size": 10}, dtick=1),
         shapes=[band | {"fillcolor": "rgba(0,148,115,0.10)", "line": {"width": 0}}],
     )
+
+
+def _kind(name: str) -> str:
+    """The name of a parameter with a star for the number of its block."""
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _norms_in_words(norms: Sequence[tuple[str, float]], wanted: tuple[float, float], language: str) -> str:

@@ -183,6 +183,17 @@ def test_gradient_norms_name_what_lies_outside():
     assert figure.data[0].x[2] < 2e-8
 
 
+def test_gradient_norms_of_all_blocks_share_a_row_and_keep_their_names():
+    labels = ["head", "blocks.0.linear.weight", "blocks.1.linear.weight", "norm.gamma"]
+    figure = figures.gradient_norms(norms([0.5, 2e-8, 0.25, 1.0], labels))
+    (dots,) = figure.data
+    assert list(dots.y) == ["head", "blocks.*.linear.weight", "blocks.*.linear.weight", "norm.gamma"]
+    assert dots.text[2] == "blocks.1.linear.weight: 0.25"
+    assert "Outside: blocks.0.linear.weight 2×10⁻⁸." in figure.layout.meta["caption"]
+    more_blocks = figures.gradient_norms(norms([0.5] * 3, ["a.0.b", "a.1.b", "a.2.b"]))
+    assert more_blocks.layout.height == figures.gradient_norms(norms([0.5], ["a.0.b"])).layout.height
+
+
 def test_gradient_norms_name_parameters_without_a_norm():
     stage = norms([0.5], ["head"])
     more = [
