@@ -139,6 +139,13 @@ def test_estimates_are_hatched_and_measured_bars_are_not():
     assert "All values are estimates" in figures.memory_bars(record("memory", metrics=found[:1])).layout.meta["caption"]
 
 
+@pytest.mark.parametrize(
+    ("language", "words"), [("en", "peak memory, over that of Phase 2"), ("ja", "ピークメモリの比（Phase 2 に対する）")]
+)
+def test_a_ratio_is_named_by_what_it_divides_and_by_which_model(language, words):
+    assert metric_label("peak_memory_ratio_to_phase2", language) == words
+
+
 def test_memory_compares_the_peaks_of_models_variant_by_variant():
     found = [
         metric(f"{kind}_memory{variant}", model, 1.0, "GiB")

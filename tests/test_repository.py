@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from muse.companions import repeats
 from muse.params import PAGE_NAMES, Settings, load_params, validate
 from muse.records import BenchRecord, Metric, Report, StageRecord, read_record
+from muse.texts import LANGUAGES, texts
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -356,6 +357,13 @@ def test_a_training_done_again_lands_within_the_spread_of_the_seeds():
     assert (found.model, found.seed) == ("stage1_memory", "0")
     assert f"gives {found.again:.2f} instead of {found.first:.2f}" in readme
     assert f"(sd {found.sd:.2f})" in readme
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_metric_of_the_committed_report_has_a_name_in_words(language):
+    names = {metric.name.partition("_ratio_to_")[0] for stage in committed().values() for metric in stage.metrics}
+    assert len(names) > 50
+    assert sorted(name for name in names if f"metric.{name}" not in texts(language)) == []
 
 
 def test_the_committed_report_is_small_enough_to_send():
