@@ -23,7 +23,7 @@ from muse.head_blocks import GRADIENT_SCALE, IGNORE_INDEX, head_triton
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
-SOFTMAX_ROWS = 32  # tokens whose probabilities a CPU holds at a time: 6 MB at V = 50,257, so they stay in its caches
+SOFTMAX_NUMEL = 2**21  # probabilities that a CPU holds at a time, 8 MiB: they stay in its caches
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
 
 
@@ -106,7 +106,7 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
         return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
     logits = _products(x, pieces, bias)
     nll = x.new_empty(len(x), dtype=planar.accumulate_dtype(storage))
-    rows = len(x) if x.is_cuda else SOFTMAX_ROWS
+    rows = len(x) if x.is_cuda else max(1, SOFTMAX_NUMEL // vocab)
     for z, y, out in zip(logits[:, :vocab].split(rows), targets.split(rows), nll.split(rows), strict=True):
         log_p = _log_probabilities(z, storage)
         out.copy_(_picked_nll(log_p, y))

@@ -62,6 +62,22 @@ def test_loss_and_gradients_match_cross_entropy(bias, ignored, reduction, chunk,
         assert reference.rms_error(head.head_loss(x, weight, b, targets, reduction=reduction), want) < 1e-14
 
 
+@pytest.mark.parametrize("mode", ["float32", "storage"])
+@pytest.mark.parametrize("multiple", [1, 64])
+def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, monkeypatch):
+    monkeypatch.setitem(head.VOCAB_MULTIPLE, "cpu", multiple)
+    found = []
+    for rows, added in ((N, V + multiple), (3, 5)):
+        monkeypatch.setattr(head, "SOFTMAX_NUMEL", rows * V + 1)
+        monkeypatch.setattr(head, "ADDED_ROWS", added)
+        *leaves, targets = head_problem(torch.float16)
+        with planar.cpu_compute(mode):
+            loss = head.head_loss(*leaves, targets, chunk_tokens=N // 2 + 1)
+            found.append((loss, *torch.autograd.grad(loss, leaves)))
+    for whole, pieces in zip(*found, strict=True):
+        assert reference.rms_error(pieces, whole) < 1e-6
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradcheck(reduction):
     x, weight, b, targets = head_problem(tokens=5, width=3, vocab=7)
