@@ -311,6 +311,7 @@ def test_what_the_readme_says_of_the_comparison_is_what_its_records_say():
     assert "has {:.3f} times the perplexity of the complex memory ({:.3f} to {:.3f})".format(
         twin.value, *twin.interval
     ) in readme  # fmt: skip
+    assert f"its real twin comes within {100 * (twin.value - 1):.1f} %" in readme
     gains = [math.log(perplexity.find("perplexity_ratio_to_phase2", m).value) for m in ("real_twin", "stage1_memory")]
     assert f"{100 * gains[0] / gains[1]:.0f} % of the gain in nats per token" in readme
     formats = [perplexity.find("perplexity", "stage1_memory").samples[0]]
