@@ -23,7 +23,7 @@ from muse.head_blocks import GRADIENT_SCALE, IGNORE_INDEX, head_triton
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
-SOFTMAX_NUMEL = 2**21  # probabilities that a CPU holds at a time, 8 MiB: they stay in its caches
+CACHED_NUMEL = 2**21  # logits in float32 that a CPU works on at a time, 8 MiB: they stay in its caches
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
 
 
@@ -87,7 +87,7 @@ def _products(x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None)
 
 def _log_probabilities(logits: Tensor, storage: torch.dtype) -> Tensor:
     """log softmax in the accumulation dtype, r(n V), of logits rounded to the storage dtype."""
-    return torch.log_softmax(logits.to(storage), dim=-1, dtype=planar.accumulate_dtype(storage))
+    return torch.log_softmax(planar.rounded(logits, storage), dim=-1, dtype=planar.accumulate_dtype(storage))
 
 
 def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
         return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
     logits = _products(x, pieces, bias)
     nll = x.new_empty(len(x), dtype=planar.accumulate_dtype(storage))
-    rows = len(x) if x.is_cuda else max(1, SOFTMAX_NUMEL // vocab)
+    rows = len(x) if x.is_cuda else max(1, CACHED_NUMEL // vocab)
     for z, y, out in zip(logits[:, :vocab].split(rows), targets.split(rows), nll.split(rows), strict=True):
         log_p = _log_probabilities(z, storage)
         out.copy_(_picked_nll(log_p, y))
@@ -270,7 +270,18 @@ def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     compute, storage = planar.product_dtypes(features)
     for_compiler = torch.compiler.is_compiling() and not _wants_grad(features, weight, bias)
     call = _padded_logits_op if for_compiler else _padded_logits
-    return call(features.to(compute), weight, bias).to(storage)[..., : weight.shape[0]]
+    return _rounded_rows(call(features.to(compute), weight, bias), storage)[..., : weight.shape[0]]
+
+
+def _rounded_rows(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """logits r(... V) in `dtype`; where a CPU rounds them and no gradient is wanted, by the cacheful."""
+    if logits.dtype == dtype or logits.is_cuda or logits.requires_grad or torch.compiler.is_compiling():
+        return planar.rounded(logits, dtype)
+    vocab, out = logits.shape[-1], logits.new_empty(logits.shape, dtype=dtype)
+    rows = max(1, CACHED_NUMEL // vocab)
+    for target, part in zip(out.view(-1, vocab).split(rows), logits.reshape(-1, vocab).split(rows), strict=True):
+        target.copy_(planar.rounded(part, dtype))
+    return out
 
 
 def head_loss(

@@ -68,7 +68,7 @@ def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, 
     monkeypatch.setitem(head.VOCAB_MULTIPLE, "cpu", multiple)
     found = []
     for rows, added in ((N, V + multiple), (3, 5)):
-        monkeypatch.setattr(head, "SOFTMAX_NUMEL", rows * V + 1)
+        monkeypatch.setattr(head, "CACHED_NUMEL", rows * V + 1)
         monkeypatch.setattr(head, "ADDED_ROWS", added)
         *leaves, targets = head_problem(torch.float16)
         with planar.cpu_compute(mode):
@@ -76,6 +76,19 @@ def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, 
             found.append((loss, *torch.autograd.grad(loss, leaves)))
     for whole, pieces in zip(*found, strict=True):
         assert reference.rms_error(pieces, whole) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(D,), (N, D), (2, 3, D), (0, D)])
+@pytest.mark.parametrize("rows", [1, 2, N])
+def test_logits_of_bfloat16_products_are_rounded_as_a_whole_or_in_pieces_alike(shape, rows, monkeypatch):
+    monkeypatch.setattr(head, "CACHED_NUMEL", rows * V + 1)
+    monkeypatch.setattr(planar, "product_dtypes", lambda z: (torch.bfloat16, torch.float16))
+    _, weight, bias, _ = head_problem(torch.float16)
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1)).half()
+    want = F.linear(features.bfloat16(), weight.bfloat16(), bias.bfloat16()).half()
+    assert torch.equal(head.head_logits(features, weight, bias), want)
+    with torch.no_grad():
+        assert torch.equal(head.head_logits(features, weight, bias), want)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
