@@ -125,7 +125,7 @@ class Stage:
         return choose_and_train(self.settings, name, self.corpus, build_model, self.device, live_curve())
 
     def _results(self, name: str) -> tuple[TrainingResult, ...]:
-        """The trainings of a model, asked for once: finding each finished takes a model, a second at full size."""
+        """The trainings of a model, asked for once: each is looked for by its key, under its folder's lock."""
         if name not in self._trained:
             self._trained[name] = self.train(name).results
         return self._trained[name]

@@ -51,7 +51,7 @@ def _doubt(ratio: Metric, language: str) -> str:
 
 
 def _share(record: StageRecord, language: str) -> list[str]:
-    """How much of the complex memory's gain over Phase 2, in nats, the twin has too; nothing where neither gains."""
+    """How much of the complex memory's gain over Phase 2, in nats, the twin has too; nothing unless both gain."""
     found = [record.find("perplexity_ratio_to_phase2", model) for model in ("stage1_memory", "real_twin")]
     if any(metric is None or metric.value is None or not 0 < metric.value < 1 for metric in found):
         return []
@@ -64,8 +64,8 @@ def _parts(companions: Sequence[Companion], language: str) -> list[str]:
     """One sentence for each companion that took complex parts away, with a conclusion where none was missed."""
     sentences = []
     for companion in companions:
-        ratios = [m for m in metrics_of(companion.report, "perplexity", WHOLE_MEMORY) if m.model in COMPLEX_PARTS]
-        if found := [metric for metric in ratios if metric.interval is not None]:
+        ratios = metrics_of(companion.report, "perplexity", WHOLE_MEMORY)
+        if found := [metric for metric in ratios if metric.model in COMPLEX_PARTS and metric.interval is not None]:
             told = [
                 say(
                     language,
