@@ -12,6 +12,9 @@ Weights stored in half precision have such a gradient: on CUDA `head_blocks` the
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +26,8 @@ from muse.head_blocks import GRADIENT_SCALE, IGNORE_INDEX, head_triton
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
+BLOCK_TOKENS, BLOCK_ROWS = 4096, 1024  # tokens and rows of W whose logits a CPU multiplies and rounds at a time
+MAPPED_BYTES = 2**25  # glibc's malloc gives larger pieces back to the system, whatever was freed before
 CACHED_NUMEL = 2**21  # logits in float32 that a CPU works on at a time, 8 MiB: they stay in its caches
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
 
@@ -245,21 +250,54 @@ def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, ch
             )
 
 
-def _padded_logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """W x + b, r(... V) with V rounded up to the device's multiple."""
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
+    """W x + b in the storage dtype, r(... V) with V rounded up to the device's multiple; x is in the compute dtype."""
+    if x.device.type == "cpu" and x.dtype != storage and not _wants_grad(x, weight, bias):
+        return _logits_by_blocks(x, weight, bias, storage)
     w, b = _padded(weight, bias, x.dtype)
     rows = x.reshape(-1, x.shape[-1])  # with more dimensions, a strided x gets its bias in a second pass
-    return F.linear(rows, w, b).view(*x.shape[:-1], len(w))
+    return planar.rounded(F.linear(rows, w, b), storage).view(*x.shape[:-1], len(w))
 
 
-_padded_logits_op = torch.library.custom_op(
-    "muse::padded_logits", _padded_logits, mutates_args=()
-)  # one step for a compiler, which would add the bias in a second pass over the logits
+def _room(rows: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised r(rows columns) on a CPU; a large one in pages of 2 MiB where Linux gives them.
+
+    What malloc maps anew at each call is filled in by the kernel page by page: of 4 KiB, 100,000 for a batch of logits.
+    """
+    num_bytes = len(rows) * columns * dtype.itemsize
+    if num_bytes < MAPPED_BYTES or type(rows) is not Tensor or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return rows.new_empty(len(rows), columns, dtype=dtype)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without such pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(len(rows), columns)  # which keeps the memory alive
 
 
-@_padded_logits_op.register_fake
-def _(x, weight, bias):
-    return x.new_empty(*x.shape[:-1], weight.shape[0] + _missing_rows(weight))
+def _logits_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
+    """The same on a CPU that multiplies in another dtype than it stores: a block is rounded while caches hold it."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = _room(rows, len(weight), storage)
+    size = min(len(rows), BLOCK_TOKENS) * min(len(weight), BLOCK_ROWS)
+    products = x.new_empty(size)
+    floats = products if x.dtype == torch.float32 else x.new_empty(size, dtype=torch.float32)
+    for start in range(0, len(weight), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        w, b = planar.rounded(weight[block], x.dtype).t(), None if bias is None else bias[block].to(x.dtype)
+        for some, target in zip(rows.split(BLOCK_TOKENS), out[:, block].split(BLOCK_TOKENS), strict=True):
+            z, f = (buffer[: target.numel()].view(target.shape) for buffer in (products, floats))
+            torch.mm(some, w, out=z) if b is None else torch.addmm(b, some, w, out=z)
+            target.copy_(f.copy_(z))  # by way of float32, as planar.rounded does, but into memory that is there
+    return out.view(*x.shape[:-1], len(weight))
+
+
+_logits_op = torch.library.custom_op(
+    "muse::logits", _logits, mutates_args=()
+)  # one step for a compiler, which would add the bias and round in further passes over the logits
+
+
+@_logits_op.register_fake
+def _(x, weight, bias, storage):
+    return x.new_empty(*x.shape[:-1], weight.shape[0] + _missing_rows(weight), dtype=storage)
 
 
 def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -269,19 +307,8 @@ def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     """
     compute, storage = planar.product_dtypes(features)
     for_compiler = torch.compiler.is_compiling() and not _wants_grad(features, weight, bias)
-    call = _padded_logits_op if for_compiler else _padded_logits
-    return _rounded_rows(call(features.to(compute), weight, bias), storage)[..., : weight.shape[0]]
-
-
-def _rounded_rows(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """logits r(... V) in `dtype`; where a CPU rounds them and no gradient is wanted, by the cacheful."""
-    if logits.dtype == dtype or logits.is_cuda or logits.requires_grad or torch.compiler.is_compiling():
-        return planar.rounded(logits, dtype)
-    vocab, out = logits.shape[-1], logits.new_empty(logits.shape, dtype=dtype)
-    rows = max(1, CACHED_NUMEL // vocab)
-    for target, part in zip(out.view(-1, vocab).split(rows), logits.reshape(-1, vocab).split(rows), strict=True):
-        target.copy_(planar.rounded(part, dtype))
-    return out
+    call = _logits_op if for_compiler else _logits
+    return call(features.to(compute), weight, bias, storage)[..., : weight.shape[0]]
 
 
 def head_loss(

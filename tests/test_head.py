@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import math
 import os
 
@@ -79,16 +80,34 @@ def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, 
 
 
 @pytest.mark.parametrize("shape", [(D,), (N, D), (2, 3, D), (0, D)])
-@pytest.mark.parametrize("rows", [1, 2, N])
-def test_logits_of_bfloat16_products_are_rounded_as_a_whole_or_in_pieces_alike(shape, rows, monkeypatch):
-    monkeypatch.setattr(head, "CACHED_NUMEL", rows * V + 1)
-    monkeypatch.setattr(planar, "product_dtypes", lambda z: (torch.bfloat16, torch.float16))
-    _, weight, bias, _ = head_problem(torch.float16)
+@pytest.mark.parametrize("block", [(1, V), (2, 5), (N, 1), (2 * N, 2 * V)])
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
+def test_logits_by_blocks_are_rounded_as_the_whole_is(shape, block, compute, monkeypatch):
+    monkeypatch.setattr(head, "BLOCK_TOKENS", block[0])
+    monkeypatch.setattr(head, "BLOCK_ROWS", block[1])
+    monkeypatch.setattr(planar, "product_dtypes", lambda z: (compute, torch.float16))
     features = torch.randn(shape, generator=torch.Generator().manual_seed(1)).half()
-    want = F.linear(features.bfloat16(), weight.bfloat16(), bias.bfloat16()).half()
-    assert torch.equal(head.head_logits(features, weight, bias), want)
-    with torch.no_grad():
+    for with_bias in (True, False):
+        _, weight, bias, _ = head_problem(torch.float16, bias=with_bias)
+        want = F.linear(features.to(compute), weight.to(compute), bias.to(compute) if with_bias else None).half()
         assert torch.equal(head.head_logits(features, weight, bias), want)
+        with torch.no_grad():
+            assert torch.equal(head.head_logits(features, weight, bias), want)
+
+
+def test_large_logits_have_the_values_of_small_ones_and_outlive_the_call(monkeypatch):
+    monkeypatch.setattr(planar, "product_dtypes", lambda z: (torch.float32, torch.float16))
+    features, weight, bias = (torch.randn(shape).half() for shape in ((40, D), (5 * V, D), (5 * V,)))
+    with torch.no_grad():
+        want = head.head_logits(features, weight, bias)
+        monkeypatch.setattr(head, "MAPPED_BYTES", 0)
+        mapped = head.head_logits(features, weight, bias)
+        other = head.head_logits(features + 1, weight, bias)  # another mapping, not the same memory
+    gc.collect()
+    assert torch.equal(mapped, want)
+    assert not torch.equal(other, want)
+    mapped += 1  # theirs to write to
+    assert torch.equal(mapped, want + 1)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

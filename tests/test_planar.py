@@ -137,10 +137,12 @@ def test_cpu_compute_mode_is_local_and_checked():
 
 
 def test_rounding_by_way_of_float32_gives_the_bits_of_rounding_at_once():
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    got, want = planar.rounded(every, torch.float16), every.to(torch.float16)
-    assert torch.equal(got.isnan(), want.isnan())
-    assert torch.equal(got[~want.isnan()].view(torch.int16), want[~want.isnan()].view(torch.int16))
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for one, other in ((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)):
+        every = bits.view(one)
+        got, want = planar.rounded(every, other), every.to(other)
+        assert torch.equal(got.isnan(), want.isnan())
+        assert torch.equal(got[~want.isnan()].view(torch.int16), want[~want.isnan()].view(torch.int16))
     x = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
     planar.rounded(x, torch.float16).sum().backward()
     assert x.grad.dtype == torch.bfloat16
