@@ -141,7 +141,7 @@ def modrelu(z: Tensor, bias: Tensor) -> Tensor:
 
     |z| is sqrt(x^2 + y^2 + eps^2), which keeps the gradient at z = 0 finite and leaves b = 0 the exact identity.
     """
-    return _ModReLU.formula(z, bias) if planar.compiler_derives(z) else _ModReLU.apply(z, bias)
+    return _ModReLU.formula(z, bias) if torch.compiler.is_compiling() else _ModReLU.apply(z, bias)
 
 
 def complex_layer_norm(
@@ -156,7 +156,7 @@ def complex_layer_norm(
     dtype = dtype or z.dtype
     if _has_kernel(z):
         return layers_triton.complex_layer_norm(z, gamma, beta, eps, dtype)
-    if planar.compiler_derives(z):
+    if torch.compiler.is_compiling():
         return _ComplexLayerNorm.formula(z, gamma, beta, eps)[0].to(dtype)
     return _ComplexLayerNorm.apply(z, gamma, beta, eps).to(dtype)
 

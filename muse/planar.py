@@ -105,14 +105,6 @@ def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.float().to(dtype) if slow else t.to(dtype)
 
 
-def compiler_derives(z: Tensor) -> bool:
-    """Whether a compiler is at work that had better derive the backward pass itself: on CUDA.
-
-    On a CPU it is given the hand-written one, which moves less memory.
-    """
-    return torch.compiler.is_compiling() and z.device.type != "cpu"
-
-
 def pack(real: Tensor, imag: Tensor) -> Tensor:
     """Real parts r(... D) and imaginary parts r(... D) to planar r(... 2D)."""
     if real.shape != imag.shape or real.dtype != imag.dtype:
@@ -160,7 +152,7 @@ def linear(
     """
     if z.shape[-1] != 2 * weight_real.shape[1]:
         raise ValueError(f"z must have 2 x {weight_real.shape[1]} planar channels, got {z.shape[-1]}")
-    product = _Product.formula if compiler_derives(z) else _Product.apply
+    product = _Product.formula if torch.compiler.is_compiling() else _Product.apply
     return product(z, weight_real, weight_imag, bias_real, bias_imag, *product_dtypes(z))
 
 
