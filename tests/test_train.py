@@ -585,6 +585,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 
 
 @cuda
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch 2.11, compiling
 @pytest.mark.parametrize(
     ("precision", "compile"), [("auto", False), ("float16", False), ("float32", False), ("auto", True)]
 )
