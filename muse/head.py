@@ -278,15 +278,16 @@ def _logits_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, storage: t
     rows = x.reshape(-1, x.shape[-1])
     out = _room(rows, len(weight), storage)
     size = min(len(rows), BLOCK_TOKENS) * min(len(weight), BLOCK_ROWS)
-    products = x.new_empty(size)
-    floats = products if x.dtype == torch.float32 else x.new_empty(size, dtype=torch.float32)
+    products, floats = x.new_empty(size), None if x.dtype == torch.float32 else x.new_empty(size, dtype=torch.float32)
     for start in range(0, len(weight), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         w, b = planar.rounded(weight[block], x.dtype).t(), None if bias is None else bias[block].to(x.dtype)
         for some, target in zip(rows.split(BLOCK_TOKENS), out[:, block].split(BLOCK_TOKENS), strict=True):
-            z, f = (buffer[: target.numel()].view(target.shape) for buffer in (products, floats))
+            z = products[: target.numel()].view(target.shape)
             torch.mm(some, w, out=z) if b is None else torch.addmm(b, some, w, out=z)
-            target.copy_(f.copy_(z))  # by way of float32, as planar.rounded does, but into memory that is there
+            if floats is not None:  # by way of float32, as planar.rounded does, but into memory that is there
+                z = floats[: target.numel()].view(target.shape).copy_(z)
+            target.copy_(z)
     return out.view(*x.shape[:-1], len(weight))
 
 
