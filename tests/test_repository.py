@@ -402,7 +402,8 @@ def test_what_the_readme_says_of_the_benches_is_what_they_found():
     assert f"reach {compiled} % of the matrix ceiling, complex64 {complex64} %" in readme
     extra = [plain.find("bench_head_2048_extra_memory", path).value / 2**20 for path in BENCH_PATHS[1:4]]
     extra.append(amx.find("bench_head_2048_extra_memory", "muse eager").value / 2**20)
-    assert "needs {:,.0f} MiB where naive forms need {:,.0f} and {:,.0f} (with AMX, and newer, {:,.0f})".format(*extra) in readme
+    told = "needs {:,.0f} MiB where naive forms need {:,.0f} and {:,.0f} (with AMX, and newer, {:,.0f})"
+    assert told.format(*extra) in readme
     stack = {
         path: amx.find("bench_stack_2x1024_milliseconds", path).value for path in (BENCH_PATHS[0], *BENCH_PATHS[4:])
     }
