@@ -26,7 +26,7 @@ from muse.head_blocks import GRADIENT_SCALE, IGNORE_INDEX, head_triton
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
-BLOCK_TOKENS, BLOCK_ROWS = 4096, 1024  # tokens and rows of W whose logits a CPU multiplies and rounds at a time
+LOGIT_TOKENS, LOGIT_ROWS = 4096, 1024  # tokens and rows of W whose logits a CPU multiplies and rounds at a time
 MAPPED_BYTES = 2**25  # glibc's malloc gives larger pieces back to the system, whatever was freed before
 CACHED_NUMEL = 2**21  # logits in float32 that a CPU works on at a time, 8 MiB: they stay in its caches
 VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
@@ -81,11 +81,8 @@ def _products(x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None)
     logits = x.new_empty(x.shape[0], sum(map(len, pieces)))
     start = 0
     for w in pieces:
-        out = logits[:, start : start + len(w)]
-        if bias is None:
-            torch.mm(x, w.t(), out=out)
-        else:
-            torch.addmm(bias[start : start + len(w)], x, w.t(), out=out)
+        b = None if bias is None else bias[start : start + len(w)]
+        head_blocks.product_(logits[:, start : start + len(w)], x, w, b)
         start += len(w)
     return logits
 
@@ -277,14 +274,13 @@ def _logits_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, storage: t
     """The same on a CPU that multiplies in another dtype than it stores: a block is rounded while caches hold it."""
     rows = x.reshape(-1, x.shape[-1])
     out = _room(rows, len(weight), storage)
-    size = min(len(rows), BLOCK_TOKENS) * min(len(weight), BLOCK_ROWS)
+    size = min(len(rows), LOGIT_TOKENS) * min(len(weight), LOGIT_ROWS)
     products, floats = x.new_empty(size), None if x.dtype == torch.float32 else x.new_empty(size, dtype=torch.float32)
-    for start in range(0, len(weight), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        w, b = planar.rounded(weight[block], x.dtype).t(), None if bias is None else bias[block].to(x.dtype)
-        for some, target in zip(rows.split(BLOCK_TOKENS), out[:, block].split(BLOCK_TOKENS), strict=True):
-            z = products[: target.numel()].view(target.shape)
-            torch.mm(some, w, out=z) if b is None else torch.addmm(b, some, w, out=z)
+    for start in range(0, len(weight), LOGIT_ROWS):
+        block = slice(start, start + LOGIT_ROWS)
+        w, b = planar.rounded(weight[block], x.dtype), None if bias is None else bias[block].to(x.dtype)
+        for some, target in zip(rows.split(LOGIT_TOKENS), out[:, block].split(LOGIT_TOKENS), strict=True):
+            z = head_blocks.product_(products[: target.numel()].view(target.shape), some, w, b)
             if floats is not None:  # by way of float32, as planar.rounded does, but into memory that is there
                 z = floats[: target.numel()].view(target.shape).copy_(z)
             target.copy_(z)

@@ -71,6 +71,13 @@ def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool = False) -> Non
         total.addmm_(a.to(total.dtype), b.to(total.dtype), beta=beta)
 
 
+def product_(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """out = W x + b: out r(n R), x r(n D), weight r(R D), bias r(R) or None, all of one dtype."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)  # cuBLASLt adds it to a contiguous result before it is rounded
+
+
 def _blocks(weight: Tensor, bias: Tensor | None) -> list[Block]:
     blocks = []
     for first in range(0, len(weight), BLOCK_ROWS):
@@ -93,11 +100,7 @@ def _logits(x: Tensor, block: Block, parts: list[slice], buffer: Tensor) -> Iter
     for part in parts:
         rows = x[part]
         logits = buffer[: len(rows) * len(block.weight)].view(len(rows), len(block.weight))
-        if block.bias is None:
-            torch.mm(rows, block.weight.t(), out=logits)
-        else:  # one pass: cuBLASLt adds a vector to a contiguous result before it is rounded
-            torch.addmm(block.bias, rows, block.weight.t(), out=logits)
-        yield part, logits
+        yield part, product_(logits, rows, block.weight, block.bias)
 
 
 def _measure_(logits: Tensor, targets: Tensor, block: Block, log_sums: Tensor, picked: Tensor) -> None:

@@ -83,8 +83,8 @@ def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, 
 @pytest.mark.parametrize("block", [(1, V), (2, 5), (N, 1), (2 * N, 2 * V)])
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
 def test_logits_by_blocks_are_rounded_as_the_whole_is(shape, block, compute, monkeypatch):
-    monkeypatch.setattr(head, "BLOCK_TOKENS", block[0])
-    monkeypatch.setattr(head, "BLOCK_ROWS", block[1])
+    monkeypatch.setattr(head, "LOGIT_TOKENS", block[0])
+    monkeypatch.setattr(head, "LOGIT_ROWS", block[1])
     monkeypatch.setattr(planar, "product_dtypes", lambda z: (compute, torch.float16))
     features = torch.randn(shape, generator=torch.Generator().manual_seed(1)).half()
     for with_bias in (True, False):
