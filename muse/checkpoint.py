@@ -9,9 +9,7 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -40,8 +38,6 @@ STATE_FORMAT = "muse-training-state-1"
 WEIGHTS_FORMAT = "muse-weights-1"
 METADATA_KEY = "muse"
 DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})  # what initialisation calls of torch
-PACKAGE = Path(__file__).resolve().parent
-NO_EFFECT_ON_RESULTS = frozenset({"checkpoint", "params", "progress", "records"})  # modules a code hash leaves out
 
 
 class CheckpointError(ValueError):
@@ -52,43 +48,6 @@ def training_key(config: Mapping[str, object]) -> str:
     """Return the SHA-256 of a resolved configuration: one key for equal trainings, another for any difference."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def code_sha256(*source_files: str | Path) -> str:
-    """Hash these Python files and the modules of this package that they import, comments and docstrings left out."""
-    waiting, digests = [Path(file).resolve() for file in source_files], {}
-    while waiting:
-        file = waiting.pop()
-        if file not in digests:
-            digests[file], imported = _digest_and_imports(file.read_text(encoding="utf-8"))
-            waiting += [PACKAGE / f"{name}.py" for name in imported]
-    return hashlib.sha256("".join(f"{f.name}:{digests[f]}\n" for f in sorted(digests, key=str)).encode()).hexdigest()
-
-
-@functools.cache
-def _digest_and_imports(source: str) -> tuple[str, tuple[str, ...]]:
-    """SHA-256 of what a module's text does, and the modules of this package that it imports."""
-    tree = ast.parse(source)
-    imported = tuple(_imported_modules(tree))
-    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imported
-
-
-def _imported_modules(tree: ast.AST) -> list[str]:
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").split(".")[0] == "muse"):
-            parts = [part for part in (node.module or "").split(".") if part and part != "muse"]
-            names |= set(parts[:1]) or {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("muse.")}
-    return sorted(name for name in names - NO_EFFECT_ON_RESULTS if (PACKAGE / f"{name}.py").exists())
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return tree
 
 
 @contextlib.contextmanager

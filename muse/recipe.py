@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -148,6 +149,13 @@ class Report:
 
 
 OnReport = Callable[[Report], None]
+Bar = Callable[[str, Recipe, int], AbstractContextManager[Callable[[int, float], None]]]
+"""bar(description, recipe, first step) gives, while it is open, a function to call with (steps done, last loss)."""
+
+
+def no_bar(description: str, recipe: Recipe, start: int) -> AbstractContextManager[Callable[[int, float], None]]:
+    """A `Bar` that shows nothing."""
+    return nullcontext(lambda steps, loss: None)
 
 
 def write_result(folder: Path, result: TrainingResult) -> None:

@@ -16,7 +16,7 @@ from . import measure, planar
 from .checkpoint import WithoutDraws, load_trained
 from .corpora import Corpus, load_corpus
 from .generate import generate
-from .live import live_curve
+from .live import live_curve, training_bar
 from .models import build_model
 from .params import NO_CUDA, ParamsError, Settings, memory_models, scale_of, validate
 from .pretrained import has_complex32, served
@@ -122,7 +122,7 @@ class Stage:
 
     def train(self, name: str) -> Trained:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
-        return choose_and_train(self.settings, name, self.corpus, build_model, self.device, live_curve())
+        return choose_and_train(self.settings, name, self.corpus, build_model, self.device, live_curve(), training_bar)
 
     def _results(self, name: str) -> tuple[TrainingResult, ...]:
         """The trainings of a model, asked for once: each is looked for by its key, under its folder's lock."""

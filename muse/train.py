@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .code_key import code_sha256
 from .corpora import Corpus, TrainingBatches, evaluation_batches, num_targets
-from .live import training_bar
-from .recipe import PRECISIONS, OnReport, Recipe, Report, TrainingResult, read_result, write_result
+from .recipe import PRECISIONS, Bar, OnReport, Recipe, Report, TrainingResult, no_bar, read_result, write_result
 from .records import versions
 from .replay import Replayed, let_capture
 
@@ -69,12 +69,13 @@ def train(
     directory: str | Path,
     device: str | torch.device = "cpu",
     on_report: OnReport | None = None,
+    bar: Bar = no_bar,
 ) -> TrainingResult:
     """Train `build(dropout=..., seed=...)`, or resume it, or return the finished result of the same command.
 
-    Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, corpus, code and device
-    type. Ctrl-C and SIGTERM save the state first. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for
-    damaged or foreign files.
+    Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, tokens, code and device
+    type; where the corpus was read and how progress is shown have no part in it. Ctrl-C and SIGTERM save the state
+    first. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for damaged or foreign files.
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
@@ -82,7 +83,11 @@ def train(
         config = _config(model_name, build(dropout=recipe.dropout, seed=recipe.seed), recipe, corpus, device)
     key = checkpoint.training_key(config)
     folder = Path(directory) / f"{model_name}-s{recipe.seed}-{key[:12]}"
-    about = {"checkpoint_every_steps": recipe.checkpoint_every_steps, "versions": versions()}
+    about = {
+        "checkpoint_every_steps": recipe.checkpoint_every_steps,
+        "corpus": _names_of(corpus),
+        "versions": versions(),
+    }
     with checkpoint.locked(folder):
         checkpoint.open_folder(folder, config, about)
         if (folder / checkpoint.RESULT_FILE).exists():
@@ -90,8 +95,8 @@ def train(
         model = build(dropout=recipe.dropout, seed=recipe.seed)
         model.recompute = recipe.recompute
         with _random_state(device, recipe.seed), _Signals() as signals:
-            training = _Training(model_name, model.to(device), recipe, corpus, folder, key, config, signals, on_report)
-            return training.run()
+            model = model.to(device)
+            return _Training(model_name, model, recipe, corpus, folder, key, config, signals, on_report, bar).run()
 
 
 def _config(model_name: str, model: nn.Module, recipe: Recipe, corpus: Corpus, device: torch.device) -> dict:
@@ -103,13 +108,14 @@ def _config(model_name: str, model: nn.Module, recipe: Recipe, corpus: Corpus, d
         "model_config": asdict(model.config),
         "recipe": settings,
         "device": device.type,
-        "corpus": {
-            "name": corpus.name,
-            "tokenizer": corpus.tokenizer_name,
-            "sha256": {name: corpus.splits[name].sha256 for name in ("train", "validation")},
-        },
-        "code_sha256": checkpoint.code_sha256(inspect.getfile(type(model)), __file__),
+        "corpus": {"sha256": {name: corpus.splits[name].sha256 for name in ("train", "validation")}},
+        "code_sha256": code_sha256(inspect.getfile(type(model)), __file__),
     }
+
+
+def _names_of(corpus: Corpus) -> dict[str, str]:
+    """What a corpus and its tokenizer are called; of a folder the last part, since where it lies decides nothing."""
+    return {"name": Path(corpus.name).name, "tokenizer": Path(corpus.tokenizer_name).name}
 
 
 @contextlib.contextmanager
@@ -192,10 +198,10 @@ class _Feed:
 class _Training:
     """One training between its first and its last step; `save` and `restore` carry all of it."""
 
-    def __init__(self, model_name, model, recipe, corpus, folder, key, config, signals, on_report) -> None:
+    def __init__(self, model_name, model, recipe, corpus, folder, key, config, signals, on_report, bar) -> None:
         self.name, self.model, self.recipe, self.corpus = model_name, model, recipe, corpus
         self.folder, self.key, self.config = folder, key, config
-        self.signals, self.on_report = signals, on_report
+        self.signals, self.on_report, self.bar = signals, on_report, bar
         self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         groups = parameter_groups(model, recipe.weight_decay)
@@ -232,7 +238,7 @@ class _Training:
         """Train from wherever the state on disk stands to the end."""
         self.restore()
         recipe, evaluations = self.recipe, self.recipe.evaluation_steps()
-        with training_bar(self.description, recipe, self.step) as self.show:
+        with self.bar(self.description, recipe, self.step) as self.show:
             try:
                 while True:
                     evaluated = self.validation[-1][0] if self.validation else 0
@@ -350,7 +356,8 @@ class _Training:
             raise self.non_finite(f"validation loss is {loss}", self.step - 1)
         if loss < self.best_loss:
             self.best_step, self.best_loss = self.step, loss
-            about = self.config | {"step": self.step, "validation_loss_nats": loss}
+            read = self.config["corpus"] | _names_of(self.corpus)
+            about = self.config | {"corpus": read, "step": self.step, "validation_loss_nats": loss}
             checkpoint.save_weights(self.best_weights, self.model, about)
         self.validation.append((self.tokens, loss))
         self.report()

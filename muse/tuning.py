@@ -13,7 +13,7 @@ from torch import nn
 
 from .corpora import Corpus
 from .params import Settings
-from .recipe import OnReport, Recipe, TrainingResult
+from .recipe import Bar, OnReport, Recipe, TrainingResult, no_bar
 from .records import Metric, Series
 from .train import NonFiniteLossError, train
 
@@ -117,6 +117,7 @@ def choose_and_train(
     build_model: Callable[..., nn.Module],
     device: str | torch.device = "cpu",
     on_report: OnReport | None = None,
+    bar: Bar = no_bar,
 ) -> Trained:
     """Try every learning rate with every dropout at the first seed, then train every seed with the best on validation.
 
@@ -134,7 +135,7 @@ def choose_and_train(
 
     def run(learning_rate: float, dropout: float, seed: int, tokens: int | None = None) -> TrainingResult:
         recipe = recipe_of(settings, learning_rate, dropout, seed, tokens)
-        return train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report)
+        return train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report, bar)
 
     pairs = pairs_of(settings)
     tries = []

@@ -39,35 +39,6 @@ def test_keys_tell_any_difference_and_nothing_else():
     assert len({key, *map(checkpoint.training_key, others)}) == 4
 
 
-def test_the_code_hash_follows_imports_and_overlooks_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PACKAGE", tmp_path)
-    files = {name: tmp_path / f"{name}.py" for name in ("model", "layers", "planar", "head", "records", "lonely")}
-    files["model"].write_text("from muse import layers\nfrom .head import loss\nfrom .records import Metric\n")
-    files["layers"].write_text('"""Words."""\ndef f():\n    """More."""\n    import muse.planar\n    return 1\n')
-    for name in ("planar", "head", "records", "lonely"):
-        files[name].write_text("x = 1\n")
-    before = checkpoint.code_sha256(files["model"])
-    files["layers"].write_text("# A remark\ndef f():\n    import muse.planar\n    return (1)\n")
-    files["records"].write_text("x = 2\n")
-    files["lonely"].write_text("x = 2\n")
-    assert checkpoint.code_sha256(files["model"]) == before
-    for name in ("planar", "head", "layers"):
-        files[name].write_text("x = 3\n")
-        after = checkpoint.code_sha256(files["model"])
-        assert after != before, name
-        before = after
-
-
-def test_the_real_code_hash_reaches_the_layers_of_a_model(monkeypatch):
-    read = []
-    original = checkpoint._digest_and_imports
-    monkeypatch.setattr(checkpoint, "_digest_and_imports", lambda text: (read.append(text), original(text))[1])
-    checkpoint.code_sha256(checkpoint.PACKAGE / "stage1.py", checkpoint.PACKAGE / "train.py")
-    names = ("planar", "layers", "head", "zeta", "phase2")
-    found = [name for name in names if (checkpoint.PACKAGE / f"{name}.py").read_text() in read]
-    assert found == ["planar", "layers", "head", "zeta"]
-
-
 def test_state_comes_back_bit_for_bit(tmp_path):
     model, optimizer = trained_pair()
     scalars = {"step": 7, "loss": 0.1 + 0.2, "curve": [[1, 1 / 3]]}

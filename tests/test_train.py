@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from muse import train as module
 from muse.checkpoint import DRAWS, CheckpointError, load_trained, read_tensors
 from muse.corpora import Corpus, TokenSplit, evaluation_batches, num_targets
-from muse.live import curve_svg, live_curve
+from muse.live import curve_svg, live_curve, training_bar
 from muse.models import build_model
 from muse.params import Settings
 from muse.recipe import Recipe, Report
@@ -450,6 +450,16 @@ def test_different_settings_never_share_a_folder(tmp_path):
     assert same_again == replace(results[0], reused=True)
 
 
+def test_equal_tokens_are_trained_once_wherever_they_were_read(tmp_path):
+    corpus = make_corpus()
+    first = train("toy", Toy, RECIPE, corpus, tmp_path)
+    moved = train("toy", Toy, RECIPE, replace(corpus, name="/another/folder", tokenizer_name="/a/third"), tmp_path)
+    assert moved.reused
+    assert moved.weights == first.weights
+    about = json.loads((first.weights.parent / "config.json").read_text())["about"]
+    assert about["corpus"] == {"name": corpus.name, "tokenizer": corpus.tokenizer_name}
+
+
 def test_foreign_and_damaged_folders_are_named(tmp_path):
     corpus = make_corpus()
     folder = train("toy", Toy, RECIPE, corpus, tmp_path).weights.parent
@@ -545,13 +555,13 @@ def test_results_become_metrics_and_series(tmp_path):
 
 def test_progress_goes_to_the_drivers_file_or_to_a_bar(tmp_path, monkeypatch, capsys):
     corpus = make_corpus()
-    train("toy", Toy, RECIPE, corpus, tmp_path / "bar")
+    train("toy", Toy, RECIPE, corpus, tmp_path / "bar", bar=training_bar)
     bar = capsys.readouterr().err
     assert "toy seed 0" in bar
     assert "tok/s" in bar
     assert "loss" in bar
     monkeypatch.setenv("MUSE_PROGRESS_FILE", str(tmp_path / "progress.json"))
-    train("toy", Toy, RECIPE, corpus, tmp_path / "batch")
+    train("toy", Toy, RECIPE, corpus, tmp_path / "batch", bar=training_bar)
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert (progress["step"], progress["done"], progress["total"]) == ("toy seed 0 lr 0.01 dropout 0.2", 40, 40)
     assert capsys.readouterr().err == ""
