@@ -30,7 +30,7 @@ def _look(path: str) -> Style:
 def _told(record: StageRecord, group: str, path: Metric, language: str) -> str:
     """What is known of a path, in words: speed, ratio and share of the ceiling, or why there is no speed."""
     if path.value is None:
-        return path.note.split(";")[0]
+        return path.reason
     told = [f"{number(round(path.value))} token/s"]
     if (ratio := record.find(f"{group}_ratio", path.model)) and ratio.value is not None:
         told.append(f"{ratio.value:.2f}×")

@@ -105,6 +105,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         temporary.unlink(missing_ok=True)
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sync(path: Path, flags: int) -> None:
     handle = os.open(path, flags)
     try:

@@ -20,8 +20,9 @@ from .companions import (
     stage_of,
 )
 from .drawing import join, number, say, style
-from .records import Metric, Report
+from .records import Metric, Reduction, Report
 from .report import badge, commit, folded, heading, table
+from .scale import in_words
 from .texts import texts
 
 
@@ -63,7 +64,8 @@ def _warnings(main: Report, report: Report, language: str) -> list[str]:
         found.append(words["companions.settings"].format(list=join(language, told)))
     smaller = _reductions(report) - _reductions(main)
     if smaller:
-        found.append(words["scale.where"].format(note=words["and"].join(sorted(smaller))).strip())
+        told = in_words(sorted(smaller, key=lambda reduction: reduction.setting), language)
+        found.append(words["scale.where"].format(note=told).strip())
     if failed := sum(stage.status == "failed" for stage in report.stages):
         found.append(words["summary.stage_failed"].format(n=failed, total=len(report.stages)))
     if report.run.git_dirty:
@@ -71,8 +73,8 @@ def _warnings(main: Report, report: Report, language: str) -> list[str]:
     return found
 
 
-def _reductions(report: Report) -> set[str]:
-    return {part for stage in report.stages for part in stage.reductions}
+def _reductions(report: Report) -> set[Reduction]:
+    return {reduction for stage in report.stages for reduction in stage.reductions}
 
 
 def tables(main: Report, companions: Sequence[Companion], language: str = "en") -> str:
@@ -147,7 +149,7 @@ def _headline_rows(companion: Companion, language: str) -> list[list[str]]:
             number(metric.value),
             " – ".join(map(number, metric.interval)) if metric.interval else "",
             str(len(metric.samples)) if metric.samples else "",
-            _e(metric.note if metric.value is None else _ratios(record.metrics, metric.model, language)),
+            _e(metric.reason if metric.value is None else _ratios(record.metrics, metric.model, language)),
         ]
         for metric in found
     ]

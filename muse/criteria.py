@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from .records import CRITERIA, Basis, Criterion, Metric, StageRecord, Summary, Verdict
+from .scale import in_words
 
 PERPLEXITY_RATIO = 1.03
 VRAM_RATIO = 0.52
@@ -43,7 +44,12 @@ class Question:
     candidate: str
     baseline: str
     skipped_baseline: bool
-    text: dict[str, str]
+    language: str
+
+    @property
+    def text(self) -> dict[str, str]:
+        """The sentence templates of the language."""
+        return texts(self.language)
 
     def model(self, name: str) -> str:
         """Return the name of a model as readers know it."""
@@ -70,7 +76,7 @@ def judge(
 ) -> list[Criterion]:
     """Return the five criteria, always all and always in order, judged from the stages' records."""
     text = texts(language)
-    question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, text)
+    question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, language)
     base, (low, high) = question.model(baseline), GRADIENT_NORM
     targets = {
         "perplexity": text["target.perplexity"].format(limit=PERPLEXITY_RATIO, baseline=base),
@@ -144,10 +150,10 @@ def _ask(
         error = " ".join((record.error or "?").split())
         return Finding("not_measured", text["stage_failed"].format(stage=stage, error=error[:200]))
     finding = ask(question, record)
-    own = [reduction for reduction in record.reductions if not reduction.startswith(foreign)]
-    if record.scale == "reduced" and (own or not record.scale_note):
+    own = [reduction for reduction in record.reductions if not reduction.setting.startswith(foreign)]
+    if record.scale == "reduced" and (own or not record.reductions):
         template = text["reduced" if own else "reduced_without_note"]
-        reason = template.format(scale_note=", ".join(own), reason=finding.reason)
+        reason = template.format(scale_note=in_words(own, question.language), reason=finding.reason)
         return Finding(finding.verdict, reason, finding.value, finding.basis)
     return finding
 
@@ -172,7 +178,7 @@ def _perplexity(question: Question, record: StageRecord) -> Finding:
 
 def _perplexity_problem(question: Question, record: StageRecord, model: str) -> Finding | None:
     metric = record.find("perplexity", model)
-    if metric is not None and metric.note.strip().startswith("untrained"):
+    if metric is not None and metric.trained is False:
         return Finding("not_measured", question.text["untrained"].format(model=question.model(model)))
     # a perplexity is at least 1
     problem = _problem(question, record, "perplexity", model, lowest=1.0)

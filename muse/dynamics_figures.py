@@ -56,7 +56,7 @@ def half_lives(record: StageRecord, language: str = "en") -> go.Figure:
     others = [record.find(name, found.model) for name in ("memory_half_life_low", "memory_half_life_high")]
     low, high = (m.samples if m and len(m.samples) == len(found.samples) else found.samples for m in others)
     shares, look = _read_shares(record, found), style(found.model, language)
-    layers = [_layer_of(label) for label in found.labels]
+    layers = found.layers
     smallest, largest = DOT_PIXELS
     marker = {"color": look.color, "opacity": 0.7, "line": {"width": 1, "color": NEUTRAL}}
     trace = go.Scatter(
@@ -93,11 +93,6 @@ def _read_shares(record: StageRecord, lives: Metric) -> list[float]:
         return found.samples
     heads = max(1, lives.labels.count(lives.labels[0]))
     return [1 / heads] * len(lives.samples)
-
-
-def _layer_of(label: str) -> int:
-    """3 of the label `layer 3 head 1`."""
-    return int(label.split()[1])
 
 
 def _side_by_side(layers: Sequence[int]) -> list[float]:
@@ -140,7 +135,7 @@ def rotation_periods(record: StageRecord, language: str = "en") -> go.Figure:
     traces, items = [], []
     for index, curve in enumerate(curves):
         look = style(curve.model, language)
-        name = say(language, "figure.layer_number", number=_layer_of(curve.name))
+        name = say(language, "figure.layer_number", number=curve.layer)
         thinned = range(0, len(curve.y), max(1, len(curve.y) // 64))
         line = {"color": look.color, "dash": DASHES[index % len(DASHES)], "width": 2}
         traces.append(

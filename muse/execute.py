@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver
 from pathlib import Path
+
+from .records import Reduction
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = ["muse.warm"]
@@ -188,17 +190,17 @@ def last_cell(notebook: Path) -> str:
 
 
 def export_page(
-    notebook: Path, page: Path, *, inline_assets: bool, language: str, scale_note: str, **about: object
+    notebook: Path, page: Path, *, inline_assets: bool, language: str, reductions: Sequence[Reduction], **about: object
 ) -> str | None:
     """Export an executed notebook as a page; pages that do not hold their assets share the run's `assets` folder.
 
-    A run that is smaller than published in any way (`scale_note`) says so on each of its pages.
+    A run that is smaller than published in any way (`reductions`) says so on each of its pages.
     """
     from . import report
 
     assets = page.parent.parent / "assets"
     if not inline_assets and not assets.is_dir():
         report.write_assets(assets)
-    notice = report.scale_label(scale_note, language) if scale_note else ""
+    notice = report.scale_label(reductions, language)
     report.export_html(notebook, page, inline_assets=inline_assets, language=language, notice=notice, **about)
     return None

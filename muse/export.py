@@ -6,6 +6,7 @@ import base64
 import gzip
 import html
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,8 +20,8 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from .drawing import PLOTLY_MIME, figure_html
-from .params import scale_of
-from .records import write_atomic
+from .records import Reduction, write_atomic
+from .scale import in_words, reductions_of
 from .texts import texts
 
 TEMPLATES = resources.files(__package__).joinpath("templates")
@@ -104,14 +105,15 @@ def _prepare(notebook: NotebookNode) -> int:
 def _own_scale(notebook: NotebookNode, language: str) -> str:
     """Return the scale label that follows from the parameters papermill gave to this notebook."""
     given = notebook.metadata.get("papermill", {}).get("parameters", {})
-    scale, note = scale_of(given)
-    return scale_label(note, language) if scale == "reduced" else ""
+    return scale_label(reductions_of(given), language)
 
 
-def scale_label(note: str, language: str) -> str:
-    """Return the sentence that marks numbers of a reduced profile; `note` lists what is smaller than published."""
+def scale_label(reductions: Sequence[Reduction], language: str) -> str:
+    """Return the sentence that marks numbers of a reduced profile, with what is smaller; an empty text for none."""
     words = texts(language)
-    return words["scale.reduced"] + (words["scale.where"].format(note=note) if note else "")
+    if not reductions:
+        return ""
+    return words["scale.reduced"] + words["scale.where"].format(note=in_words(reductions, language))
 
 
 def export_html(

@@ -72,13 +72,12 @@ def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
         line = {"width": 2.5, "dash": look.dash} if validation else {"width": 1}
         mode = "lines+markers" if validation else "lines"
         trace = _line(curve, look.label + words["and"] + kind, language, line, mode)
-        model = curve.model.partition(" (seed ")[0]
-        entry = f"{model} {curve.name}"
+        entry = f"{curve.model} {curve.name}"
         first = entry not in {trace.legendgroup for trace in traces}
         traces.append(trace.update(opacity=1 if validation else 0.5, legendgroup=entry, showlegend=first))
         items.append(say(language, "loss_curves.item", model=look.label, kind=kind, **_ends(curve)))
         if validation:
-            last.setdefault(style(model, language).label, []).append(curve.y[-1])
+            last.setdefault(look.label, []).append(curve.y[-1])
     ends = [f"{label} {words['and'].join(number(loss) for loss in losses)}" for label, losses in last.items()]
     return make_figure(
         "loss_curves",

@@ -11,26 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-PUBLISHED = {
-    "vocab_size": 50257,
-    "d_model": 512,
-    "n_layers": 6,
-    "n_seq": 1024,
-    "ppl_batch_size": 4,
-    "max_ppl_batches": None,
-    "memory_batch_size": 2,
-    "throughput_batch_size": 4,
-    "throughput_n_tokens": 1024,
-    "throughput_warmups": 10,
-    "throughput_samples": 30,
-    "gradient_batch_size": 2,
-    "gradient_n_tokens": 128,
-    "stability_trials": 100,
-    "stability_batch_size": 2,
-    "stability_n_tokens": 128,
-}
-"""Sizes and counts of the published protocols; a setting below one of these makes its stage `reduced`."""
-
 STAGE_NAMES = (
     "planar_complex",
     "basic_test",
@@ -179,21 +159,6 @@ class Settings(BaseModel):
 
     language: Literal["en", "ja"] = Field("en", description="language of the report")
     stage_timeout_minutes: Rate = Field(60.0, description="a stage that takes longer is stopped and shown as failed")
-
-
-def scale_of(settings: Mapping[str, object]) -> tuple[Literal["published", "reduced"], str]:
-    """Return whether these settings reach the published protocol, and what is smaller where they do not.
-
-    A stage that trains is judged by the trained sizes (`train_d_model`, ...) where they are given.
-    """
-    smaller = ["synthetic corpus (published: WikiText-2)"] if settings.get("corpus") == "synthetic" else []
-    for name, published in PUBLISHED.items():
-        value = settings.get(name, published)
-        if settings.get("train_tokens"):
-            value = settings.get(f"train_{name}") or value
-        if value is not None if published is None else value < published:
-            smaller.append(f"{name} {value} (published: {'all' if published is None else published})")
-    return ("reduced", ", ".join(smaller)) if smaller else ("published", "")
 
 
 def load_params(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint
-from .records import Metric, Series, write_atomic
+from .records import Artifact, Metric, Series, write_atomic
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -93,8 +93,20 @@ class TrainingResult:
     tokens_per_second_samples: tuple[float, ...]
     seconds: float  # all of it, summed over interruptions
     weights: Path  # float32 weights of the best validation
+    weights_sha256: str  # of that file
     resumed_from_steps: tuple[int, ...]
     reused: bool = False  # found finished on disk
+
+    def artifact(self, checkpoint_dir: str | Path) -> Artifact:
+        """The weights as a file that a record names, seen from the folder of the checkpoints."""
+        return Artifact(
+            kind="weights",
+            model=self.model_name,
+            seed=self.seed,
+            path=self.weights.resolve().relative_to(Path(checkpoint_dir).resolve()).as_posix(),
+            sha256=self.weights_sha256,
+            num_bytes=self.weights.stat().st_size,
+        )
 
     def metrics(self, label: str) -> list[Metric]:
         """The training's numbers as metrics of the model `label`."""
@@ -127,6 +139,7 @@ class TrainingResult:
             Series(
                 name=name,
                 model=label,
+                seed=self.seed,
                 x_name="tokens",
                 y_name="loss (nat/token)",
                 x=[float(tokens) for tokens, _ in curve],
@@ -166,6 +179,8 @@ def write_result(folder: Path, result: TrainingResult) -> None:
 def read_result(folder: Path) -> TrainingResult:
     path = folder / checkpoint.RESULT_FILE
     values = checkpoint.read_json(path)
+    if "weights_sha256" not in values and (folder / checkpoint.MODEL_FILE).exists():  # a result of before
+        values["weights_sha256"] = checkpoint.sha256_of(folder / checkpoint.MODEL_FILE)
     if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
         raise checkpoint.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
     for name in ("training_curve", "validation_curve"):

@@ -7,14 +7,18 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from . import earlier_records as earlier
 
 SCHEMA_VERSION = 1
+READING = "reading"  # the context in which a record of before is given the fields that were sentences then
 PLACES_SHOWN = 5  # of non-finite numbers, in an error
 CRITERIA = ("perplexity", "vram", "stability", "gradients", "layout")
 Verdict = Literal["pass", "fail", "not_measured"]
@@ -32,7 +36,7 @@ class _Record(BaseModel):
 
 
 class Metric(_Record):
-    """One measured quantity of one model; `value` is null where nothing finite was measured and `note` says why."""
+    """One measured quantity of one model; `value` is null where nothing finite was measured and `reason` says why."""
 
     name: str = Field(description="what was measured, with its unit where the name would be ambiguous")
     model: str = Field("", description="which model it belongs to; empty for a property of the run or the data")
@@ -43,7 +47,15 @@ class Metric(_Record):
     interval: tuple[float, float] | None = Field(None, description="95 % interval of the value")
     samples: list[float] = Field(default_factory=list, description="raw observations")
     labels: list[str] = Field(default_factory=list, description="names of the samples, where they have any")
-    note: str = ""
+    layers: list[int] = Field(default_factory=list, description="layers of the samples, where they belong to layers")
+    trained: bool | None = Field(None, description="whether the model was trained; null where that is no question")
+    reason: str = Field("", description="why there is no value")
+    note: str = Field("", description="how it was measured, in words for people")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, values: object, info: ValidationInfo) -> object:
+        return earlier.metric_fields(values) if info.context == READING else values
 
 
 class Series(_Record):
@@ -51,10 +63,17 @@ class Series(_Record):
 
     name: str
     model: str = ""
+    seed: int | None = Field(None, description="of the training that it belongs to, where there are several")
+    layer: int | None = Field(None, description="number of the layer that it belongs to, where it belongs to one")
     x_name: str
     y_name: str
     x: list[float]
     y: list[float]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, values: object, info: ValidationInfo) -> object:
+        return earlier.series_fields(values) if info.context == READING else values
 
 
 class Excerpt(_Record):
@@ -73,6 +92,25 @@ class InputFile(_Record):
     num_bytes: int
 
 
+class Artifact(_Record):
+    """A file that a stage made and that lies outside the run's folder, such as the weights of a training."""
+
+    kind: Literal["weights"]
+    model: str
+    seed: int
+    path: str = Field(description="seen from the folder of the checkpoints")
+    sha256: str
+    num_bytes: int
+
+
+class Reduction(_Record):
+    """A setting in which a stage was smaller than the published protocol; `published` null means all there is."""
+
+    setting: str
+    value: int | float | str
+    published: int | float | str | None
+
+
 class StageRecord(_Record):
     """Everything one stage measured, or how it failed."""
 
@@ -85,17 +123,19 @@ class StageRecord(_Record):
     scale: Literal["published", "reduced"] = Field(
         description="whether the stage ran at the published size and protocol, or at a smaller one"
     )
-    scale_note: str = Field("", description="in which way the scale is reduced")
+    reductions: list[Reduction] = Field(default_factory=list, description="in which way the scale is reduced")
+    scale_note: str = Field("", description="the reductions in words")
     params: dict[str, object] = Field(default_factory=dict, description="the stage's resolved parameters")
     inputs: list[InputFile] = Field(default_factory=list)
     metrics: list[Metric] = Field(default_factory=list)
     series: list[Series] = Field(default_factory=list)
     excerpts: list[Excerpt] = Field(default_factory=list)
+    artifacts: list[Artifact] = Field(default_factory=list)
 
-    @property
-    def reductions(self) -> list[str]:
-        """The settings that `scale_note` lists, one each."""
-        return [part for part in self.scale_note.split(", ") if part]
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, values: object, info: ValidationInfo) -> object:
+        return earlier.stage_fields(values) if info.context == READING else values
 
     def find(self, name: str, model: str = "") -> Metric | None:
         """Return the metric of that name and model, or None."""
@@ -134,7 +174,7 @@ class Summary(_Record):
 
 
 class Judged(_Record):
-    """The same criteria, asked of another model."""
+    """The criteria, asked of one model."""
 
     model: str
     criteria: list[Criterion]
@@ -165,7 +205,20 @@ class Report(_Record):
     criteria: list[Criterion] = Field(description="of the first of the run's candidates; they decide its exit code")
     summary: Summary
     others: list[Judged] = Field(default_factory=list, description="the further candidates")
+    judged: list[Judged] = Field(default_factory=list, description="every candidate by name, the first one first")
     stages: list[StageRecord]
+
+    @classmethod
+    def of(cls, run: RunInfo, judged: Sequence[Judged], stages: Sequence[StageRecord]) -> Self:
+        """Return the report of a run whose candidates were judged."""
+        first, *others = judged
+        parts = {"criteria": first.criteria, "summary": first.summary, "others": others}
+        return cls(run=run, judged=list(judged), stages=list(stages), **parts)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, values: object, info: ValidationInfo) -> object:
+        return earlier.report_fields(values) if info.context == READING else values
 
 
 class BenchRecord(_Record):
@@ -228,7 +281,7 @@ def read_record(kind: type[R], path: str | Path) -> R:
     """Read a record; RecordError names the file and what is wrong with it."""
     path = Path(path)
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_text(encoding="utf-8"), context=READING)
     except FileNotFoundError as error:
         raise RecordError(f"{path}: no such record; expected a {kind.__name__}") from error
     except (ValidationError, UnicodeDecodeError) as error:

@@ -72,8 +72,8 @@ def scale_notice(stages: Iterable[StageRecord], language: str = "en") -> str:
     reduced = [stage for stage in stages if stage.scale == "reduced"]
     if not reduced:
         return ""
-    parts = [reduction for stage in reduced for reduction in stage.reductions]
-    return scale_label(texts(language)["and"].join(dict.fromkeys(parts)), language)
+    found = list(dict.fromkeys(reduction for stage in reduced for reduction in stage.reductions))
+    return scale_label(found, language) or texts(language)["scale.reduced"]
 
 
 def scale_banner(report: Report, language: str = "en") -> str:
@@ -92,14 +92,13 @@ def summary(report: Report, language: str = "en") -> str:
     words = texts(language)
     if not report.stages:
         lines = [words["summary.nothing"]]
-    elif not report.others:
+    elif len(report.judged) < 2:
         lines = [_headline(report.criteria, words)]
     else:
-        first = report.run.params.get("candidates", ["stage1"])[0]
-        judged = {first: report.criteria} | {other.model: other.criteria for other in report.others}
+        counted = "summary.counts_of_model"
         lines = [
-            f"{style(model, language).label}{words['colon']} {_headline(criteria, words, 'summary.counts_of_model')}"
-            for model, criteria in judged.items()
+            f"{style(one.model, language).label}{words['colon']} {_headline(one.criteria, words, counted)}"
+            for one in report.judged
         ]
     failed = sum(stage.status == "failed" for stage in report.stages)
     more = ""

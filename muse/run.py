@@ -22,7 +22,7 @@ from .criteria import judge, summarise
 from .criteria import texts as criteria_texts
 from .folder import check_folder, fresh_folder
 from .notebooks import REPORT, REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
-from .params import NO_CUDA, STAGE_NAMES, ParamsError, Settings, scale_of, validate
+from .params import NO_CUDA, STAGE_NAMES, ParamsError, Settings, validate
 from .progress import PROGRESS_FILE_VARIABLE, StageLines
 from .records import (
     Judged,
@@ -37,6 +37,7 @@ from .records import (
     write_atomic,
     write_record,
 )
+from .scale import in_words, reductions_of
 from .texts import texts
 
 EXPORT_SECONDS = 600
@@ -72,8 +73,7 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
         criteria = judge(stages, candidate=name, skipped_baseline=skipped, language=language)
         summary = summarise(stages, criteria, candidate=name)
         judged.append(Judged(model=name, criteria=criteria, summary=summary))
-    first, *others = judged
-    return Report(run=info, criteria=first.criteria, summary=first.summary, others=others, stages=stages)
+    return Report.of(info, judged, stages)
 
 
 def companions_of(run_dir: str | Path) -> list[Companion]:
@@ -95,15 +95,16 @@ def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
 
 def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:
     """Return the record of a stage that left none of its own."""
-    scale, note = scale_of(params)
+    smaller = reductions_of(params)
     return StageRecord(
         stage=stage,
         status="failed",
         error=error,
         started_utc=started,
         finished_utc=utc_now(),
-        scale=scale,
-        scale_note=note,
+        scale="reduced" if smaller else "published",
+        reductions=smaller,
+        scale_note=in_words(smaller),
         params=dict(params),
     )
 
@@ -241,7 +242,7 @@ class Run:
             "title": self.label(notebook),
             "language": self.settings.language,
             "error": self.errors.get(stage),
-            "scale_note": "" if is_index else scale_of(self.settings.model_dump())[1],  # the report says it itself
+            "reductions": [] if is_index else reductions_of(self.settings.model_dump()),  # the report says it itself
         }
         error = "no executed notebook"
         if source.exists():

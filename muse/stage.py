@@ -18,11 +18,12 @@ from .corpora import Corpus, load_corpus
 from .generate import generate
 from .live import live_curve, training_bar
 from .models import build_model
-from .params import NO_CUDA, ParamsError, Settings, memory_models, scale_of, validate
+from .params import NO_CUDA, ParamsError, Settings, memory_models, validate
 from .pretrained import has_complex32, served
 from .progress import growing_text, track
 from .recipe import TrainingResult
 from .records import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
+from .scale import in_words, reductions_of
 from .tuning import Trained, choose_and_train
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
@@ -122,12 +123,16 @@ class Stage:
 
     def train(self, name: str) -> Trained:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
-        return choose_and_train(self.settings, name, self.corpus, build_model, self.device, live_curve(), training_bar)
+        trained = choose_and_train(
+            self.settings, name, self.corpus, build_model, self.device, live_curve(), training_bar
+        )
+        self._trained[name] = trained.results
+        return trained
 
     def _results(self, name: str) -> tuple[TrainingResult, ...]:
         """The trainings of a model, asked for once: each is looked for by its key, under its folder's lock."""
         if name not in self._trained:
-            self._trained[name] = self.train(name).results
+            self.train(name)
         return self._trained[name]
 
     def models_by_seed(self, name: str) -> dict[int, nn.Module]:
@@ -156,12 +161,17 @@ class Stage:
                 try:
                     results[seed] = self._test_perplexity(model)
                 except measure.NonFiniteBatchError as error:
-                    note = f"seed {seed}: {error}"
-                    return {}, [*checks, Metric(name="perplexity", model=name, value=None, unit="per token", note=note)]
+                    return {}, [*checks, self._no_perplexity(name, f"seed {seed}: {error}")]
         metrics = measure.seed_metrics(name, results)
         if not self.settings.train_tokens:
             metrics = [metric.model_copy(update={"note": f"untrained; {metric.note}"}) for metric in metrics]
+        metrics = [metric.model_copy(update={"trained": bool(self.settings.train_tokens)}) for metric in metrics]
         return results, [*metrics, *checks]
+
+    def _no_perplexity(self, name: str, reason: str) -> Metric:
+        trained = bool(self.settings.train_tokens)
+        return Metric(name="perplexity", model=name, value=None, unit="per token", trained=trained, reason=reason,
+                      note=reason)  # fmt: skip
 
     def _test_perplexity(self, model: nn.Module) -> measure.PerplexityResult:
         return measure.measure_perplexity(
@@ -187,7 +197,7 @@ class Stage:
                 with planar.cpu_compute("float32"):
                     metrics = self._test_perplexity(model.to(self.device, getattr(torch, form))).metrics(name)
             except measure.NonFiniteBatchError as error:
-                metrics = [Metric(name="perplexity", model=name, value=None, unit="per token", note=str(error))]
+                metrics = [self._no_perplexity(name, str(error))]
             found += [
                 metric.model_copy(update={"name": f"{metric.name}_{form}", "note": note + metric.note})
                 for metric in metrics
@@ -264,19 +274,23 @@ class Stage:
         excerpts: Sequence[Excerpt] = (),
     ) -> StageRecord:
         """Return the stage's record."""
-        scale, scale_note = scale_of(self.params)
+        smaller = reductions_of(self.params)
         files = self._corpus.files if self._corpus else ()
         return StageRecord(
             stage=self.name,
             started_utc=self.started_utc,
             finished_utc=utc_now(),
-            scale=scale,
-            scale_note=scale_note,
+            scale="reduced" if smaller else "published",
+            reductions=smaller,
+            scale_note=in_words(smaller),
             params=self.params | {"device": str(self.device)},
             inputs=[InputFile(path=file.path, sha256=file.sha256, num_bytes=file.num_bytes) for file in files],
             metrics=list(metrics),
             series=list(series),
             excerpts=list(excerpts),
+            artifacts=[
+                result.artifact(self.settings.checkpoint_dir) for many in self._trained.values() for result in many
+            ],
         )
 
     def keep(self, metrics: Iterable[Metric], progress: str, *, series: Iterable[Series] = ()) -> None:

@@ -437,6 +437,7 @@ class _Training:
             tuple(self.speeds),
             self.seconds,
             path,
+            checkpoint.sha256_of(path),
             tuple(self.resumed),
         )
         write_result(self.folder, result)

@@ -38,10 +38,6 @@ class Trained:
     dropout: float
     results: tuple[TrainingResult, ...]
 
-    def label(self, result: TrainingResult, label: str) -> str:
-        """Name of one seed's curves: the label itself for the first seed."""
-        return label if result is self.results[0] else f"{label} (seed {result.seed})"
-
     def metrics(self, label: str) -> list[Metric]:
         """Numbers of the first seed, the choice that was made, and the validation loss of all seeds."""
         losses, tried = [result.best_validation_loss for result in self.results], len(self.tries) or 1
@@ -68,7 +64,7 @@ class Trained:
 
     def series(self, label: str) -> list[Series]:
         """Loss curves of every seed."""
-        return [series for result in self.results for series in result.series(self.label(result, label))]
+        return [series for result in self.results for series in result.series(label)]
 
 
 def pairs_of(settings: Settings) -> list[tuple[float, float]]:

@@ -16,6 +16,7 @@ from muse.companions import Companion, kind
 from muse.params import ParamsError
 from muse.records import InputFile, Metric, Report, RunInfo, StageRecord, Summary, read_record, write_record
 from muse.run import companions_of, render
+from muse.scale import reductions_of
 from muse.texts import LANGUAGES, texts
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -223,7 +224,8 @@ def test_lines_say_what_where_when_and_from_what(language):
 
 def test_lines_warn_of_other_data_other_settings_failed_stages_and_uncommitted_changes():
     other = make_report(perplexities(), data="b", train_tokens=5, run={"git_dirty": True})
-    failed = other.stages[0].model_copy(update={"status": "failed", "scale": "reduced", "scale_note": "n_seq 8"})
+    smaller = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8})}
+    failed = other.stages[0].model_copy(update={"status": "failed", **smaller})
     other = other.model_copy(update={"stages": [failed]})
     told = [p.text for p in soup(companion_tables.lines(MAIN, beside(other))).select(".muse-warning")]
     assert "other data" in told[0]
@@ -257,7 +259,7 @@ def number(value):
 
 
 def test_headline_numbers_of_every_companion_are_folded():
-    broken = make_report([metric("perplexity", "gpt2", None, note="seed 1: not finite")], profile="broken")
+    broken = make_report([metric("perplexity", "gpt2", None, reason="seed 1: not finite")], profile="broken")
     page = soup(companion_tables.tables(MAIN, beside(CHANGES, broken, make_report(memory=peaks(1.0)))))
     rows = [[cell.text for cell in row.select("td")] for row in page.select("details tbody tr")]
     assert rows[0] == ["run-0", "Stage 1 with memory", "1,024", "51", "46 – 57", "3", "Phase 2 0.925"]

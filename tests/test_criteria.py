@@ -9,6 +9,7 @@ import pytest
 
 from muse.criteria import judge, summarise, texts
 from muse.records import CRITERIA, Metric, StageRecord, utc_now
+from muse.scale import reductions_of
 
 NAN, INF = math.nan, math.inf
 
@@ -24,14 +25,14 @@ def metric(name, model, value, **changes):
 
 
 def perplexity_record(
-    ours=103.0, theirs=100.0, causality=(0, 0), notes=("", ""), samples=((), ()), labels=((), ()), **changes
+    ours=103.0, theirs=100.0, causality=(0, 0), trained=(True, True), samples=((), ()), labels=((), ()), **changes
 ):
     metrics = []
-    for model, value, violations, note, raw, names in zip(
-        ("stage1", "phase2"), (ours, theirs), causality, notes, samples, labels, strict=True
+    for model, value, violations, known, raw, names in zip(
+        ("stage1", "phase2"), (ours, theirs), causality, trained, samples, labels, strict=True
     ):
         if value != "missing":
-            metrics.append(metric("perplexity", model, value, note=note, samples=list(raw), labels=list(names)))
+            metrics.append(metric("perplexity", model, value, trained=known, samples=list(raw), labels=list(names)))
         if violations != "missing":
             metrics.append(metric("causality_violations", model, violations))
     return record("perplexity", *metrics, **changes)
@@ -152,10 +153,10 @@ def test_a_failed_stage_has_no_numbers_in_the_summary():
     assert summary.pass_ is None
 
 
-@pytest.mark.parametrize("notes", [("untrained", ""), ("", "untrained"), ("untrained; whole split", "untrained")])
-def test_untrained_models_never_pass_or_fail(notes):
+@pytest.mark.parametrize("trained", [(False, True), (True, False), (False, False), (False, None)])
+def test_untrained_models_never_pass_or_fail(trained):
     for ours in (50.0, 500.0):
-        found = verdict("perplexity", perplexity_record(ours, 100.0, notes=notes))
+        found = verdict("perplexity", perplexity_record(ours, 100.0, trained=trained))
         assert (found.verdict, found.value) == ("not_measured", None)
         assert "not trained" in found.reason
 
@@ -303,7 +304,7 @@ def test_layout_names_the_tensors():
 
 
 def test_a_reduced_stage_is_judged_and_labelled():
-    found = verdict("perplexity", perplexity_record(scale="reduced", scale_note="d_model 64 (published: 512)"))
+    found = verdict("perplexity", perplexity_record(scale="reduced", reductions=reductions_of({"d_model": 64})))
     assert found.verdict == "pass"
     assert found.reason.startswith("Reduced setting (d_model 64 (published: 512))")
     assert verdict("vram", memory_record(scale="reduced")).reason.startswith("Reduced setting,")
@@ -355,7 +356,7 @@ def test_both_languages_have_every_sentence_with_the_same_fields():
 def test_japanese_reasons_are_japanese():
     stages = [
         perplexity_record(),
-        memory_record(bases=("estimate", "estimate"), scale="reduced", scale_note="x"),
+        memory_record(bases=("estimate", "estimate"), scale="reduced", reductions=reductions_of({"n_seq": 8})),
         health_record(),
     ]
     english, japanese = judge(stages), judge(stages, language="ja")
@@ -365,13 +366,13 @@ def test_japanese_reasons_are_japanese():
 
 
 def test_a_small_stability_batch_does_not_reduce_what_it_has_no_part_in():
-    note = "stability_batch_size 1 (published: 2), gradient_n_tokens 8 (published: 128)"
-    health = health_record().model_copy(update={"scale": "reduced", "scale_note": note})
+    smaller = reductions_of({"stability_batch_size": 1, "gradient_n_tokens": 8})
+    health = health_record().model_copy(update={"scale": "reduced", "reductions": smaller})
     reasons = {criterion.name: criterion.reason for criterion in judge([health])}
     assert "stability_batch_size 1" in reasons["stability"]
     assert "gradient_n_tokens" not in reasons["stability"]
     assert "gradient_n_tokens 8" in reasons["gradients"]
     assert "stability_batch_size" not in reasons["gradients"]
     assert "Reduced" not in reasons["layout"]
-    small = health.model_copy(update={"scale_note": "d_model 64 (published: 512)"})
+    small = health.model_copy(update={"reductions": reductions_of({"d_model": 64})})
     assert all("d_model 64" in c.reason for c in judge([small]) if c.name in ("stability", "gradients", "layout"))

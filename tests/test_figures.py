@@ -26,8 +26,8 @@ def metric(name, model="stage1", value=1.0, unit="1", **values):
     return Metric(name=name, model=model, value=value, unit=unit, **values)
 
 
-def series(name, model="stage1", x=(1, 2, 3), y=(5.0, 4.0, 3.5)):
-    return Series(name=name, model=model, x_name="tokens", y_name="loss", x=list(x), y=list(y))
+def series(name, model="stage1", x=(1, 2, 3), y=(5.0, 4.0, 3.5), **values):
+    return Series(name=name, model=model, x_name="tokens", y_name="loss", x=list(x), y=list(y), **values)
 
 
 def norms(samples, labels, **values):
@@ -94,8 +94,8 @@ def test_loss_curves_hold_every_series_and_say_the_last_validation_loss():
 
 
 def test_seeds_share_an_entry_of_the_legend_and_of_the_caption():
-    names = ("stage1", "stage1 (seed 1)", "phase2")
-    curves = [series("validation_loss", name, y=(5.0, 3.5 + i)) for i, name in enumerate(names)]
+    names = (("stage1", 0), ("stage1", 1), ("phase2", 0))
+    curves = [series("validation_loss", name, y=(5.0, 3.5 + i), seed=s) for i, (name, s) in enumerate(names)]
     figure = figures.loss_curves(record("train", series=curves))
     assert [trace.showlegend for trace in figure.data] == [True, False, True]
     assert "Stage 1 3.5, 4.5; Phase 2 5.5" in figure.layout.meta["caption"]
@@ -269,7 +269,7 @@ def everything():
     return record(metrics=[*found, gradients, *memory()], series=curves)
 
 
-HEADS = [f"layer {i} head {h}" for i in range(2) for h in range(2)]
+HEADS = {"labels": [f"layer {i} head {h}" for i in range(2) for h in range(2)], "layers": [0, 0, 1, 1]}
 
 
 def memory(**changes):
@@ -280,7 +280,7 @@ def memory(**changes):
         "memory_half_life_high": [4.0, 40.0, 6.0, 3000.0],
         "memory_read_share": [0.75, 0.25, 0.9, 0.1],
     }
-    heads = [metric(name, "stage1_memory", samples=s, labels=HEADS) for name, s in (samples | changes).items() if s]
+    heads = [metric(name, "stage1_memory", samples=s, **HEADS) for name, s in (samples | changes).items() if s]
     share = metric("imaginary_energy_share", "stage1_memory", samples=[0.5, 0.25], labels=["layer 0", "layer 1"])
     spread = metric("phase_spread", "stage1_memory", samples=[0.9, 0.625], labels=["layer 0", "layer 1"])
     return [share, spread, *heads]
@@ -316,7 +316,8 @@ def test_half_lives_without_shares_and_spreads_are_drawn_alike():
 
 def test_rotation_periods_are_a_line_per_layer_over_the_share_of_channels():
     curves = [
-        series(f"layer {i} period", "stage1_memory", x=range(4), y=(6.3, 20.0, 80.0, 1e4 * (i + 1))) for i in (0, 1)
+        series(f"layer {i} period", "stage1_memory", x=range(4), y=(6.3, 20.0, 80.0, 1e4 * (i + 1)), layer=i)
+        for i in (0, 1)
     ]
     figure = figures.rotation_periods(record("dynamics", series=[*curves, series("layer 0 half-life")]))
     assert [trace.name for trace in figure.data] == ["layer 0", "layer 1"]

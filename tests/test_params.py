@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from muse.params import PUBLISHED, STAGE_NAMES, ModelName, ParamsError, Settings, load_params, scale_of, validate
+from muse.params import STAGE_NAMES, ModelName, ParamsError, Settings, load_params, validate
+from muse.records import Reduction
+from muse.scale import PUBLISHED, in_words, reductions_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,8 +22,8 @@ def load(tmp_path, text="", *overrides):
 def test_the_defaults_are_the_published_protocol():
     settings = Settings()
     assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
-    assert scale_of(settings.model_dump() | {"corpus": "wikitext-2"}) == ("published", "")
-    assert scale_of(settings.model_dump()) == ("reduced", "synthetic corpus (published: WikiText-2)")
+    assert reductions_of(settings.model_dump() | {"corpus": "wikitext-2"}) == []
+    assert in_words(reductions_of(settings.model_dump())) == "synthetic corpus (published: WikiText-2)"
 
 
 def test_an_empty_mapping_gives_the_defaults(tmp_path):
@@ -119,13 +121,19 @@ def test_unreadable_files_are_refused(tmp_path):
 
 
 def test_a_setting_below_the_published_one_is_reduced():
-    assert scale_of({"d_model": 64, "n_layers": 6}) == ("reduced", "d_model 64 (published: 512)")
-    assert scale_of({"max_ppl_batches": 10}) == ("reduced", "max_ppl_batches 10 (published: all)")
-    assert scale_of({"d_model": 1024, "stability_trials": 1000, "seed": 0}) == ("published", "")
-    scale, note = scale_of({"d_model": 64, "n_seq": 128})
-    assert scale == "reduced"
-    assert "d_model" in note
-    assert "n_seq" in note
+    assert reductions_of({"d_model": 64, "n_layers": 6}) == [Reduction(setting="d_model", value=64, published=512)]
+    assert reductions_of({"max_ppl_batches": 10}) == [Reduction(setting="max_ppl_batches", value=10, published=None)]
+    assert reductions_of({"d_model": 1024, "stability_trials": 1000, "seed": 0}) == []
+    assert [smaller.setting for smaller in reductions_of({"d_model": 64, "n_seq": 128})] == ["d_model", "n_seq"]
+
+
+def test_reductions_are_said_in_each_language():
+    smaller = reductions_of({"corpus": "synthetic", "max_ppl_batches": 10, "n_seq": 8}) * 2
+    assert in_words(smaller) == (
+        "synthetic corpus (published: WikiText-2), n_seq 8 (published: 1024), max_ppl_batches 10 (published: all)"
+    )
+    assert "合成コーパス" in in_words(smaller, "ja")
+    assert in_words([], "ja") == ""
 
 
 def test_every_setting_is_described_and_the_stages_are_known():
@@ -196,5 +204,5 @@ def test_the_length_study_is_valid_and_published_at_every_length(n_seq):
     path = REPOSITORY / "params" / "gpu-length.yaml"
     settings = load_params(path, [f"n_seq={n_seq}"])
     assert str(n_seq) in path.read_text()
-    assert scale_of(settings.model_dump()) == ("published", "")
+    assert reductions_of(settings.model_dump()) == []
     assert settings.train_batch_tokens % n_seq == 0

@@ -172,3 +172,62 @@ def test_git_state_outside_a_checkout_and_inside_one(tmp_path, monkeypatch):
     assert dirty is False
     (tmp_path / "new").write_text("x")
     assert git_state(tmp_path) == (commit, True)
+
+
+def read_back(folder, kind, values):
+    path = folder / "record.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return read_record(kind, path)
+
+
+OLD_STAGE = {
+    "schema_version": 1, "stage": "perplexity", "started_utc": "2026-11-01T00:00:00Z",
+    "finished_utc": "2026-11-01T00:00:01Z", "scale": "reduced",
+    "scale_note": "synthetic corpus (published: WikiText-2), n_seq 8 (published: 1024), "
+    "max_ppl_batches 10 (published: all)",
+    "metrics": [
+        {"name": "perplexity", "value": 9.5, "unit": "per token", "note": "untrained; test split"},
+        {"name": "perplexity", "value": 9.5, "unit": "per token", "note": "test split"},
+        {"name": "bench_head_speed", "value": None, "unit": "token/s", "note": "missing: no such module; gate"},
+        {"name": "memory_half_life", "value": 1, "unit": "tokens", "samples": [1, 2],
+         "labels": ["layer 0 head 1", "layer 12 head 0"]},
+    ],
+    "series": [
+        {"name": "training_loss", "model": "stage1 (seed 3)", "x_name": "x", "y_name": "y", "x": [1], "y": [1]},
+        {"name": "layer 4 period", "model": "stage1", "x_name": "x", "y_name": "y", "x": [1], "y": [1]},
+    ],
+}  # fmt: skip
+
+
+def test_a_record_of_before_gets_the_fields_that_were_sentences_then(tmp_path):
+    record = read_back(tmp_path, StageRecord, OLD_STAGE)
+    assert [(r.setting, r.value, r.published) for r in record.reductions] == [
+        ("corpus", "synthetic", "wikitext-2"), ("n_seq", 8, 1024), ("max_ppl_batches", 10, None)]  # fmt: skip
+    assert [m.trained for m in record.metrics] == [False, None, None, None]
+    assert [m.reason for m in record.metrics] == ["", "", "missing: no such module", ""]
+    assert record.metrics[3].layers == [0, 12]
+    assert [(s.model, s.seed, s.layer) for s in record.series] == [("stage1", 3, None), ("stage1", None, 4)]
+
+
+def test_sentences_of_todays_records_mean_nothing():
+    metric = OLD_STAGE["metrics"][0]
+    assert Metric.model_validate(metric).trained is None
+    assert StageRecord.model_validate(OLD_STAGE).reductions == []
+
+
+def test_fields_of_todays_records_stand_whatever_their_sentences_say(tmp_path):
+    today = OLD_STAGE | {"reductions": [], "metrics": [OLD_STAGE["metrics"][0] | {"trained": True}]}
+    record = read_back(tmp_path, StageRecord, today)
+    assert (record.reductions, record.metrics[0].trained) == ([], True)
+
+
+@pytest.mark.parametrize(("candidates", "first"), [(["stage1_memory", "stage1"], "stage1_memory"), (None, "stage1")])
+def test_a_report_of_before_names_its_candidates(tmp_path, candidates, first):
+    run = {"id": "x", "profile": "x", "started_utc": "2026-11-01T00:00:00Z", "git_commit": None, "git_dirty": None,
+           "versions": {}, "hardware": {}, "seeds": [0], "command": "x",
+           "params": {"candidates": candidates} if candidates else {}}  # fmt: skip
+    other = {"model": "stage1", "criteria": [], "summary": {}}
+    old = {"run": run, "criteria": [], "summary": {"ppl": 2.0}, "others": [other] if candidates else [], "stages": []}
+    report = read_back(tmp_path, Report, old)
+    assert [one.model for one in report.judged] == [first, *(["stage1"] if candidates else [])]
+    assert report.judged[0].summary.ppl == 2.0

@@ -29,6 +29,7 @@ from muse.records import (
     Summary,
     write_record,
 )
+from muse.scale import reductions_of
 from muse.texts import LANGUAGES, texts
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_report.ipynb"
@@ -59,12 +60,13 @@ def run_info(**values):
 
 def make_report(stages=(), run=None, verdicts=VERDICTS):
     criteria = [criterion(name, verdict) for name, verdict in verdicts.items()]
-    return Report(run=run or run_info(), criteria=criteria, summary=Summary(), stages=list(stages))
+    return Report.of(run or run_info(), [Judged(model="stage1", criteria=criteria, summary=Summary())], stages)
 
 
 def test_further_candidates_have_cards_and_a_headline_of_their_own():
     other = Judged(model="stage1_memory", criteria=[criterion("vram", "pass")], summary=Summary())
-    found = make_report([stage()]).model_copy(update={"others": [other]})
+    only = make_report([stage()])
+    found = Report.of(only.run, [*only.judged, other], only.stages)
     table = soup(report.verdict_table(found))
     assert [h.text for h in table.select("h3") if "same criteria" in h.text] == [
         "The same criteria for Stage 1 with memory"
@@ -174,8 +176,8 @@ def test_summary_counts_verdicts_and_failed_stages():
 
 
 def test_scale_is_named_when_any_stage_is_reduced():
-    reduced = stage("memory", scale="reduced", scale_note="n_seq 8 (published: 1024), d_model 4 (published: 512)")
-    again = stage("throughput", scale="reduced", scale_note="n_seq 8 (published: 1024)")
+    reduced = stage("memory", scale="reduced", reductions=reductions_of({"n_seq": 8, "d_model": 4}))
+    again = stage("throughput", scale="reduced", reductions=reductions_of({"n_seq": 8}))
     notice = report.scale_notice([stage(), reduced, again])
     assert notice.startswith("Reduced profile: toy-scale.")
     assert notice.count("n_seq 8") == 1
@@ -436,7 +438,7 @@ def write_run(folder, *stages):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch, language):
     curve = Series(name="training_loss", model="stage1", x_name="tokens", y_name="loss", x=[1, 2], y=[3, 2])
-    reduced = {"scale": "reduced", "scale_note": "n_seq 8"}
+    reduced = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8})}
     write_run(tmp_path, stage("train", series=[curve], **reduced), stage("memory", status="failed", error="out of it"))
     main = soup(run_notebook(tmp_path, language, monkeypatch).read_text()).main
     words = texts(language)

@@ -546,9 +546,9 @@ def test_results_become_metrics_and_series(tmp_path):
     assert {metric.model for metric in metrics.values()} == {"Stage 1"}
     assert len(metrics) == len(trained.metrics("Stage 1"))
     series = trained.series("Stage 1")
-    assert [(s.name, s.model, len(s.x)) for s in series] == [
-        ("training_loss", "Stage 1", 20), ("validation_loss", "Stage 1", 2),
-        ("training_loss", "Stage 1 (seed 5)", 20), ("validation_loss", "Stage 1 (seed 5)", 2)]  # fmt: skip
+    assert [(s.name, s.model, s.seed, len(s.x)) for s in series] == [
+        ("training_loss", "Stage 1", 4, 20), ("validation_loss", "Stage 1", 4, 2),
+        ("training_loss", "Stage 1", 5, 20), ("validation_loss", "Stage 1", 5, 2)]  # fmt: skip
     assert series[0].x[-1] == 640
     assert {s.y_name for s in series} == {"loss (nat/token)"}
 

@@ -282,7 +282,7 @@ class Bench:
 
 def nothing(name: str, unit: str, note: str) -> Metric:
     """Return a metric without a value, and why."""
-    return Metric(name=name, value=None, unit=unit, n=0, note=note)
+    return Metric(name=name, value=None, unit=unit, n=0, reason=note, note=note)
 
 
 def optimizer_bytes(model: nn.Module) -> int:

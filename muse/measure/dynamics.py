@@ -41,21 +41,23 @@ class DynamicsResult:
         """Return the two shares of the plane, half-lives and what is read, one sample per layer or head."""
         names = [f"layer {i}" for i in range(len(self.layers))]
         heads = [
-            (f"layer {i} head {h}", life, share)
+            (f"layer {i} head {h}", i, life, share)
             for i, layer in enumerate(self.layers)
             for h, (life, share) in enumerate(zip(layer.half_life_tokens, layer.read_share, strict=True))
         ]
-        labels, lives, shares = map(list, zip(*heads, strict=True))
+        labels, layers, lives, shares = map(list, zip(*heads, strict=True))
         common = {"model": model_name, "n": self.num_tokens}
+        of_heads = common | {"layers": layers}
+        common["layers"] = list(range(len(self.layers)))
         ends = {"": 1, "_low": 0, "_high": 2}  # QUANTILES of one head over tokens
         return [
             _summary("imaginary_energy_share", "share", names, [x.imaginary_share for x in self.layers], common),
             _summary("phase_spread", "share", names, [x.phase_spread for x in self.layers], common),
             *(
-                _summary(f"memory_half_life{end}", "tokens", labels, [life[i] for life in lives], common)
+                _summary(f"memory_half_life{end}", "tokens", labels, [life[i] for life in lives], of_heads)
                 for end, i in ends.items()
             ),
-            _summary("memory_read_share", "share", labels, shares, common),
+            _summary("memory_read_share", "share", labels, shares, of_heads),
         ]
 
     def series(self, model_name: str) -> list[Series]:
@@ -70,6 +72,7 @@ class DynamicsResult:
                 Series(
                     name=f"layer {i} {name}",
                     model=model_name,
+                    layer=i,
                     x_name="rank",
                     y_name=f"{name} (tokens)",
                     x=list(range(len(values))),

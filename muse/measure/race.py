@@ -93,7 +93,8 @@ class RaceResult:
     def _speed(self, path: PathResult) -> Metric:
         samples = [self.tokens_per_call / seconds for seconds in path.seconds]
         gate = "; ".join(map(str, path.checks))
-        parts = [f"{path.status}: {path.note}" if path.note or not samples else "", gate]
+        status = f"{path.status}: {path.note}" if path.note or not samples else ""
+        parts = [status, gate]
         if samples:
             few = f", fewer than {self.samples} by the time limit" if len(samples) < self.samples else ""
             parts.append(f"median and quartiles of {len(samples)} samples{few}, {self.tokens_per_call} tokens per call")
@@ -106,6 +107,7 @@ class RaceResult:
             n=len(samples),
             interval=tuple(np.percentile(samples, (25, 75)).tolist()) if samples else None,
             samples=samples,
+            reason="" if samples else status,
             note="; ".join(part for part in parts if part),
         )
 
