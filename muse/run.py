@@ -23,6 +23,7 @@ from .criteria import texts as criteria_texts
 from .folder import check_folder, fresh_folder
 from .notebooks import REPORT, REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
 from .params import NO_CUDA, STAGE_NAMES, ParamsError, Settings, validate
+from .paths import shorten_file, shortened, with_short_paths
 from .progress import PROGRESS_FILE_VARIABLE, StageLines
 from .records import (
     Judged,
@@ -138,9 +139,15 @@ def run_info(settings: Settings, command: str) -> RunInfo:
         versions=versions(),
         hardware=hardware,
         seeds=list(settings.seeds),
-        command=command,
-        params=settings.model_dump(),
+        command=shortened(command, folders_of(settings)),
+        params=with_short_paths(settings.model_dump()),
     )
+
+
+def folders_of(settings: Settings) -> list[str]:
+    """Return the folders that settings name, which may lie anywhere."""
+    named = (settings.corpus, settings.tokenizer, settings.cache_dir, settings.checkpoint_dir)
+    return [str(Path(name).expanduser().absolute()) for name in named if name and (name.startswith(("/", "~", ".")))]
 
 
 @dataclass
@@ -162,6 +169,11 @@ class Run:
     def records(self) -> Path:
         return self.folder / "records"
 
+    @property
+    def folders(self) -> list[str]:
+        """The folders of this run that no reader needs to know."""
+        return [str(self.folder), str(self.notebooks[0].path.parent), *folders_of(self.settings)]
+
     def log(self, stage: str) -> Path:
         return self.folder / "logs" / f"{stage}.log"
 
@@ -174,6 +186,7 @@ class Run:
         self.lines.start(stage)
         blocked = [needed for needed in NEEDS.get(stage, ()) if needed in self.errors]
         error = f"not run: needs {', '.join(blocked)}, which failed" if blocked else self.execute(notebook)
+        shorten_file(self.executed(notebook), self.folders)
         error = (error or self.page(notebook)) if stage == REPORT else self.check_record(stage, error)
         if error:
             self.fail(stage, started, error)
@@ -215,12 +228,12 @@ class Run:
 
     def fail(self, stage: str, started: datetime, error: str) -> None:
         """Record that a stage failed; what it had measured before stays in the record."""
-        self.errors[stage] = error
+        error = self.errors[stage] = shortened(error, self.folders)
         path = self.records / f"{stage}.json"
         notebook = next(notebook for notebook in self.notebooks if notebook.stage == stage)
         parameters = stage_parameters(self.settings, notebook, self.records)
         del parameters["record_dir"]
-        record = failed_record(parameters, stage, started, error)
+        record = failed_record(with_short_paths(parameters), stage, started, error)
         with suppress(RecordError):
             own = read_record(StageRecord, path)
             failed = {"status": "failed", "error": error, "finished_utc": utc_now()}
@@ -305,6 +318,9 @@ class Run:
         if problems := [f"the page of {stage}: {error}" for stage, error in made.items() if error]:
             known = [self.errors[REPORT]] if REPORT in self.errors else []
             self.fail(REPORT, utc_now(), "; ".join(known + problems))
+        for notebook in self.notebooks:
+            shorten_file(self.executed(notebook), self.folders)
+            shorten_file(self.log(notebook.stage), self.folders)
         if not (self.folder / "index.html").exists():
             self.plain_index(interrupted)
         write_record(info.model_copy(update={"finished_utc": utc_now()}), self.folder / "run.json")
@@ -403,7 +419,7 @@ def previous_seconds(previous: Path, settings: Settings) -> dict[str, float]:
         records = [read_record(StageRecord, previous / "records" / f"{name}.json") for name in info.params["stages"]]
     except (RecordError, KeyError):
         return {}
-    if info.params != settings.model_dump() or info.finished_utc is None:
+    if info.params != with_short_paths(settings.model_dump()) or info.finished_utc is None:
         return {}
     seconds = {r.stage: (r.finished_utc - r.started_utc).total_seconds() for r in records if r.status == "ok"}
     last = max((record.finished_utc for record in records), default=info.finished_utc)

@@ -19,6 +19,7 @@ from .generate import generate
 from .live import live_curve, training_bar
 from .models import build_model
 from .params import NO_CUDA, ParamsError, Settings, memory_models, validate
+from .paths import shortened, with_short_paths
 from .pretrained import has_complex32, served
 from .progress import growing_text, track
 from .recipe import TrainingResult
@@ -276,6 +277,7 @@ class Stage:
         """Return the stage's record."""
         smaller = reductions_of(self.params)
         files = self._corpus.files if self._corpus else ()
+        read = (self.settings.corpus, self.settings.tokenizer)
         return StageRecord(
             stage=self.name,
             started_utc=self.started_utc,
@@ -283,8 +285,11 @@ class Stage:
             scale="reduced" if smaller else "published",
             reductions=smaller,
             scale_note=in_words(smaller),
-            params=self.params | {"device": str(self.device)},
-            inputs=[InputFile(path=file.path, sha256=file.sha256, num_bytes=file.num_bytes) for file in files],
+            params=with_short_paths(self.params) | {"device": str(self.device)},
+            inputs=[
+                InputFile(path=shortened(file.path, read), sha256=file.sha256, num_bytes=file.num_bytes)
+                for file in files
+            ],
             metrics=list(metrics),
             series=list(series),
             excerpts=list(excerpts),

@@ -66,7 +66,7 @@ def fake_export(notebook, page, **about):
     """Stand in for the real export, which has tests of its own."""
     if notebook.stem == "00_planar_complex":
         raise RuntimeError("no export today")
-    page.write_text(json.dumps(about))
+    page.write_text(json.dumps(about, default=lambda record: record.model_dump()))
 
 
 def write_page(notebook, page, **about):
@@ -232,6 +232,16 @@ def test_the_terminal_tells_the_story(bad_run):
     assert lines[3].endswith("s: ValueError: seven is too")
     assert [line.split()[0] for line in lines[-6:-1]] == ["perplexity", "vram", "stability", "gradients", "layout"]
     assert lines[-1] == str(bad_run[1] / "index.html")
+
+
+def test_no_file_of_a_run_tells_where_it_was_made(bad_run, good_run):
+    for folder in (bad_run[1], good_run[1]):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {".json", ".ipynb", ".html", ".log"} <= {path.suffix for path in files}
+        for path in files:
+            text = path.read_text(encoding="utf-8")
+            assert str(folder.parent) not in text, path
+            assert str(REPOSITORY) not in text, path
 
 
 def test_nothing_but_the_run_is_left(bad_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -99,7 +100,7 @@ class Toy(nn.Module):
 def same(first: module.TrainingResult, second: module.TrainingResult) -> bool:
     """Whether two trainings computed the very same things, however often they were interrupted."""
     timing = {"tokens_per_second": 0.0, "tokens_per_second_samples": (), "seconds": 0.0, "weights": Path(),
-              "resumed_from_steps": (), "reused": False}  # fmt: skip
+              "weights_sha256": "", "resumed_from_steps": (), "reused": False}  # fmt: skip
     tensors = [read_tensors(result.weights, "muse-weights-1")[0] for result in (first, second)]
     equal = all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     return replace(first, **timing) == replace(second, **timing) and tensors[0].keys() == tensors[1].keys() and equal
@@ -544,6 +545,11 @@ def test_results_become_metrics_and_series(tmp_path):
     assert (metrics["validation_loss"].samples, metrics["validation_loss"].labels) == (losses, ["seed 4", "seed 5"])
     assert metrics["training_tokens"].value == 640
     assert {metric.model for metric in metrics.values()} == {"Stage 1"}
+    found = [result.artifact(one.checkpoint_dir) for result in trained.results]
+    assert [(a.kind, a.model, a.seed) for a in found] == [("weights", "stage1", 4), ("weights", "stage1", 5)]
+    for artifact in found:
+        content = (Path(one.checkpoint_dir) / artifact.path).read_bytes()
+        assert (artifact.sha256, artifact.num_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
     assert len(metrics) == len(trained.metrics("Stage 1"))
     series = trained.series("Stage 1")
     assert [(s.name, s.model, s.seed, len(s.x)) for s in series] == [
