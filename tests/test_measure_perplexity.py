@@ -10,7 +10,8 @@ import torch
 from measure_toys import Causal, Fixed, Toy
 
 from muse.corpora import TokenSplit
-from muse.measure.perplexity import NonFiniteBatchError, bootstrap_interval, measure_perplexity
+from muse.measure.bootstrap import loss_interval
+from muse.measure.perplexity import NonFiniteBatchError, measure_perplexity
 
 
 def split_of(ids, document_starts=(0,), num_words=10, num_bytes=40) -> TokenSplit:
@@ -115,19 +116,19 @@ def test_bootstrap_interval_is_that_of_the_ratio_estimator():
     """Documents of equal length: the standard error is that of the mean of the document means."""
     generator = np.random.default_rng(3)
     means = generator.normal(4, 0.5, 400)
-    low, high = bootstrap_interval(means * 50, np.full(400, 50))
+    low, high = loss_interval(means * 50, np.full(400, 50))
     error = means.std() / math.sqrt(400)
     assert low == pytest.approx(means.mean() - 1.96 * error, abs=0.2 * error)
     assert high == pytest.approx(means.mean() + 1.96 * error, abs=0.2 * error)
-    assert bootstrap_interval(means * 50, np.full(400, 50)) == (low, high)
+    assert loss_interval(means * 50, np.full(400, 50)) == (low, high)
 
 
 def test_bootstrap_weighs_documents_by_their_targets():
-    low, high = bootstrap_interval(np.array([1000.0, 9.0, 0.0]), np.array([1000, 1, 0]))
+    low, high = loss_interval(np.array([1000.0, 9.0, 0.0]), np.array([1000, 1, 0]))
     assert (low, high) == (pytest.approx(1), pytest.approx(9))
-    low, high = bootstrap_interval(np.array([1000.0] * 50 + [9.0]), np.array([1000] * 50 + [1]))
+    low, high = loss_interval(np.array([1000.0] * 50 + [9.0]), np.array([1000] * 50 + [1]))
     assert high < 1.01  # a rare short document hardly moves the mean per token
-    assert bootstrap_interval(np.array([3.0]), np.array([2])) is None
+    assert loss_interval(np.array([3.0]), np.array([2])) is None
 
 
 def test_a_split_without_targets_is_an_error():

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..records import Metric
-from .perplexity import INTERVAL, RESAMPLES, PerplexityResult
+from .bootstrap import INTERVAL, RESAMPLES, document_losses
+from .perplexity import PerplexityResult
 
 Seeds = Mapping[int, PerplexityResult]
 
@@ -124,10 +125,7 @@ def _bootstrap(by_seed: Seeds) -> np.ndarray:
     results = list(by_seed.values())
     used = results[0].document_targets > 0
     nll = np.stack([result.document_nll_nats[used] for result in results])  # (seeds, documents)
-    targets = results[0].document_targets[used].astype(float)
-    num_documents = len(targets)
-    counts = generator.multinomial(num_documents, np.full(num_documents, 1 / num_documents), RESAMPLES)
-    losses = (counts @ nll.T) / (counts @ targets)[:, None]  # (resamples, seeds)
+    losses = document_losses(nll, results[0].document_targets[used], generator)
     picked = generator.integers(len(results), size=(RESAMPLES, len(results)))
     return np.log(np.exp(np.take_along_axis(losses, picked, axis=1)).mean(axis=1))
 

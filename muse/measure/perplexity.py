@@ -15,11 +15,8 @@ from torch import nn
 
 from ..corpora import TokenSplit, evaluation_batches
 from ..records import Metric, Series
+from .bootstrap import loss_interval
 from .common import Progress, device_of, passthrough, safe_exp, training_mode
-
-RESAMPLES = 2000
-RESAMPLES_AT_ONCE = 4_000_000  # elements of one block of multinomial counts
-INTERVAL = (2.5, 97.5)  # percentiles
 
 
 class NonFiniteBatchError(FloatingPointError):
@@ -150,7 +147,7 @@ def measure_perplexity(
         document_nll_nats=document_nll,
         document_targets=document_targets,
         position_loss_nats=position_loss,
-        loss_interval=bootstrap_interval(document_nll, document_targets, seed=seed),
+        loss_interval=loss_interval(document_nll, document_targets, seed=seed),
     )
 
 
@@ -184,24 +181,3 @@ def _target_losses(
             losses.append(loss.ravel())
             done += loss.size
     return np.concatenate(losses)
-
-
-def bootstrap_interval(
-    document_nll_nats: np.ndarray, document_targets: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the mean loss over resampled documents; None with fewer than two.
-
-    Documents are drawn with replacement; the statistic of a resample is its summed loss over its number of targets.
-    """
-    nll, targets = (values[document_targets > 0].astype(float) for values in (document_nll_nats, document_targets))
-    if len(nll) < 2:
-        return None
-    generator = np.random.default_rng(seed)
-    block = max(1, RESAMPLES_AT_ONCE // len(nll))
-    means = []
-    for first in range(0, resamples, block):
-        shape = min(block, resamples - first)
-        counts = generator.multinomial(len(nll), np.full(len(nll), 1 / len(nll)), shape)  # (resamples, documents)
-        means.append((counts @ nll) / (counts @ targets))
-    low, high = np.percentile(np.concatenate(means), INTERVAL)
-    return float(low), float(high)
