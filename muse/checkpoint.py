@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .records import write_atomic
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None
+from .host.files import FolderInUseError, locked, replacing, write_atomic
 
 CONFIG_FILE = "config.json"
 STATE_FILE = "state.safetensors"
@@ -51,20 +45,14 @@ def training_key(config: Mapping[str, object]) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Create a folder and hold it alone; CheckpointError if another process has it. A killed process lets go by itself.
-
-    What a killed process had written in part is removed.
-    """
+def training_folder(folder: Path) -> Iterator[None]:
+    """Create the folder of a training and hold it alone; CheckpointError if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise CheckpointError(f"{folder}: another process trains here; wait for it or stop it") from error
-        for unfinished in folder.glob(".*.tmp"):
-            unfinished.unlink()
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder))
+        except FolderInUseError as error:
+            raise CheckpointError(f"{folder}: another process trains here; wait for it or stop it") from error
         yield
 
 
@@ -93,30 +81,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
     `about` becomes one JSON metadata entry, so that equal contents make equal files.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     metadata = {METADATA_KEY: json.dumps(about, allow_nan=False)}
-    try:
+    with replacing(path) as temporary:
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
-        _sync(temporary, os.O_RDWR)
-        temporary.replace(path)
-        if os.name != "nt":  # Windows cannot open a folder
-            _sync(path.parent, os.O_RDONLY)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_tensors(

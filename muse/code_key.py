@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-NO_EFFECT_ON_RESULTS = ("checkpoint", "code_key", "params", "progress", "records")
+NO_EFFECT_ON_RESULTS = ("checkpoint", "code_key", "host", "params", "progress", "records")
 """Modules and folders of the package that a hash leaves out: they keep, check and show what others compute."""
 
 

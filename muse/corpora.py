@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from muse.grammar import Grammar
+from muse.host.files import replacing
 from muse.tokenizers import (
     CorpusUnavailable,
     SourceFile,
@@ -312,17 +312,10 @@ def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _write_cache(path: Path, ids: np.ndarray, document_starts: np.ndarray) -> None:
-    """Written aside, flushed to disk, renamed: a reader sees all of it or nothing. Warns where it cannot be written."""
+    """Written whole or not at all. Warns where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            try:
-                np.savez(file, ids=ids, document_starts=document_starts, sha256=_sha256_of_ids(ids))
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, ids=ids, document_starts=document_starts, sha256=_sha256_of_ids(ids))
     except OSError as error:
         warnings.warn(f"token ids were not cached in {path.parent}: {error}", stacklevel=2)

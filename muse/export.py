@@ -20,7 +20,8 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from .drawing import PLOTLY_MIME, figure_html
-from .records import Reduction, write_atomic
+from .host.files import write_atomic
+from .records import Reduction
 from .scale import in_words, reductions_of
 from .texts import texts
 

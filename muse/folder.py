@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from .host.files import LOCK_FILE as LOCK
+from .host.files import FolderInUseError, locked
 from .params import ParamsError
-
-LOCK = ".lock"
 
 
 def check_folder(folder: Path) -> None:
@@ -49,12 +48,10 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process; ParamsError when another run holds it."""
-    path = folder / LOCK
-    with path.open("w") as file:
+    """Hold the folder; ParamsError when another run holds it."""
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            held.enter_context(locked(folder, keep=False))
+        except FolderInUseError as error:
             raise ParamsError(f"--out: another run is writing to {folder}") from error
         yield
-        path.unlink(missing_ok=True)

@@ -20,8 +20,8 @@ from torch import nn
 
 from . import checkpoint
 from .checkpoint import CONFIG_FILE, MODEL_FILE, WEIGHTS_FORMAT, CheckpointError
+from .host.files import write_atomic
 from .models import build_model
-from .records import write_atomic
 
 CARD_FILE = "README.md"
 ARCHITECTURES = {

@@ -14,6 +14,8 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
+from .host.files import write_atomic
+
 PROGRESS_FILE_VARIABLE = "MUSE_PROGRESS_FILE"
 WRITE_INTERVAL_SECONDS = 0.2
 T = TypeVar("T")
@@ -34,10 +36,8 @@ def _write_progress(iterable: Iterable[T], description: str, total: int | None, 
     done = 0
 
     def write() -> None:
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with suppress(OSError):  # a full disk must not stop a measurement
-            temporary.write_text(json.dumps({"step": description, "done": done, "total": total}), encoding="utf-8")
-            temporary.replace(path)
+            write_atomic(path, json.dumps({"step": description, "done": done, "total": total}), durable=False)
 
     try:
         for item in iterable:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from . import checkpoint
-from .records import Artifact, Metric, Series, write_atomic
+from .host.files import sha256_of, write_atomic
+from .records import Artifact, Metric, Series
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -180,7 +181,7 @@ def read_result(folder: Path) -> TrainingResult:
     path = folder / checkpoint.RESULT_FILE
     values = checkpoint.read_json(path)
     if "weights_sha256" not in values and (folder / checkpoint.MODEL_FILE).exists():  # a result of before
-        values["weights_sha256"] = checkpoint.sha256_of(folder / checkpoint.MODEL_FILE)
+        values["weights_sha256"] = sha256_of(folder / checkpoint.MODEL_FILE)
     if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
         raise checkpoint.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
     for name in ("training_curve", "validation_curve"):

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from . import earlier_records as earlier
+from .host.files import write_atomic
 
 SCHEMA_VERSION = 1
 READING = "reading"  # the context in which a record of before is given the fields that were sentences then
@@ -257,17 +258,6 @@ def _non_finite(value: object, path: str = "") -> list[str]:
         return [f"{path or '/'} = {value}"]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     return [found for key, item in items for found in _non_finite(item, f"{path}/{key}")]
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write the text so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_record(record: BaseModel, path: str | Path) -> Path:

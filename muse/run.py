@@ -21,6 +21,8 @@ from .companions import Companion, check_names, read_companion
 from .criteria import judge, summarise
 from .criteria import texts as criteria_texts
 from .folder import check_folder, fresh_folder
+from .host.files import write_atomic
+from .host.signals import Interruptions
 from .notebooks import REPORT, REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
 from .params import NO_CUDA, STAGE_NAMES, ParamsError, Settings, validate
 from .paths import shorten_file, shortened, with_short_paths
@@ -35,7 +37,6 @@ from .records import (
     read_record,
     utc_now,
     versions,
-    write_atomic,
     write_record,
 )
 from .scale import in_words, reductions_of
@@ -358,7 +359,7 @@ def run(
     with (
         fresh_folder(folder) as previous,
         tempfile.TemporaryDirectory(prefix="muse-") as temporary,
-        execute.signals_interrupt(),
+        Interruptions(wait=False),
     ):
         write_record(info, folder / "run.json")
         stages = [notebook.stage for notebook in found]
@@ -401,7 +402,7 @@ def render(
     for name in ("logs", "notebooks", "pages"):
         (folder / name).mkdir(exist_ok=True)
     execute.warm_up()
-    with tempfile.TemporaryDirectory(prefix="muse-") as temporary, execute.signals_interrupt():
+    with tempfile.TemporaryDirectory(prefix="muse-") as temporary, Interruptions(wait=False):
         lines = StageLines([REPORT], {}, Path(temporary) / "progress.json", stream)
         failed = {record.stage: record.error or "" for record in assemble(folder).stages if record.status != "ok"}
         failed.pop(REPORT, None)  # it is made anew

@@ -12,16 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .checkpoint import CheckpointError, read_json
+from .host.files import write_atomic
+from .host.signals import Interruptions
 from .params import Settings
 from .recipe import TrainingResult, read_result
-from .records import write_atomic
 from .tuning import Try, best_of, pairs_of, result_line
 
 TICK_SECONDS = 0.1
@@ -247,25 +248,6 @@ def read_outcome(path: Path, log: Path, code: int, seconds: float) -> Ended:
     return Ended(seconds, error=f"{what}: {lines[-1].strip()[:500]}; log: {log}", diverged=about["diverged"])
 
 
-@contextlib.contextmanager
-def _noted_signals() -> Iterator[Callable[[], None]]:
-    """Give a `tick` that waits and, once Ctrl-C, SIGTERM or SIGHUP came, raises KeyboardInterrupt: only there."""
-    received: list[int] = []
-
-    def tick() -> None:
-        if received:
-            raise KeyboardInterrupt
-        time.sleep(TICK_SECONDS)
-
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
-    try:
-        yield tick
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def train_side_by_side(
     settings: Settings, models: Sequence[str], device_type: str, arguments: Sequence[str], processes: int
 ) -> bool:
@@ -276,7 +258,12 @@ def train_side_by_side(
     """
     plan = Plan(settings, tuple(dict.fromkeys(models)))
     logs = Path(settings.checkpoint_dir) / "logs"
-    with _noted_signals() as tick, Launcher(arguments, logs, processes) as launch:
+    with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes) as launch:
+
+        def tick() -> None:
+            signals.check()
+            time.sleep(TICK_SECONDS)
+
         ended = schedule(plan, visible_devices(device_type), processes, launch, tick)
     for name in plan.models:
         for job in plan.trainings(name, ended):

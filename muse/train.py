@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,8 @@ from torch import Tensor, nn
 from . import checkpoint
 from .code_key import code_sha256
 from .corpora import Corpus, TrainingBatches, evaluation_batches, num_targets
+from .host.files import sha256_of
+from .host.signals import Interrupted, Interruptions
 from .recipe import PRECISIONS, Bar, OnReport, Recipe, Report, TrainingResult, no_bar, read_result, write_result
 from .records import versions
 from .replay import Replayed, let_capture
@@ -74,8 +74,9 @@ def train(
     """Train `build(dropout=..., seed=...)`, or resume it, or return the finished result of the same command.
 
     Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, tokens, code and device
-    type; where the corpus was read and how progress is shown have no part in it. Ctrl-C and SIGTERM save the state
-    first. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for damaged or foreign files.
+    type; where the corpus was read and how progress is shown have no part in it. Ctrl-C, SIGTERM and SIGHUP save the
+    state before they become a KeyboardInterrupt. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for
+    damaged or foreign files.
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
@@ -88,13 +89,13 @@ def train(
         "corpus": _names_of(corpus),
         "versions": versions(),
     }
-    with checkpoint.locked(folder):
+    with checkpoint.training_folder(folder):
         checkpoint.open_folder(folder, config, about)
         if (folder / checkpoint.RESULT_FILE).exists():
             return read_result(folder)
         model = build(dropout=recipe.dropout, seed=recipe.seed)
         model.recompute = recipe.recompute
-        with _random_state(device, recipe.seed), _Signals() as signals:
+        with _random_state(device, recipe.seed), Interruptions(wait=True) as signals:
             model = model.to(device)
             return _Training(model_name, model, recipe, corpus, folder, key, config, signals, on_report, bar).run()
 
@@ -132,43 +133,6 @@ def _random_state(device: torch.device, seed: int) -> Iterator[None]:
         finally:
             if cuda:
                 torch.set_float32_matmul_precision(products)
-
-
-class _Stop(Exception):  # noqa: N818 - not an error
-    """Ctrl-C or SIGTERM came."""
-
-
-class _Signals:
-    """Turn the first Ctrl-C or SIGTERM into a flag that the training asks for between two steps, then pass it on."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not None:
-                    self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def check(self) -> None:
-        if self.received:
-            raise _Stop
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if kind is _Stop:
-            if self.received == signal.SIGTERM:
-                signal.raise_signal(signal.SIGTERM)
-                raise SystemExit(128 + signal.SIGTERM)
-            raise KeyboardInterrupt
 
 
 class _Feed:
@@ -250,7 +214,7 @@ class _Training:
                     if self.step % recipe.checkpoint_every_steps == 0 and self.step < recipe.steps:
                         self.save()
                     self.signals.check()
-            except _Stop:
+            except Interrupted:
                 self.save()
                 raise
             finally:
@@ -437,7 +401,7 @@ class _Training:
             tuple(self.speeds),
             self.seconds,
             path,
-            checkpoint.sha256_of(path),
+            sha256_of(path),
             tuple(self.resumed),
         )
         write_result(self.folder, result)

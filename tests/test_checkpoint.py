@@ -111,17 +111,23 @@ def test_equal_contents_make_equal_files_and_nothing_but_json_goes_in(tmp_path):
         checkpoint.write_tensors(files[0], {"a": torch.ones(1)}, {"loss": float("nan")})
 
 
-LOCK = "import sys; from muse.checkpoint import locked; from pathlib import Path\nwith locked(Path(sys.argv[1])): pass"
+LOCK = """
+import sys
+from pathlib import Path
+from muse.checkpoint import training_folder
+with training_folder(Path(sys.argv[1])):
+    pass
+"""
 
 
 def test_a_folder_belongs_to_one_process_and_is_swept(tmp_path):
     pytest.importorskip("fcntl")
     folder = tmp_path / "new"
-    with checkpoint.locked(folder):
+    with checkpoint.training_folder(folder):
         (folder / ".state.safetensors.123.tmp").write_text("left by a killed process")
         other = subprocess.run([sys.executable, "-c", LOCK, str(folder)], capture_output=True, text=True)
         assert "another process trains here" in other.stderr
-    with checkpoint.locked(folder):
+    with checkpoint.training_folder(folder):
         assert [path.name for path in folder.iterdir()] == [".lock"]
 
 

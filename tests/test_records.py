@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from muse import records
+from muse.host.files import write_atomic
 from muse.records import (
     CRITERIA,
     Criterion,
@@ -26,7 +27,6 @@ from muse.records import (
     to_json,
     utc_now,
     versions,
-    write_atomic,
     write_record,
 )
 

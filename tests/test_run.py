@@ -19,6 +19,7 @@ import torch
 from muse import execute, plain
 from muse.criteria import judge, summarise
 from muse.folder import check_folder, fresh_folder
+from muse.host.signals import Interruptions
 from muse.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
 from muse.params import STAGE_NAMES, ParamsError, Settings, usual_stages
 from muse.records import Metric, RecordError, Report, RunInfo, StageRecord, read_record, utc_now, write_record
@@ -303,6 +304,7 @@ def test_an_interrupted_run_stops_everything_and_still_reports(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
+from muse.host.signals import Interruptions
 from muse.params import Settings
 from muse.run import run
 if __name__ == "__main__":
@@ -380,7 +382,7 @@ def test_a_timeout_takes_detached_descendants_too(tmp_path):
 
 def test_sigterm_interrupts_like_ctrl_c():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), execute.signals_interrupt():
+    with pytest.raises(KeyboardInterrupt), Interruptions(wait=False):
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from muse import cli, side_by_side
-from muse.checkpoint import STATE_FILE, locked
+from muse.checkpoint import STATE_FILE, training_folder
 from muse.params import Settings
 from muse.recipe import TrainingResult
 from muse.side_by_side import Ended, Job, Launcher, Plan, schedule, visible_devices
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PROFILE = {
     "train_tokens": 512,
@@ -322,7 +324,7 @@ def test_a_killed_process_is_a_failure_that_holds_no_lock(tmp_path, monkeypatch)
         outcome = wait_for(poll)
     assert outcome.error.startswith("failed with exit code -9: half way; log: ")
     assert not outcome.diverged
-    with locked(tmp_path / "held"):
+    with training_folder(tmp_path / "held"):
         pass
 
 
@@ -383,3 +385,38 @@ def test_an_interrupt_ends_every_training_and_the_same_command_resumes(tmp_path,
     results = [json.loads(path.read_text()) for path in tmp_path.glob("checkpoints/*/result.json")]
     assert len(results) == 2
     assert any(result["resumed_from_steps"] for result in results)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_training_saves_its_state_and_gives_130_for_each_signal_that_ends_it(tmp_path, number):
+    params = write_params(tmp_path, models=["gpt2"], train_tokens=128 * 2000, checkpoint_every_steps=2000)
+    with started(tmp_path, params) as process:
+        wait_until(process, lambda: list(tmp_path.glob("checkpoints/*/config.json")))
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read().strip().endswith("muse: interrupted")
+    assert list(tmp_path.glob(f"checkpoints/*/{STATE_FILE}"))
+
+
+def test_a_training_goes_on_where_the_signal_is_ignored(tmp_path):
+    params = write_params(tmp_path, models=["gpt2"], train_tokens=128 * 60, checkpoint_every_steps=10)
+    ignore = "import os, signal, sys; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGHUP)]; "
+    with started(tmp_path, params, ignore + "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])") as process:
+        wait_until(process, lambda: list(tmp_path.glob("checkpoints/*/config.json")))
+        for number in (signal.SIGINT, signal.SIGHUP):
+            process.send_signal(number)
+        assert process.wait(timeout=60) == 0
+    assert list(tmp_path.glob("checkpoints/*/result.json"))
+
+
+def started(folder, params, through=""):
+    command = [sys.executable, *(["-c", through] if through else []), "-m", "muse", "train", params]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, **streams)
+
+
+def wait_until(process, found):
+    while not found():
+        assert process.poll() is None
+        time.sleep(0.02)

@@ -1,0 +1,47 @@
+"""Signals that ask a program to end: noted until it is good to stop, or an interruption at once, like Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that was noted, raised where the program asked for it: what it holds is whole there."""
+
+
+class Interruptions:
+    """Within the block Ctrl-C, SIGTERM and SIGHUP become a KeyboardInterrupt, at once or when it suits.
+
+    With `wait` they are only noted, and `check` raises Interrupted; with `insist` a second one interrupts at once. A
+    signal that was ignored stays ignored: a background job of a script ignores Ctrl-C, nohup ignores SIGHUP. Only the
+    main thread can have handlers: elsewhere the block changes nothing.
+    """
+
+    def __init__(self, *, wait: bool, insist: bool = True) -> None:
+        self.wait, self.insist = wait, insist
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interruptions:
+        if threading.current_thread() is threading.main_thread():
+            heard = [n for n in ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.wait or (self.insist and self.received is not None):
+            raise KeyboardInterrupt
+        self.received = number
+
+    def check(self) -> None:
+        """Raise Interrupted where a signal was noted."""
+        if self.received is not None:
+            raise Interrupted
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
