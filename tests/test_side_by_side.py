@@ -70,7 +70,7 @@ def folders() -> list[str]:
 def result(job: Job, loss: float) -> TrainingResult:
     curve = ((job.tokens, loss),)
     values = job.model_name, job.seed, job.learning_rate, job.dropout, "float32", loss, 1, 1, job.tokens, curve, curve
-    return TrainingResult(*values, 1.0, (1.0,), 1.0, Path(f"{job.name}.safetensors"), ())
+    return TrainingResult(*values, 1.0, (1.0,), 1.0, Path(f"{job.name}.safetensors"), "", ())
 
 
 class Faked:
