@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOG := $(VENV)/setup.log
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off
 
 .DEFAULT_GOAL := help
 .PHONY: help setup report test lab clean
@@ -17,8 +19,9 @@ $(READY): requirements.lock pyproject.toml
 		{ echo "Python 3.11 or newer is needed; got $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(VENV): installing pinned packages (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@{ $(PIP) -r requirements.lock && $(PIP) --no-deps -e .; } >$(LOG) 2>&1 || \
+		{ code=$$?; tail -n 12 $(LOG); echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; \
+		exit $$code; } >&2
 	@touch $(READY)
 	@echo "Set-up done."
 

@@ -124,7 +124,7 @@ def test_bk_core_features_follow_their_definition():
     u = torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     added, rate = core(u)
     potential, raw_rate = (u @ core.potential_rate.weight.T).chunk(2, dim=-1)
-    assert torch.equal(rate, F.softplus(raw_rate) + LEAST_RATE)
+    torch.testing.assert_close(rate, F.softplus(raw_rate) + LEAST_RATE, rtol=1e-13, atol=0)
     z = torch.complex(core.z_real, F.softplus(core.z_imag_raw))
     diagonal = potential - 1j * rate - z
     values = by_recursion(diagonal.real, diagonal.imag, F.softplus(core.coupling_raw).expand(2, 5, 2))
