@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from .catalog import REFERENCE
 from .drawing import BAR, Style, bar_rows, join, make_figure, number, rounded, say, style, whiskers
 from .records import Metric, StageRecord
 from .texts import texts
@@ -24,7 +25,7 @@ def bench_figures(record: StageRecord, language: str = "en") -> list[go.Figure]:
 
 def _look(path: str) -> Style:
     """The style of a path: of this package, of a model, or neutral."""
-    return style("stage1" if path.startswith("muse") else path)
+    return style(REFERENCE if path.startswith("muse") else path)
 
 
 def _told(record: StageRecord, group: str, path: Metric, language: str) -> str:

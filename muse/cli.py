@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .notebooks import REPORT, find_notebooks, resolve_folders, stage_parameters
-from .params import STAGE_NAMES, ParamsError, load_params
+from .catalog import LANGUAGES, REPORT, STAGE_NAMES
+from .notebooks import find_notebooks, resolve_folders, stage_parameters
+from .params import ParamsError, load_params
 from .run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
 
 BENCH_KEYS = {"vocab_size", "d_model", "n_layers", "n_seq", "memory_batch_size", "seed", "device"}
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make a run's pages again from its records, without measuring anything.",
     )
     command.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder, such as reports/quick")
-    command.add_argument("--language", choices=("en", "ja"), default="en", help="language of the pages (default: en)")
+    command.add_argument("--language", choices=LANGUAGES, default="en", help="language of the pages (default: en)")
     command.add_argument(
         "--with",
         dest="companions",

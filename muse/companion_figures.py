@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
+from .catalog import WITH_MEMORY
 from .companions import (
     Companion,
     changed_settings,
@@ -49,7 +50,7 @@ def of_companions(main: Report, companions: Sequence[Companion], language: str =
 def memory_changes(companion: Companion, language: str = "en") -> go.Figure:
     """Perplexity of each changed memory over that of the whole one, the costliest change first."""
     record = stage_of(companion.report, "perplexity")
-    return perplexity_ratios(record, language, "stage1_memory", "memory_changes", run=companion.name)
+    return perplexity_ratios(record, language, WITH_MEMORY, "memory_changes", run=companion.name)
 
 
 def perplexity_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from .catalog import WITH_MEMORY
 from .params import ParamsError
 from .records import Metric, RecordError, Report, StageRecord, read_record
 
 RATIO = "perplexity_ratio_to_"
-WHOLE_MEMORY = f"{RATIO}stage1_memory"
+WHOLE_MEMORY = f"{RATIO}{WITH_MEMORY}"
 KINDS = ("repeat", "lengths", "changes", "other")
 
 RECIPE = (

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import plotly.graph_objects as go
 
+from .catalog import REFERENCE
 from .drawing import CLEAR, GRID, MODELS, axis, make_figure, number, rounded, say
 from .texts import texts
 
@@ -36,7 +37,7 @@ def phase_magnitude(z: object, language: str = "en") -> go.Figure:
     counts, edges = np.histogram(magnitudes, bins=40)
     turns, angles = np.histogram(phases, bins=36, range=(-np.pi, np.pi))
     turns = turns / max(1, phases.size)
-    marker = {"color": MODELS["stage1"][0], "line": {"width": 0}}
+    marker = {"color": MODELS[REFERENCE][0], "line": {"width": 0}}
     x, theta = (edges[1:] + edges[:-1]) / 2, np.rad2deg(angles[1:] + angles[:-1]) / 2
     fields = {"n": number(z.size), "mean": number(magnitudes.mean()), "largest": number(magnitudes.max())}
     resultant = abs(np.exp(1j * phases).mean()) if phases.size else 0.0
@@ -71,7 +72,7 @@ def complex_plane(z: object, language: str = "en", max_points: int = 1500) -> go
     words, z = texts(language), _complex_array(z)
     shown = z[:: max(1, math.ceil(z.size / max_points))]
     fields = {"shown": shown.size, "n": z.size, "real": z.real.std(), "imag": z.imag.std()}
-    marker = {"color": MODELS["stage1"][0], "size": 5, "opacity": 0.5}
+    marker = {"color": MODELS[REFERENCE][0], "size": 5, "opacity": 0.5}
     return make_figure(
         "complex_plane",
         [go.Scatter(x=rounded(shown.real), y=rounded(shown.imag), mode="markers", marker=marker)],

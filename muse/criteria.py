@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 
+from .catalog import BASELINE, REFERENCE
 from .records import CRITERIA, Basis, Criterion, Metric, StageRecord, Summary, Verdict
 from .scale import in_words
 
@@ -69,8 +70,8 @@ class Finding:
 def judge(
     stages: Sequence[StageRecord],
     *,
-    candidate: str = "stage1",
-    baseline: str = "phase2",
+    candidate: str = REFERENCE,
+    baseline: str = BASELINE,
     skipped_baseline: bool = False,
     language: str = "en",
 ) -> list[Criterion]:
@@ -112,8 +113,8 @@ def summarise(
     stages: Sequence[StageRecord],
     criteria: Sequence[Criterion],
     *,
-    candidate: str = "stage1",
-    baseline: str = "phase2",
+    candidate: str = REFERENCE,
+    baseline: str = BASELINE,
 ) -> Summary:
     """Return the handful of numbers a script asks for: measured and finite ones, null for everything else."""
     records = {record.stage: record for record in stages if record.status == "ok"}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from .catalog import BASELINE, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
 from .records import Metric, StageRecord
 from .texts import texts
 
@@ -42,11 +43,11 @@ class Style:
 
 
 MODELS = {
-    "stage1_memory": ("#b8659b", "square", "dash"),
-    "stage1": ("#0072b2", "circle", "solid"),
-    "phase2": ("#d55e00", "diamond", "dashdot"),
-    "gpt2": ("#009473", "triangle-up", "dot"),
-    "real_twin": ("#8a7a1f", "cross", "longdash"),
+    WITH_MEMORY: ("#b8659b", "square", "dash"),
+    REFERENCE: ("#0072b2", "circle", "solid"),
+    BASELINE: ("#d55e00", "diamond", "dashdot"),
+    YARDSTICK: ("#009473", "triangle-up", "dot"),
+    TWIN: ("#8a7a1f", "cross", "longdash"),
     "stage1_memory_no_rotation": ("#8f6bd6", "triangle-down", "longdashdot"),
     "stage1_memory_real_scores": ("#c4566a", "star", "2px,6px"),
     "stage1_memory_no_decay": ("#2f8fa3", "pentagon", "8px,2px"),

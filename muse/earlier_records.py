@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from .catalog import REFERENCE
+
 
 def metric_fields(values: object) -> object:
     """Return a metric with the fields that were said in its note before they were fields."""
@@ -54,6 +56,6 @@ def report_fields(values: object) -> object:
     if not isinstance(values, dict) or "judged" in values or not {"run", "criteria", "summary"} <= values.keys():
         return values
     params = values["run"].get("params", {}) if isinstance(values["run"], dict) else {}
-    first = {"model": (params.get("candidates") or ["stage1"])[0]}
+    first = {"model": (params.get("candidates") or [REFERENCE])[0]}
     first |= {key: values[key] for key in ("criteria", "summary")}
     return values | {"judged": [first, *values.get("others", [])]}

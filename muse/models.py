@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-ABLATIONS: dict[str, dict[str, object]] = {
-    "stage1_memory_no_rotation": {"rotation": "none"},
-    "stage1_memory_real_scores": {"imaginary_scores": False},
-    "stage1_memory_no_decay": {"decay": "none"},
-    "stage1_memory_untied": {"tied": False},
-    "stage1_memory_modrelu": {"feed_forward": "modrelu"},
-    "stage1_memory_positions": {"positions": True},
-}
-"""Stage 1 with memory, changed in one of its `MemoryOptions` each; at the published sizes all fit its budget."""
-
-MODEL_NAMES = ("stage1", "stage1_memory", "phase2", "gpt2", "real_twin", *ABLATIONS)
+from .catalog import ABLATIONS, BASELINE, MODEL_NAMES, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
 
 
 def build_model(
@@ -34,28 +24,27 @@ def build_model(
     Raises ValueError for an unknown name.
     """
     sizes = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "n_seq": n_seq, "dropout": dropout}
-    match name:
-        case "stage1":
-            from .stage1 import Phase3Stage1Config, Phase3Stage1Model
+    if name == REFERENCE:
+        from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
-            return Phase3Stage1Model(Phase3Stage1Config(use_complex32=use_complex32, **sizes), seed=seed)
-        case _ if name == "stage1_memory" or name in ABLATIONS:
-            from .mixer import MemoryOptions
-            from .stage1 import Phase3Stage1Config, Phase3Stage1Model
+        return Phase3Stage1Model(Phase3Stage1Config(use_complex32=use_complex32, **sizes), seed=seed)
+    if name == WITH_MEMORY or name in ABLATIONS:
+        from .mixer import MemoryOptions
+        from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
-            memory = MemoryOptions(**ABLATIONS.get(name, {}))
-            config = Phase3Stage1Config(use_complex32=use_complex32, mixer="memory", memory=memory, **sizes)
-            return Phase3Stage1Model(config, seed=seed)
-        case "phase2":
-            from .phase2 import Phase2Config, Phase2Model
+        memory = MemoryOptions(**ABLATIONS.get(name, {}))
+        config = Phase3Stage1Config(use_complex32=use_complex32, mixer="memory", memory=memory, **sizes)
+        return Phase3Stage1Model(config, seed=seed)
+    if name == BASELINE:
+        from .phase2 import Phase2Config, Phase2Model
 
-            return Phase2Model(Phase2Config(**sizes), seed=seed)
-        case "gpt2":
-            from .yardsticks import Gpt2Config, Gpt2Model
+        return Phase2Model(Phase2Config(**sizes), seed=seed)
+    if name == YARDSTICK:
+        from .yardsticks import Gpt2Config, Gpt2Model
 
-            return Gpt2Model(Gpt2Config(**sizes), seed=seed)
-        case "real_twin":
-            from .real_twin import RealTwinConfig, RealTwinModel
+        return Gpt2Model(Gpt2Config(**sizes), seed=seed)
+    if name == TWIN:
+        from .real_twin import RealTwinConfig, RealTwinModel
 
-            return RealTwinModel(RealTwinConfig(**sizes), seed=seed)
+        return RealTwinModel(RealTwinConfig(**sizes), seed=seed)
     raise ValueError(f"model name: got {name!r}, expected one of {', '.join(MODEL_NAMES)}")

@@ -8,12 +8,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .params import STAGE_NAMES, ParamsError, Settings
+from .catalog import CORPORA, REPORT, STAGE_NAMES, TOKENIZERS, stem
+from .params import ParamsError, Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-REPORT = "report"
-CORPORA = ("synthetic", "wikitext-2")
-TOKENIZERS = ("gpt2", "corpus")
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,10 @@ def find_notebooks(stages: list[str], folder: Path | None = None) -> list[Notebo
         raise ParamsError(f"{folder}: no such folder of notebooks; muse runs from a checkout (pip install -e .)")
     found = []
     for stage in (*(name for name in STAGE_NAMES if name in stages), REPORT):
-        paths = sorted(folder.glob(f"[0-9][0-9]_{stage}.ipynb"))
-        if len(paths) != 1:
-            names = ", ".join(path.name for path in paths) or "none"
-            raise ParamsError(f"{folder}: got {names} for the stage {stage}, expected one NN_{stage}.ipynb")
-        found.append(read_notebook(stage, paths[0]))
+        path = folder / f"{stem(stage)}.ipynb"
+        if not path.is_file():
+            raise ParamsError(f"{folder}: got no notebook for the stage {stage}, expected {path.name}")
+        found.append(read_notebook(stage, path))
     return found
 
 

@@ -11,55 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-STAGE_NAMES = (
-    "planar_complex",
-    "basic_test",
-    "train",
-    "perplexity",
-    "memory",
-    "throughput",
-    "gradients_stability",
-    "dynamics",
+from .catalog import (
+    BASELINE,
+    BENCH_GROUPS,
+    CANDIDATES,
+    LANGUAGES,
+    MODEL_NAMES,
+    REFERENCE,
+    STAGE_NAMES,
+    YARDSTICK,
+    memory_models,
+    usual_candidates,
+    usual_stages,
 )
-"""The stages in the order in which they run; the report follows whatever was chosen."""
-
-PAGE_NAMES = (*STAGE_NAMES[:7], "report", *STAGE_NAMES[7:])
-"""The notebooks in the order of their numbers: the report keeps its own, stages that came later stand behind it."""
-
-BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")
-"""What `muse bench` compares, in the order in which it runs."""
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 StageName = Literal[STAGE_NAMES]
-ModelName = Literal[
-    "stage1",
-    "stage1_memory",
-    "phase2",
-    "gpt2",
-    "real_twin",
-    "stage1_memory_no_rotation",
-    "stage1_memory_real_scores",
-    "stage1_memory_no_decay",
-    "stage1_memory_untied",
-    "stage1_memory_modrelu",
-    "stage1_memory_positions",
-]
-
-CANDIDATES = ("stage1", "stage1_memory")
-"""Models of which the five criteria can be asked."""
-
-
-def memory_models(models: Sequence[str]) -> list[str]:
-    """Return those of the models whose memory the stage `dynamics` can look at, the unchanged one first."""
-    return sorted((name for name in models if name.startswith("stage1_memory")), key=len)
-
-
-def usual_stages(models: Sequence[str]) -> list[str]:
-    """Return every stage that has something to look at: `dynamics` needs a model with a complex memory."""
-    return [name for name in STAGE_NAMES if name != "dynamics" or memory_models(models)]
-
+ModelName = Literal[MODEL_NAMES]
 
 NO_CUDA = "device: got cuda, expected auto or cpu: torch finds no CUDA device on this machine"
 
@@ -68,18 +38,15 @@ class ParamsError(ValueError):
     """Bad settings; the message names the file, the key, what was got and what is expected."""
 
 
-def usual_candidates(models: Sequence[str]) -> list[str]:
-    """Return what the criteria are asked of where a run does not say."""
-    return [name for name in CANDIDATES if name in models][:1] or [CANDIDATES[0]]
-
-
 class Settings(BaseModel):
     """One flat set of settings: the keys of a params file, of `-p key=value` and of the notebooks' parameters."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     profile: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = Field("custom", description="name of the run's profile")
-    models: list[ModelName] = Field(["stage1", "phase2", "gpt2"], min_length=1, description="models that are trained")
+    models: list[ModelName] = Field(
+        [REFERENCE, BASELINE, YARDSTICK], min_length=1, description="models that are trained"
+    )
     candidates: list[Literal[CANDIDATES]] = Field(
         default_factory=lambda before: usual_candidates(before.get("models", ())),
         min_length=1,
@@ -157,7 +124,7 @@ class Settings(BaseModel):
         False, description="blocks keep only their input for the backward pass and compute the rest again"
     )
 
-    language: Literal["en", "ja"] = Field("en", description="language of the report")
+    language: Literal[LANGUAGES] = Field("en", description="language of the report")
     stage_timeout_minutes: Rate = Field(60.0, description="a stage that takes longer is stopped and shown as failed")
 
 

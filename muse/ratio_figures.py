@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from .catalog import BASELINE, WITH_MEMORY
 from .drawing import (
     NEUTRAL,
     axis,
@@ -24,7 +25,7 @@ from .drawing import (
 from .records import Metric, StageRecord
 from .texts import texts
 
-BASELINES = ("phase2", "stage1_memory")
+BASELINES = (BASELINE, WITH_MEMORY)
 """The models that a run's own figures compare with; ratios to others stand in its numbers only."""
 
 DOT, SEEDS = 0.2, 0.46

@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from . import catalog
 from .drawing import metric_label, number, style
 from .export import export_html, scale_label, template_text, write_assets
-from .params import PAGE_NAMES
 from .records import Criterion, Report, StageRecord
 from .texts import texts
 
@@ -28,7 +28,6 @@ __all__ = [
     "lab_style",
     "note_no_mixing",
     "numbers_table",
-    "page_name",
     "provenance",
     "scale_banner",
     "scale_notice",
@@ -54,12 +53,6 @@ def lab_style() -> str:
 def heading(text: str, level: int = 2) -> str:
     """Return a heading, which the page's table of contents then lists."""
     return f"<h{level}>{_e(text)}</h{level}>"
-
-
-def page_name(stage: str) -> str:
-    """Return the path of a stage's page, seen from index.html; stages that are not in the usual order come last."""
-    position = PAGE_NAMES.index(stage) if stage in PAGE_NAMES else len(PAGE_NAMES)
-    return f"pages/{position:02d}_{stage}.html"
 
 
 def stage_title(stage: str, language: str = "en") -> str:
@@ -191,7 +184,7 @@ def stage_table(report: Report, language: str = "en") -> str:
     records = {stage.stage: stage for stage in report.stages}
     planned = report.run.params.get("stages")
     names = list(dict.fromkeys([*(planned if isinstance(planned, list) else []), *records]))
-    names.sort(key=lambda name: page_name(str(name)))
+    names.sort(key=lambda name: catalog.stem(str(name)))
     head = [words[f"stages.{key}"] for key in ("stage", "status", "scale", "duration")]
     rows = [row for name in names for row in _stage_rows(str(name), records.get(name), language)]
     return table(head, rows, numeric=[3])
@@ -206,7 +199,7 @@ def _stage_rows(name: str, record: StageRecord | None, language: str) -> list[li
     failed = record.status == "failed"
     status = badge("fail" if failed else "pass", words["stages.failed" if failed else "stages.ok"])
     scale = words["scale.short" if record.scale == "reduced" else "scale.published"]
-    link = f'<a href="{_e(page_name(name))}">{title}</a>'
+    link = f'<a href="{_e(catalog.page(name))}">{title}</a>'
     row = [link, status, _e(scale), _duration(record.started_utc, record.finished_utc)]
     if not failed:
         return [row]
@@ -320,7 +313,7 @@ def downloads(report: Report, folder: str | Path, language: str = "en", companio
     for stage in report.stages:
         label = words["downloads.record"].format(stage=stage_title(stage.stage, language))
         links[f"records/{stage.stage}.json"] = label
-        notebook = page_name(stage.stage).replace("pages/", "notebooks/").replace(".html", ".ipynb")
+        notebook = f"notebooks/{catalog.stem(stage.stage)}.ipynb"
         if stage.status == "ok" and Path(folder, notebook).exists():
             links[notebook] = words["downloads.notebook"].format(stage=stage_title(stage.stage, language))
     links |= {f"companions/{name}.json": words["downloads.companion"].format(name=name) for name in companions}

@@ -16,15 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from . import execute, plain
+from . import catalog, execute, plain
+from .catalog import REPORT, STAGE_NAMES
 from .companions import Companion, check_names, read_companion
 from .criteria import judge, summarise
 from .criteria import texts as criteria_texts
 from .folder import check_folder, fresh_folder
 from .host.files import write_atomic
 from .host.signals import Interruptions
-from .notebooks import REPORT, REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
-from .params import NO_CUDA, STAGE_NAMES, ParamsError, Settings, validate
+from .notebooks import REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
+from .params import NO_CUDA, ParamsError, Settings, validate
 from .paths import shorten_file, shortened, with_short_paths
 from .progress import PROGRESS_FILE_VARIABLE, StageLines
 from .records import (
@@ -45,8 +46,6 @@ from .texts import texts
 EXPORT_SECONDS = 600
 COMPANIONS = "companions"
 """Where, in the folder of a run, the reports of its companions lie."""
-NEEDS = {"perplexity": ("train",), "dynamics": ("train",)}
-"""Stages that cannot run when another one, if it is part of the run at all, has failed."""
 
 OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 0, 2, 4, 1, 3, 130
 
@@ -70,7 +69,7 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
                 records.append(failed_record(info.params, stage, info.started_utc, f"no valid record: {error}"))
     stages = [record for record in records if record.stage != REPORT or record.status != "ok"]
     judged = []
-    for name in info.params.get("candidates", ["stage1"]):
+    for name in info.params.get("candidates", [catalog.REFERENCE]):
         skipped = bool(info.params.get("skip_phase2"))
         criteria = judge(stages, candidate=name, skipped_baseline=skipped, language=language)
         summary = summarise(stages, criteria, candidate=name)
@@ -185,7 +184,7 @@ class Run:
         """Run one stage, or say why not, and leave its record and its page."""
         stage, started = notebook.stage, utc_now()
         self.lines.start(stage)
-        blocked = [needed for needed in NEEDS.get(stage, ()) if needed in self.errors]
+        blocked = [needed for needed in catalog.stage(stage).needs if needed in self.errors]
         error = f"not run: needs {', '.join(blocked)}, which failed" if blocked else self.execute(notebook)
         shorten_file(self.executed(notebook), self.folders)
         error = (error or self.page(notebook)) if stage == REPORT else self.check_record(stage, error)
@@ -247,7 +246,7 @@ class Run:
         """Export the executed notebook, or write a page of our own; return what went wrong, unless the stage failed."""
         stage, source = notebook.stage, self.executed(notebook)
         is_index = stage == REPORT
-        pages = {other.stage: f"pages/{other.path.stem}.html" for other in self.notebooks} | {REPORT: "index.html"}
+        pages = {other.stage: catalog.page(other.stage) for other in self.notebooks}
         up = "" if is_index else "../"
         links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
         page = self.folder / pages[stage]
@@ -281,7 +280,7 @@ class Run:
 
     def plain_stage(self, notebook: Notebook) -> None:
         """Write a page that says how the stage ended, where its notebook cannot be shown."""
-        page = self.folder / "pages" / f"{notebook.path.stem}.html"
+        page = self.folder / catalog.page(notebook.stage)
         table = plain.stage_table([self.row(notebook, "../")], self.settings.language)
         write_atomic(page, plain.page(self.label(notebook), self.settings.language, table))
 
@@ -289,7 +288,7 @@ class Run:
         """Return (title, outcome, page, log) of a stage for the plain pages."""
         text = criteria_texts(self.settings.language)
         outcome = self.errors.get(notebook.stage) or (text["fallback.ok"] if notebook.stage in self.done else "-")
-        page = "" if notebook.stage == REPORT else f"{up}pages/{notebook.path.stem}.html"
+        page = "" if notebook.stage == REPORT else up + catalog.page(notebook.stage)
         return self.label(notebook), outcome, page, f"{up}logs/{notebook.stage}.log"
 
     def plain_index(self, interrupted: bool) -> None:

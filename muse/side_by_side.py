@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,96 +22,14 @@ from .host.files import write_atomic
 from .host.signals import Interruptions
 from .params import Settings
 from .recipe import TrainingResult, read_result
-from .tuning import Try, best_of, pairs_of, result_line
+from .tuning import Ended, Job, Plan, result_line
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 30.0
 """How long an interrupted training has to save its state."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training of a comparison; `tokens` is its budget."""
-
-    model_name: str
-    seed: int
-    learning_rate: float
-    dropout: float
-    tokens: int
-
-    def __str__(self) -> str:
-        values = f"lr {self.learning_rate:g} dropout {self.dropout:g}"
-        return f"{self.model_name} seed {self.seed} {values}, {self.tokens:,} tokens"
-
-    @property
-    def name(self) -> str:
-        """Name of its log."""
-        return f"{self.model_name}-s{self.seed}-lr{self.learning_rate}-dropout{self.dropout}-{self.tokens}"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a training ended: with a result, or with an error, which for a try may only mean that it diverged."""
-
-    seconds: float
-    result: TrainingResult | None = None
-    error: str = ""
-    diverged: bool = False
-
-    def __str__(self) -> str:
-        if self.result is None:
-            return f"{self.error}, after {self.seconds:.0f} s"
-        found = ", found finished" if self.result.reused else ""
-        return f"validation loss {self.result.best_validation_loss:.4f} nat/token{found}, {self.seconds:.0f} s"
-
-
 Poll = Callable[[], Ended | None]
-Outcomes = Mapping[Job, Ended]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which trainings `tuning.choose_and_train` would do for these models, as far as those that ended tell."""
-
-    settings: Settings
-    models: tuple[str, ...]
-
-    def tries(self, model_name: str) -> list[Job]:
-        """The tries of a model; none where there is one pair only."""
-        pairs, settings = pairs_of(self.settings), self.settings
-        tokens = settings.tune_tokens or settings.train_tokens
-        return [Job(model_name, settings.seeds[0], *pair, tokens) for pair in pairs if len(pairs) > 1]
-
-    def best_pair(self, model_name: str, ended: Outcomes) -> tuple[float, float] | None:
-        """The pair that trains every seed; None before every try ended, well or diverged, or if all did."""
-        tries = self.tries(model_name)
-        if not tries:
-            return pairs_of(self.settings)[0]
-        outcomes = [ended.get(job) for job in tries]
-        if not all(outcome and (outcome.result or outcome.diverged) for outcome in outcomes):
-            return None
-        losses = [outcome.result and outcome.result.best_validation_loss for outcome in outcomes]
-        best = best_of([Try(*pair, loss) for pair, loss in zip(pairs_of(self.settings), losses, strict=True)])
-        return best and (best.learning_rate, best.dropout)
-
-    def trainings(self, model_name: str, ended: Outcomes) -> list[Job]:
-        """One training per seed with the best pair; none before that is known."""
-        pair, settings = self.best_pair(model_name, ended), self.settings
-        return [Job(model_name, seed, *pair, settings.train_tokens) for seed in settings.seeds] if pair else []
-
-    def wanted(self, ended: Outcomes) -> list[Job]:
-        """Everything known to be needed, in the order in which it starts: all tries, then seed by seed."""
-        tries = [job for name in self.models for job in self.tries(name)]
-        by_seed = zip(*filter(None, (self.trainings(name, ended) for name in self.models)), strict=True)
-        return list(dict.fromkeys([*tries, *(job for jobs in by_seed for job in jobs)]))
-
-    def failed(self, ended: Outcomes) -> list[Job]:
-        """The trainings without a result because of which a model has none for a seed."""
-        missing = []
-        for name in self.models:
-            jobs = self.trainings(name, ended) or self.tries(name)
-            missing += [job for job in jobs if job in ended and ended[job].result is None]
-        return missing
 
 
 def schedule(

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from . import measure, planar
+from .catalog import BASELINE, REFERENCE, memory_models
 from .checkpoint import WithoutDraws, load_trained
 from .corpora import Corpus, load_corpus
 from .generate import generate
 from .live import live_curve, training_bar
 from .models import build_model
-from .params import NO_CUDA, ParamsError, Settings, memory_models, validate
+from .params import NO_CUDA, ParamsError, Settings, validate
 from .paths import shortened, with_short_paths
 from .pretrained import has_complex32, served
 from .progress import growing_text, track
@@ -35,13 +36,6 @@ SCAN_TOLERANCE = 1e-4
 PROMPT_TOKENS = 32
 WRITING = {"temperature": 0.8, "top_p": 0.95}
 """How a trained model's text is drawn."""
-
-
-def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(model, baseline) pairs worth a ratio: all against Phase 2 and GPT-2, changes of the memory against it."""
-    pairs = [(name, base) for base in ("phase2", "gpt2") for name in names if base in names and name != base]
-    changed = [name for name in names if name == "real_twin" or name.startswith("stage1_memory_")]
-    return pairs + [(name, "stage1_memory") for name in changed if "stage1_memory" in names]
 
 
 def keep_freed_memory() -> None:
@@ -93,9 +87,9 @@ class Stage:
     @property
     def compared(self) -> list[str]:
         """The models of the comparison, without Phase 2 where `skip_phase2` says so."""
-        return [name for name in self.settings.models if not (name == "phase2" and self.settings.skip_phase2)]
+        return [name for name in self.settings.models if not (name == BASELINE and self.settings.skip_phase2)]
 
-    def model(self, name: str = "stage1", *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
+    def model(self, name: str = REFERENCE, *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
         """Return an untrained model of the measured size on the stage's device; each call returns one of its own.
 
         `recompute` takes the place of the setting of that name.
@@ -108,7 +102,7 @@ class Stage:
         model.recompute = self.settings.recompute if recompute is None else recompute
         return model
 
-    def shaped(self, name: str = "stage1", *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
+    def shaped(self, name: str = REFERENCE, *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
         """Return a model whose memory is asked for: `model`, but where that is an estimate its values are not drawn."""
         if self.device.type == "cuda":
             return self.model(name, use_complex32=use_complex32, recompute=recompute)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,15 +68,110 @@ class Trained:
         return [series for result in self.results for series in result.series(label)]
 
 
-def pairs_of(settings: Settings) -> list[tuple[float, float]]:
-    """Every learning rate with every dropout; they are tried where they are more than one."""
-    return list(itertools.product(settings.learning_rates, settings.dropouts))
-
-
 def best_of(tries: Sequence[Try]) -> Try | None:
     """Return the try with the smallest validation loss, the first of equal ones; None where all diverged."""
     finished = [t for t in tries if t.validation_loss is not None]
     return min(finished, key=lambda t: t.validation_loss, default=None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a comparison; `tokens` is its budget."""
+
+    model_name: str
+    seed: int
+    learning_rate: float
+    dropout: float
+    tokens: int
+
+    def __str__(self) -> str:
+        values = f"lr {self.learning_rate:g} dropout {self.dropout:g}"
+        return f"{self.model_name} seed {self.seed} {values}, {self.tokens:,} tokens"
+
+    @property
+    def name(self) -> str:
+        """Name of its log."""
+        return f"{self.model_name}-s{self.seed}-lr{self.learning_rate}-dropout{self.dropout}-{self.tokens}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended: with a result, or with an error, which for a try may only mean that it diverged."""
+
+    seconds: float
+    result: TrainingResult | None = None
+    error: str = ""
+    diverged: bool = False
+
+    def __str__(self) -> str:
+        if self.result is None:
+            return f"{self.error}, after {self.seconds:.0f} s"
+        found = ", found finished" if self.result.reused else ""
+        return f"validation loss {self.result.best_validation_loss:.4f} nat/token{found}, {self.seconds:.0f} s"
+
+
+Outcomes = Mapping[Job, Ended]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same tries for every model: every learning rate with every dropout at the first seed, then every seed.
+
+    A try gets `tune_tokens`; a single pair needs none, and a try with the full budget is the first seed's training. One
+    that diverges loses. What is needed is known as far as the trainings that have ended tell.
+    """
+
+    settings: Settings
+    models: tuple[str, ...]
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """Every learning rate with every dropout."""
+        return list(itertools.product(self.settings.learning_rates, self.settings.dropouts))
+
+    def tries(self, model_name: str) -> list[Job]:
+        """The tries of a model; none where there is one pair only."""
+        pairs, settings = self.pairs, self.settings
+        tokens = settings.tune_tokens or settings.train_tokens
+        return [Job(model_name, settings.seeds[0], *pair, tokens) for pair in pairs if len(pairs) > 1]
+
+    def tried(self, model_name: str, ended: Outcomes) -> tuple[Try, ...]:
+        """How the tries of a model ended; every one of them must have."""
+        return tuple(
+            Try(job.learning_rate, job.dropout, result and result.best_validation_loss, "" if result else "diverged")
+            for job in self.tries(model_name)
+            for result in (ended[job].result,)
+        )
+
+    def best_pair(self, model_name: str, ended: Outcomes) -> tuple[float, float] | None:
+        """The pair that trains every seed; None before every try ended, well or diverged, or if all did."""
+        tries = self.tries(model_name)
+        if not tries:
+            return self.pairs[0]
+        outcomes = [ended.get(job) for job in tries]
+        if not all(outcome and (outcome.result or outcome.diverged) for outcome in outcomes):
+            return None
+        best = best_of(self.tried(model_name, ended))
+        return best and (best.learning_rate, best.dropout)
+
+    def trainings(self, model_name: str, ended: Outcomes) -> list[Job]:
+        """One training per seed with the best pair; none before that is known."""
+        pair, settings = self.best_pair(model_name, ended), self.settings
+        return [Job(model_name, seed, *pair, settings.train_tokens) for seed in settings.seeds] if pair else []
+
+    def wanted(self, ended: Outcomes) -> list[Job]:
+        """Everything known to be needed, in the order in which it starts: all tries, then seed by seed."""
+        tries = [job for name in self.models for job in self.tries(name)]
+        by_seed = zip(*filter(None, (self.trainings(name, ended) for name in self.models)), strict=True)
+        return list(dict.fromkeys([*tries, *(job for jobs in by_seed for job in jobs)]))
+
+    def failed(self, ended: Outcomes) -> list[Job]:
+        """The trainings without a result because of which a model has none for a seed."""
+        missing = []
+        for name in self.models:
+            jobs = self.trainings(name, ended) or self.tries(name)
+            missing += [job for job in jobs if job in ended and ended[job].result is None]
+        return missing
 
 
 def result_line(result: TrainingResult) -> str:
@@ -87,20 +183,20 @@ def result_line(result: TrainingResult) -> str:
     )
 
 
-def recipe_of(settings: Settings, learning_rate: float, dropout: float, seed: int, tokens: int | None = None) -> Recipe:
-    """The settings' recipe with these tried values; `tokens` replaces the token budget."""
+def recipe_of(settings: Settings, job: Job) -> Recipe:
+    """The settings' recipe with the values and the budget of a job."""
     return Recipe(
-        train_tokens=tokens or settings.train_tokens,
+        train_tokens=job.tokens,
         batch_tokens=settings.train_batch_tokens,
         n_seq=settings.train_n_seq or settings.n_seq,
-        learning_rate=learning_rate,
-        dropout=dropout,
+        learning_rate=job.learning_rate,
+        dropout=job.dropout,
         weight_decay=settings.weight_decay,
         warmup_share=settings.warmup_share,
         gradient_clip=settings.gradient_clip,
         evaluations=settings.evaluations,
         checkpoint_every_steps=settings.checkpoint_every_steps,
-        seed=seed,
+        seed=job.seed,
         compile=settings.compile,
         recompute=settings.recompute,
     )
@@ -115,10 +211,9 @@ def choose_and_train(
     on_report: OnReport | None = None,
     bar: Bar = no_bar,
 ) -> Trained:
-    """Try every learning rate with every dropout at the first seed, then train every seed with the best on validation.
+    """Do what the plan wants for one model, in turn; NonFiniteLossError when every try or a seed's training diverges.
 
-    A try gets `tune_tokens`; a single try needs no tuning, and one with the full budget is the first seed's training. A
-    try that diverges loses; NonFiniteLossError when all do. `build_model` is `muse.models.build_model` or like it.
+    `build_model` is `muse.models.build_model` or like it.
     """
     build = partial(
         build_model,
@@ -128,23 +223,18 @@ def choose_and_train(
         n_layers=settings.train_n_layers or settings.n_layers,
         n_seq=settings.train_n_seq or settings.n_seq,
     )
-
-    def run(learning_rate: float, dropout: float, seed: int, tokens: int | None = None) -> TrainingResult:
-        recipe = recipe_of(settings, learning_rate, dropout, seed, tokens)
-        return train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report, bar)
-
-    pairs = pairs_of(settings)
-    tries = []
-    for learning_rate, dropout in pairs if len(pairs) > 1 else ():
+    plan, ended = Plan(settings, (model_name,)), {}
+    while left := [job for job in plan.wanted(ended) if job not in ended]:
+        job, began, recipe = left[0], time.monotonic(), recipe_of(settings, left[0])
         try:
-            result = run(learning_rate, dropout, settings.seeds[0], settings.tune_tokens)
-            tries.append(Try(learning_rate, dropout, result.best_validation_loss))
+            result = train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report, bar)
+            ended[job] = Ended(time.monotonic() - began, result)
         except NonFiniteLossError as error:
-            tries.append(Try(learning_rate, dropout, None, "diverged"))
-            diverged = error
-    best = best_of(tries)
-    if tries and best is None:
+            if job not in plan.tries(model_name):
+                raise
+            ended[job], diverged = Ended(time.monotonic() - began, error=str(error), diverged=True), error
+    pair = plan.best_pair(model_name, ended)
+    if pair is None:
         raise diverged
-    pair = (best.learning_rate, best.dropout) if best else pairs[0]
-    results = tuple(run(*pair, seed) for seed in settings.seeds)
-    return Trained(model_name, tuple(tries), *pair, results)
+    results = tuple(ended[job].result for job in plan.trainings(model_name, ended))
+    return Trained(model_name, plan.tried(model_name, ended), *pair, results)

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 
+from .catalog import BASELINE, TWIN, WITH_MEMORY
 from .companions import WHOLE_MEMORY, Companion, metrics_of
 from .drawing import join, number, say, style
 from .records import Metric, StageRecord
@@ -20,7 +21,7 @@ def twin_note(record: StageRecord, language: str = "en", companions: Sequence[Co
 
     Companions that took complex parts away, one at a time, are quoted.
     """
-    ratio = record.find(WHOLE_MEMORY, "real_twin")
+    ratio = record.find(WHOLE_MEMORY, TWIN)
     if ratio is None or ratio.value is None or ratio.interval is None:
         return ""
     words = texts(language)
@@ -52,7 +53,7 @@ def _doubt(ratio: Metric, language: str) -> str:
 
 def _share(record: StageRecord, language: str) -> list[str]:
     """How much of the complex memory's gain over Phase 2, in nats, the twin has too; nothing unless both gain."""
-    found = [record.find("perplexity_ratio_to_phase2", model) for model in ("stage1_memory", "real_twin")]
+    found = [record.find(f"perplexity_ratio_to_{BASELINE}", model) for model in (WITH_MEMORY, TWIN)]
     if any(metric is None or metric.value is None or not 0 < metric.value < 1 for metric in found):
         return []
     memory, twin = (metric.value for metric in found)

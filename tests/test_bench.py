@@ -15,6 +15,7 @@ from reference import rms_error
 
 from muse import cli, head, planar
 from muse.bench_figures import bench_figures
+from muse.catalog import BENCH_GROUPS
 from muse.measure import BenchSizes, bench, bench_layers, measure_bench
 from muse.measure.bench import OTHERS, Bench
 from muse.measure.common import passthrough
@@ -23,7 +24,6 @@ from muse.measure.race import Trial, race
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models import build_model
 from muse.naive import NaiveStage1, PlanarStack, stir
-from muse.params import BENCH_GROUPS
 from muse.peers import PathMissingError
 from muse.plain import bench_tables
 from muse.records import BenchRecord, StageRecord, read_record, utc_now

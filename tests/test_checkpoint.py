@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from muse import checkpoint
+from muse.catalog import MODEL_NAMES
 from muse.checkpoint import CheckpointError
-from muse.models import MODEL_NAMES, build_model
+from muse.models import build_model
 
 SIZES = {"vocab_size": 11, "d_model": 8, "n_layers": 1, "n_seq": 6}
 

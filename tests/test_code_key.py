@@ -122,7 +122,7 @@ def covered() -> dict[str, list[str]]:
 
 
 def test_the_models_of_the_list_are_those_that_can_be_trained():
-    from muse.models import ABLATIONS, MODEL_NAMES
+    from muse.catalog import ABLATIONS, MODEL_NAMES
 
     assert set(MODELS) == set(MODEL_NAMES) - set(ABLATIONS)
 

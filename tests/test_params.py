@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from muse.params import STAGE_NAMES, ModelName, ParamsError, Settings, load_params, validate
+from muse.catalog import STAGE_NAMES
+from muse.params import ModelName, ParamsError, Settings, load_params, validate
 from muse.records import Reduction
 from muse.scale import PUBLISHED, in_words, reductions_of
 

@@ -12,8 +12,9 @@ import torch
 
 import muse
 from muse import checkpoint, cli, pretrained
+from muse.catalog import MODEL_NAMES
 from muse.checkpoint import CheckpointError
-from muse.models import MODEL_NAMES, build_model
+from muse.models import build_model
 from muse.pretrained import ARCHITECTURES, export_checkpoint, from_pretrained, model_card, save_pretrained
 
 SIZES = {"vocab_size": 11, "d_model": 16, "n_layers": 2, "n_seq": 8}

@@ -13,8 +13,8 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from muse import check, export, figures, report
+from muse.catalog import STAGE_NAMES
 from muse.drawing import PLOTLY_MIME, mimebundle
-from muse.params import STAGE_NAMES
 from muse.records import (
     CRITERIA,
     Criterion,

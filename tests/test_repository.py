@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from muse.companions import repeats
-from muse.params import PAGE_NAMES, Settings, load_params, validate
+from muse.params import Settings, load_params, validate
 from muse.records import BenchRecord, Metric, Report, StageRecord, read_record
 from muse.texts import LANGUAGES, texts
 
@@ -194,11 +194,6 @@ def test_notebooks_that_look_for_a_training_declare_all_that_decides_it():
     assert len(looking) == 3
     for name in looking:
         assert not declared["02_train"] - declared[name], name
-
-
-def test_there_is_one_notebook_for_each_stage():
-    stages = [path.stem[3:] for path in NOTEBOOKS]
-    assert stages == list(PAGE_NAMES)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)

@@ -20,7 +20,8 @@ from muse import cli, side_by_side
 from muse.checkpoint import STATE_FILE, training_folder
 from muse.params import Settings
 from muse.recipe import TrainingResult
-from muse.side_by_side import Ended, Job, Launcher, Plan, schedule, visible_devices
+from muse.side_by_side import Launcher, schedule, visible_devices
+from muse.tuning import Ended, Job, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,15 +13,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from muse.catalog import ABLATIONS, MODEL_NAMES, comparisons
 from muse.criteria import judge
 from muse.drawing import MODELS
 from muse.measure import measure_memory
 from muse.mixer import MemoryOptions
-from muse.models import ABLATIONS, MODEL_NAMES, build_model
+from muse.models import build_model
 from muse.notebooks import REPOSITORY
 from muse.params import ModelName, ParamsError
 from muse.records import Metric, Series, StageRecord, read_record
-from muse.stage import Stage, comparisons
+from muse.stage import Stage
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
 SIZES = {key: TINY[key] for key in ("d_model", "n_layers", "n_seq", "vocab_size")}

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import planar
+from ..catalog import BASELINE, BENCH_GROUPS, REFERENCE, WITH_MEMORY, YARDSTICK
 from ..naive import NaiveStage1, stir
-from ..params import BENCH_GROUPS
 from ..records import Metric
 from .bench_layers import compiled, head_race, num_bytes, replayed, stack_race
 from .common import Progress, passthrough
@@ -36,7 +36,7 @@ from .throughput import (
 )
 
 Build = Callable[..., nn.Module]
-OTHERS = ("stage1_memory", "phase2", "gpt2")
+OTHERS = (WITH_MEMORY, BASELINE, YARDSTICK)
 FORWARD_BATCHES = {"cuda": (4, 64), "cpu": (4,)}
 GATE_TOKENS = {"cpu": 256}  # float64 takes long there: the first tokens of the first and the last sequence
 TRAINING_BATCHES = {"cuda": (16, 64), "cpu": (1,)}
@@ -164,7 +164,7 @@ class Bench:
 
     def forward(self):
         """Forward with logits written, the published protocol, in complex32."""
-        model = stir(self.build("stage1", use_complex32=True), self.sizes.seed).eval()
+        model = stir(self.build(REFERENCE, use_complex32=True), self.sizes.seed).eval()
         flops = flops_per_token(model, self.sizes.n_tokens)
         for batch in self.sizes.forward_batches:
             ids, _ = self.tokens(batch)
@@ -190,7 +190,7 @@ class Bench:
 
     def training(self):
         """Forward + backward + AdamW of the reference model: float32 masters, products in half precision."""
-        master = stir(self.build("stage1", use_complex32=False), self.sizes.seed)
+        master = stir(self.build(REFERENCE, use_complex32=False), self.sizes.seed)
         flops = 3 * flops_per_token(master, self.sizes.n_tokens)
         for batch in self.sizes.training_batches:
             ids, targets = self.tokens(batch)
@@ -233,7 +233,7 @@ class Bench:
         flops = {name: 3 * flops_per_token(master, self.sizes.n_tokens) for name, master in masters.items()}
         least = {name: optimizer_bytes(master) for name, master in masters.items()}
         return self.race(f"models_{mode}_{batch}x{self.sizes.n_tokens}", candidates, tokens_per_call=ids.numel(),
-                        baseline="gpt2", flops_per_token=flops, least_bytes=least)  # fmt: skip
+                        baseline=YARDSTICK, flops_per_token=flops, least_bytes=least)  # fmt: skip
 
     def training_trial(self, make, *, ids: Tensor, targets: Tensor, compare: Callable, compile_loss=False) -> Trial:
         """A training step, and its loss and gradients before the first one; both by the same loss function."""
@@ -271,7 +271,7 @@ class Bench:
 
     def memory(self):
         """Peak of forward + backward of the reference model in complex32; without CUDA an estimate."""
-        model = partial(self.build, "stage1", use_complex32=True)
+        model = partial(self.build, REFERENCE, use_complex32=True)
         for name, make in {"muse eager": model, "naive": lambda: NaiveStage1(model())}.items():
             shape = {"batch_size": self.sizes.memory_batch, "n_seq": self.sizes.n_seq}
             found = measure_memory(make, **shape, device=self.device, seed=self.sizes.seed)

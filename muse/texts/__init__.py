@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 
-LANGUAGES = ("en", "ja")
+from ..catalog import LANGUAGES
 
 
 @cache

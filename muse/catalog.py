@@ -1,0 +1,128 @@
+"""Every name that a run can use, one row each: models, stages, corpora, tokenizers, benches, languages.
+
+Plain data that imports nothing of the package: what a name means is said here, and nobody asks how it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+NOTHING: Mapping[str, object] = MappingProxyType({})
+
+
+class Model(NamedTuple):
+    """A model by name; `baselines` are those that its numbers are divided by, where a run has both."""
+
+    name: str
+    candidate: bool = False  # whether the five criteria can be asked of it
+    baselines: tuple[str, ...] = ("phase2", "gpt2")
+    has_memory: bool = False  # whether the stage `dynamics` can look at it
+    options: Mapping[str, object] = NOTHING  # what is changed in the memory of `stage1_memory`
+
+
+class Stage(NamedTuple):
+    """A stage by name; `number` is that of its notebook and page, `needs` are stages without which it cannot run."""
+
+    name: str
+    number: int
+    needs: tuple[str, ...] = ()
+    needs_memory: bool = False  # whether it has something to look at only where a model has a complex memory
+
+
+REFERENCE, WITH_MEMORY, BASELINE, YARDSTICK, TWIN = "stage1", "stage1_memory", "phase2", "gpt2", "real_twin"
+
+
+def _ablation(change: str, **options: object) -> Model:
+    name = f"{WITH_MEMORY}_{change}"
+    return Model(name, baselines=(BASELINE, YARDSTICK, WITH_MEMORY), has_memory=True, options=options)
+
+
+MODELS = (
+    Model(REFERENCE, candidate=True),
+    Model(WITH_MEMORY, candidate=True, has_memory=True),
+    Model(BASELINE, baselines=(YARDSTICK,)),
+    Model(YARDSTICK, baselines=(BASELINE,)),
+    Model(TWIN, baselines=(BASELINE, YARDSTICK, WITH_MEMORY)),
+    _ablation("no_rotation", rotation="none"),
+    _ablation("real_scores", imaginary_scores=False),
+    _ablation("no_decay", decay="none"),
+    _ablation("untied", tied=False),
+    _ablation("modrelu", feed_forward="modrelu"),
+    _ablation("positions", positions=True),
+)
+"""The ablations change one option of the memory each; at the published sizes all fit its budget."""
+
+STAGES = (
+    Stage("planar_complex", 0),
+    Stage("basic_test", 1),
+    Stage("train", 2),
+    Stage("perplexity", 3, needs=("train",)),
+    Stage("memory", 4),
+    Stage("throughput", 5),
+    Stage("gradients_stability", 6),
+    Stage("dynamics", 8, needs=("train",), needs_memory=True),
+)
+"""In the order in which they run; the report follows whatever was chosen and keeps its own number."""
+
+REPORT = "report"
+REPORT_NUMBER = 7
+
+MODEL_NAMES = tuple(model.name for model in MODELS)
+CANDIDATES = tuple(model.name for model in MODELS if model.candidate)
+ABLATIONS = {model.name: dict(model.options) for model in MODELS if model.options}
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+SYNTHETIC, WIKITEXT = "synthetic", "wikitext-2"
+CORPORA = (SYNTHETIC, WIKITEXT)
+TOKENIZERS = ("gpt2", "corpus")
+
+BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")
+"""What `muse bench` compares, in the order in which it runs."""
+
+LANGUAGES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("texts/*.json") if "." not in path.stem))
+"""The languages of the report: those that it has texts in."""
+
+
+def model(name: str) -> Model:
+    """Return the row of a model; KeyError for a name that is none."""
+    return {row.name: row for row in MODELS}[name]
+
+
+def stage(name: str) -> Stage:
+    """Return the row of a stage, the report's included; a stage that later versions know has a number behind all."""
+    rows = {row.name: row for row in (*STAGES, Stage(REPORT, REPORT_NUMBER))}
+    return rows.get(name, Stage(name, len(rows)))
+
+
+def stem(name: str) -> str:
+    """Return the name that a stage's notebook and page share, such as `03_perplexity`."""
+    return f"{stage(name).number:02d}_{name}"
+
+
+def page(name: str) -> str:
+    """Return where a stage's page lies in the folder of a run."""
+    return "index.html" if name == REPORT else f"pages/{stem(name)}.html"
+
+
+def memory_models(models: Sequence[str]) -> list[str]:
+    """Return those of the models whose memory the stage `dynamics` can look at, in the catalog's order."""
+    return [row.name for row in MODELS if row.has_memory and row.name in models]
+
+
+def usual_stages(models: Sequence[str]) -> list[str]:
+    """Return every stage that has something to look at in a run of these models."""
+    return [row.name for row in STAGES if not row.needs_memory or memory_models(models)]
+
+
+def usual_candidates(models: Sequence[str]) -> list[str]:
+    """Return what the criteria are asked of where a run does not say."""
+    return [name for name in CANDIDATES if name in models][:1] or [REFERENCE]
+
+
+def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (model, baseline) pairs worth a ratio, baseline by baseline."""
+    bases = (BASELINE, YARDSTICK, WITH_MEMORY)
+    return [(name, base) for base in bases if base in models for name in models if base in model(name).baselines]

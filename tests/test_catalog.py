@@ -1,0 +1,77 @@
+"""The catalog: one row for each name, and everything that a row needs is there."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from muse import catalog
+from muse.drawing import MODELS as LOOKS
+from muse.params import Settings
+from muse.texts import texts
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_names_and_numbers_are_given_once():
+    assert len(set(catalog.MODEL_NAMES)) == len(catalog.MODELS)
+    rows = [*catalog.STAGES, catalog.stage(catalog.REPORT)]
+    assert len({row.name for row in rows}) == len({row.number for row in rows}) == len(rows)
+
+
+def test_each_stage_has_its_notebook_and_each_notebook_its_stage():
+    names = (*catalog.STAGE_NAMES, catalog.REPORT)
+    assert {catalog.stem(name) for name in names} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert catalog.page("perplexity") == "pages/03_perplexity.html"
+    assert catalog.page(catalog.REPORT) == "index.html"
+
+
+def test_what_a_stage_needs_runs_before_it():
+    for position, row in enumerate(catalog.STAGES):
+        assert set(row.needs) <= set(catalog.STAGE_NAMES[:position])
+
+
+def test_every_model_can_be_drawn_and_named_in_every_language():
+    assert set(LOOKS) == set(catalog.MODEL_NAMES)
+    for language in catalog.LANGUAGES:
+        words = texts(language)
+        assert not [name for name in catalog.MODEL_NAMES if f"model.{name}" not in words]
+        assert not [name for name in catalog.STAGE_NAMES if f"stage.{name}" not in words]
+
+
+def test_every_name_is_a_setting_that_params_accept():
+    settings = Settings(
+        models=list(catalog.MODEL_NAMES), candidates=list(catalog.CANDIDATES), stages=list(catalog.STAGE_NAMES),
+        bench_groups=list(catalog.BENCH_GROUPS), language=catalog.LANGUAGES[-1],
+    )  # fmt: skip
+    assert settings.stages == catalog.usual_stages(settings.models)
+    assert set(catalog.LANGUAGES) == {"en", "ja"}
+
+
+@pytest.mark.parametrize(("models", "expected"), [
+    (["phase2", "stage1_memory", "stage1"], ["stage1"]), (["gpt2", "stage1_memory"], ["stage1_memory"]),
+    ([], ["stage1"]),
+])  # fmt: skip
+def test_the_criteria_are_asked_of_the_reference_where_a_run_has_it(models, expected):
+    assert catalog.usual_candidates(models) == expected
+
+
+def test_names_of_models_stand_in_the_catalog_only():
+    """Elsewhere they are asked for by their meaning; figures give each of the ablations its own look."""
+    names = set(catalog.MODEL_NAMES) - set(catalog.ABLATIONS)
+    for path in sorted((ROOT / "muse").rglob("*.py")):
+        if path.name in ("catalog.py", "__init__.py"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} & names
+        assert found <= MEANT_OTHERWISE.get(path.name, set()), path
+
+
+MEANT_OTHERWISE = {
+    "pretrained.py": {"stage1", "real_twin", "phase2"},  # modules, by their names
+    "cli.py": {"gpt2"},  # a tokenizer
+    "harness.py": {"gpt2"},
+    "tokenizers.py": {"gpt2"},
+}
