@@ -3,12 +3,12 @@
 import importlib
 
 _HOMES = {
-    "Phase2Config": "phase2",
-    "Phase2Model": "phase2",
-    "Phase3Stage1Config": "stage1",
-    "Phase3Stage1Model": "stage1",
-    "from_pretrained": "pretrained",
-    "save_pretrained": "pretrained",
+    "Phase2Config": "models.phase2",
+    "Phase2Model": "models.phase2",
+    "Phase3Stage1Config": "models.stage1",
+    "Phase3Stage1Model": "models.stage1",
+    "from_pretrained": "models.pretrained",
+    "save_pretrained": "models.pretrained",
 }
 
 __all__ = [

@@ -82,7 +82,8 @@ TOKENIZERS = ("gpt2", "corpus")
 BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")
 """What `muse bench` compares, in the order in which it runs."""
 
-LANGUAGES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("texts/*.json") if "." not in path.stem))
+TEXTS = Path(__file__).parent / "report" / "texts"
+LANGUAGES = tuple(sorted(path.stem for path in TEXTS.glob("*.json") if "." not in path.stem))
 """The languages of the report: those that it has texts in."""
 
 

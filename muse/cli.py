@@ -10,10 +10,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from muse.runner.notebooks import find_notebooks, resolve_folders, stage_parameters
+from muse.runner.run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
+
 from .catalog import LANGUAGES, REPORT, STAGE_NAMES
-from .notebooks import find_notebooks, resolve_folders, stage_parameters
 from .params import ParamsError, load_params
-from .run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
 
 BENCH_KEYS = {"vocab_size", "d_model", "n_layers", "n_seq", "memory_batch_size", "seed", "device"}
 """Settings that decide what `muse bench` does, beside those that start with `throughput_` and `bench_`."""
@@ -180,11 +181,11 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     if options.processes is not None and options.processes < 1:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
-    from .corpora import CorpusUnavailable
-    from .side_by_side import train_side_by_side, write_outcome
-    from .stage import Stage
-    from .train import DeadGradientError, NonFiniteLossError
-    from .tuning import result_line
+    from muse.data.corpora import CorpusUnavailable
+    from muse.stages.stage import Stage
+    from muse.training.parallel import train_side_by_side, write_outcome
+    from muse.training.trainer import DeadGradientError, NonFiniteLossError
+    from muse.training.tuning import result_line
 
     stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
     finished, failed = [], None
@@ -207,7 +208,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from .pretrained import export_checkpoint
+    from muse.models.pretrained import export_checkpoint
 
     try:
         model = export_checkpoint(options.checkpoint, options.out, float32=options.float32)
@@ -223,7 +224,7 @@ def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _eval(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
-        from .harness import MuseLM, evaluate
+        from muse.harness.harness import MuseLM, evaluate
     except ModuleNotFoundError as error:
         print(f"muse: {error}; muse eval needs an extra: pip install 'muse-workbook[eval]'", file=sys.stderr)
         return BAD_PARAMETERS
@@ -239,9 +240,9 @@ def _eval(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     settings = load_params(options.params, options.overrides)
-    from .plain import bench_tables
-    from .records import BenchRecord, utc_now, write_record
-    from .stage import Stage
+    from muse.records.schema import BenchRecord, utc_now, write_record
+    from muse.report.plain import bench_tables
+    from muse.stages.stage import Stage
 
     out = options.out or Path("reports", "bench")
     if out.exists() and not out.is_dir():
@@ -281,7 +282,7 @@ def _params(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _schema(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from .records import schema
+    from muse.records.schema import schema
 
     print(json.dumps(schema(), indent=1))
     return OK

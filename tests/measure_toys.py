@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from muse.head import head_logits, head_loss
+from muse.ops.cross_entropy import head_logits, head_loss
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,21 @@ import pytest
 import torch
 from reference import rms_error
 
-from muse import cli, head, planar
-from muse.bench_figures import bench_figures
+from muse import cli
+from muse.bench import bench, bench_layers
+from muse.bench.bench import OTHERS, Bench, BenchSizes, measure_bench
+from muse.bench.gates import Check, check, check_gradients, gradients, relative_rms, worst_gradient
+from muse.bench.naive import NaiveStage1, PlanarStack, stir
+from muse.bench.peers import PathMissingError
+from muse.bench.race import Trial, race
 from muse.catalog import BENCH_GROUPS
-from muse.measure import BenchSizes, bench, bench_layers, measure_bench
-from muse.measure.bench import OTHERS, Bench
 from muse.measure.common import passthrough
-from muse.measure.gates import Check, check, check_gradients, gradients, relative_rms, worst_gradient
-from muse.measure.race import Trial, race
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
-from muse.models import build_model
-from muse.naive import NaiveStage1, PlanarStack, stir
-from muse.peers import PathMissingError
-from muse.plain import bench_tables
-from muse.records import BenchRecord, StageRecord, read_record, utc_now
+from muse.models.build import build_model
+from muse.ops import cross_entropy, planar
+from muse.records.schema import BenchRecord, StageRecord, read_record, utc_now
+from muse.report.figures.bench import bench_figures
+from muse.report.plain import bench_tables
 
 SIZES = {"vocab_size": 53, "d_model": 6, "n_layers": 2, "n_seq": 13}
 RACED = ("forward", "training", "head", "stack")
@@ -158,11 +159,11 @@ def test_a_wrong_sign_or_a_forgotten_bias_is_refused(broken, monkeypatch, withou
 
 
 def test_a_wrong_gradient_of_the_head_is_refused(monkeypatch, without_compiler):
-    def wrong(g, *args, add=head._add_weight_gradient):
+    def wrong(g, *args, add=cross_entropy._add_weight_gradient):
         return add(g, -args[0], args[1])
 
-    monkeypatch.setattr(head, "_add_weight_gradient", wrong)
-    monkeypatch.setattr(head, "default_chunk_tokens", lambda num_tokens: 5)
+    monkeypatch.setattr(cross_entropy, "_add_weight_gradient", wrong)
+    monkeypatch.setattr(cross_entropy, "default_chunk_tokens", lambda num_tokens: 5)
     found = paths(tiny(groups=("head",)), "head")["muse eager"]
     assert found.status == "refused"
     assert [check.ok for check in found.checks] == [True, False, False]

@@ -10,10 +10,10 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from muse import checkpoint
 from muse.catalog import MODEL_NAMES
-from muse.checkpoint import CheckpointError
-from muse.models import build_model
+from muse.models.build import build_model
+from muse.training import checkpoint
+from muse.training.checkpoint import CheckpointError
 
 SIZES = {"vocab_size": 11, "d_model": 8, "n_layers": 1, "n_seq": 6}
 
@@ -115,7 +115,7 @@ def test_equal_contents_make_equal_files_and_nothing_but_json_goes_in(tmp_path):
 LOCK = """
 import sys
 from pathlib import Path
-from muse.checkpoint import training_folder
+from muse.training.checkpoint import training_folder
 with training_folder(Path(sys.argv[1])):
     pass
 """

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from muse import cli
-from muse.notebooks import REPOSITORY
 from muse.params import Settings
+from muse.runner.notebooks import REPOSITORY
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from muse import code_key
-from muse.code_key import CodeKeyError, closure, code_sha256
+from muse.training import code_key
+from muse.training.code_key import CodeKeyError, closure, code_sha256
 
 CLOSURES = Path(__file__).parent / "code_closures.json"
-TRAINER = "train.py"
+TRAINER = "training/trainer.py"
 MODELS = {
-    "stage1": "stage1.py",
-    "stage1_memory": "stage1.py",
-    "real_twin": "real_twin.py",
-    "phase2": "phase2.py",
-    "gpt2": "yardsticks.py",
+    "stage1": "models/stage1.py",
+    "stage1_memory": "models/stage1.py",
+    "real_twin": "models/real_twin.py",
+    "phase2": "models/phase2.py",
+    "gpt2": "models/gpt2.py",
 }
 
 HOUSE = {

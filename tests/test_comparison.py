@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from muse.measure import PerplexityResult, compare, ratio_metrics, seed_metrics
-from muse.records import Metric
+from muse.records.schema import Metric
 
 TARGETS = np.array([100, 300, 50, 250])
 

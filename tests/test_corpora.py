@@ -15,16 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-import muse.corpora
-from muse.corpora import (
-    TrainingBatches,
-    evaluation_batches,
-    evaluation_windows,
-    load_corpus,
-    num_targets,
-)
-from muse.grammar import Grammar
-from muse.tokenizers import tokenize_dataset, word_tokenizer
+import muse.data.tokenizers
+from muse.data.corpora import TrainingBatches, evaluation_batches, evaluation_windows, load_corpus, num_targets
+from muse.data.grammar import Grammar
+from muse.data.tokenizers import tokenize_dataset, word_tokenizer
 
 ARTICLES = (
     " \n = First = \n \n A café is a place . \n The sum k \n = 1 = \n is one . \n \n = = Notes = = \n \n More text . \n"
@@ -186,7 +180,7 @@ UNREACHABLE = """
 import json, os, sys, time
 import datasets, huggingface_hub.constants
 from transformers import GPT2TokenizerFast
-from muse.corpora import CorpusUnavailable, load_corpus
+from muse.data.corpora import CorpusUnavailable, load_corpus
 answers = {}
 folder, *endpoints = sys.argv[1:]
 for case in (*endpoints, "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
@@ -227,7 +221,7 @@ def test_unreachable_hub_is_a_clear_error_within_seconds(tmp_path, articles):
 
 def test_synthetic_needs_neither_library():
     code = (
-        "import sys, muse.corpora as c; c.load_corpus('synthetic', 'corpus', synthetic_tokens={'train': 500});"
+        "import sys, muse.data.corpora as c; c.load_corpus('synthetic', 'corpus', synthetic_tokens={'train': 500});"
         "print([m for m in ('datasets', 'transformers', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
@@ -327,7 +321,7 @@ def test_cache_is_used_and_keyed_by_content(articles, bpe_folder, own_cache, mon
     first = load_corpus(*arguments)
     assert len(list(own_cache.iterdir())) == 1  # three splits with the same text
     with monkeypatch.context() as patch:
-        patch.setattr(muse.tokenizers, "tokenize_dataset", lambda *_: pytest.fail("tokenized again"))
+        patch.setattr(muse.data.tokenizers, "tokenize_dataset", lambda *_: pytest.fail("tokenized again"))
         again = load_corpus(*arguments)
     assert again.splits["test"].sha256 == first.splits["test"].sha256
     assert again.splits["test"].document_starts.tolist() == first.splits["test"].document_starts.tolist()

@@ -7,9 +7,9 @@ import string
 
 import pytest
 
-from muse.criteria import judge, summarise, texts
-from muse.records import CRITERIA, Metric, StageRecord, utc_now
-from muse.scale import reductions_of
+from muse.records.criteria import judge, summarise, texts
+from muse.records.scale import reductions_of
+from muse.records.schema import CRITERIA, Metric, StageRecord, utc_now
 
 NAN, INF = math.nan, math.inf
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from muse import figures
-from muse.drawing import MODELS, PLOTLY_MIME, metric_label, mimebundle, number, style
-from muse.records import Metric, Series, StageRecord
-from muse.texts import LANGUAGES, texts
+from muse.records.schema import Metric, Series, StageRecord
+from muse.report import figures
+from muse.report.figures import stage
+from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, number, style
+from muse.report.texts import LANGUAGES, texts
 
 
 def record(stage="perplexity", **values):
@@ -251,7 +252,7 @@ def test_complex_plane_is_thinned():
 def test_a_record_without_data_draws_nothing():
     empty = record()
     assert figures.of_stage(empty) == []
-    for draw in figures.FIGURES:
+    for draw in stage.FIGURES:
         with pytest.raises(figures.NothingToDraw, match="perplexity"):
             draw(empty)
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muse.generate import Recurrent, choose, generate
-from muse.mixer import MemoryOptions
-from muse.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse.models.generate import Recurrent, choose, generate
+from muse.models.linear_attention import MemoryOptions
+from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 
 REAL = {"numbers": "real", "imaginary_scores": False}
 

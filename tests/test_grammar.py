@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from muse.grammar import PLURAL, SINGULAR, START, Automaton, Grammar, conditional_entropy_nats
+from muse.data.grammar import PLURAL, SINGULAR, START, Automaton, Grammar, conditional_entropy_nats
 
 GRAMMAR = Grammar()
 SMALL = Grammar(

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from muse import cli, planar
-from muse.corpora import load_corpus
+from muse import cli
+from muse.data.corpora import load_corpus
 from muse.measure import measure_perplexity
-from muse.models import build_model
-from muse.pretrained import save_pretrained
+from muse.models.build import build_model
+from muse.models.pretrained import save_pretrained
+from muse.ops import planar
 
 pytestmark = pytest.mark.filterwarnings("default")  # another project's warnings are not ours to refuse
 
@@ -28,7 +29,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def harness():
     pytest.importorskip("lm_eval", reason="the extra eval is not installed")
-    from muse import harness
+    from muse.harness import harness
 
     return harness
 
@@ -194,6 +195,6 @@ def test_the_command_prints_strict_json(harness, folders, tmp_path, capsys):
 
 def test_without_the_harness_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    monkeypatch.delitem(sys.modules, "muse.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "muse.harness.harness", raising=False)
     assert cli.main(["eval", str(tmp_path)]) == 2
     assert "muse-workbook[eval]" in capsys.readouterr().err

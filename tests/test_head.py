@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from muse import head, head_blocks, planar
+from muse.ops import cross_entropy, cross_entropy_blocks, planar
 
 N, D, V = 23, 11, 53
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+kernels = cross_entropy.cross_entropy_triton
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 needs_kernels = pytest.mark.skipif(
-    head.head_triton is None or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"), reason="needs CUDA and Triton"
+    kernels is None or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"), reason="needs CUDA and Triton"
 )
 
 
@@ -28,7 +29,7 @@ def head_problem(dtype=torch.float64, tokens=N, width=D, vocab=V, bias=True, ign
     leaves = [torch.randn(s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
     targets = torch.randint(vocab, (tokens,), generator=g)
     if ignored:
-        targets[::5] = head.IGNORE_INDEX
+        targets[::5] = cross_entropy.IGNORE_INDEX
     return leaves[0], leaves[1], leaves[2] if bias else None, targets
 
 
@@ -37,7 +38,7 @@ def double_copies(*tensors):
 
 
 def reduced(nll, targets, reduction):
-    return {"none": nll, "sum": nll.sum(), "mean": nll.sum() / (targets != head.IGNORE_INDEX).sum()}[reduction]
+    return {"none": nll, "sum": nll.sum(), "mean": nll.sum() / (targets != cross_entropy.IGNORE_INDEX).sum()}[reduction]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -45,9 +46,9 @@ def reduced(nll, targets, reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(("chunk", "multiple"), [(None, 1), (1, 1), (7, 1), (7, 64), (100, 8)])
 def test_loss_and_gradients_match_cross_entropy(bias, ignored, reduction, chunk, multiple, monkeypatch):
-    monkeypatch.setitem(head.VOCAB_MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(cross_entropy.VOCAB_MULTIPLE, "cpu", multiple)
     x, weight, b, targets = head_problem(bias=bias, ignored=ignored)
-    got = head.head_loss(x, weight, b, targets, reduction=reduction, chunk_tokens=chunk)
+    got = cross_entropy.head_loss(x, weight, b, targets, reduction=reduction, chunk_tokens=chunk)
     want = F.cross_entropy(F.linear(x, weight, b), targets, reduction=reduction)
     naive = reduced(reference.cross_entropy(F.linear(x, weight, b), targets), targets, reduction)
     assert got.shape == want.shape
@@ -60,20 +61,20 @@ def test_loss_and_gradients_match_cross_entropy(bias, ignored, reduction, chunk,
     for got_grad, want_grad in zip(got_grads, want_grads, strict=True):
         assert reference.rms_error(got_grad, want_grad) < 1e-13
     with torch.no_grad():
-        assert reference.rms_error(head.head_loss(x, weight, b, targets, reduction=reduction), want) < 1e-14
+        assert reference.rms_error(cross_entropy.head_loss(x, weight, b, targets, reduction=reduction), want) < 1e-14
 
 
 @pytest.mark.parametrize("mode", ["float32", "storage"])
 @pytest.mark.parametrize("multiple", [1, 64])
 def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, monkeypatch):
-    monkeypatch.setitem(head.VOCAB_MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(cross_entropy.VOCAB_MULTIPLE, "cpu", multiple)
     found = []
     for rows, added in ((N, V + multiple), (3, 5)):
-        monkeypatch.setattr(head, "CACHED_NUMEL", rows * V + 1)
-        monkeypatch.setattr(head, "ADDED_ROWS", added)
+        monkeypatch.setattr(cross_entropy, "CACHED_NUMEL", rows * V + 1)
+        monkeypatch.setattr(cross_entropy, "ADDED_ROWS", added)
         *leaves, targets = head_problem(torch.float16)
         with planar.cpu_compute(mode):
-            loss = head.head_loss(*leaves, targets, chunk_tokens=N // 2 + 1)
+            loss = cross_entropy.head_loss(*leaves, targets, chunk_tokens=N // 2 + 1)
             found.append((loss, *torch.autograd.grad(loss, leaves)))
     for whole, pieces in zip(*found, strict=True):
         assert reference.rms_error(pieces, whole) < 1e-6
@@ -84,8 +85,8 @@ def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
 def test_logits_by_blocks_are_rounded_as_the_whole_is(shape, block, compute, monkeypatch):
     """Whole numbers whose sums are exact in any order, up to where float16 rounds them (bfloat16 always fits in it)."""
-    monkeypatch.setattr(head, "LOGIT_TOKENS", block[0])
-    monkeypatch.setattr(head, "LOGIT_ROWS", block[1])
+    monkeypatch.setattr(cross_entropy, "LOGIT_TOKENS", block[0])
+    monkeypatch.setattr(cross_entropy, "LOGIT_ROWS", block[1])
     monkeypatch.setattr(planar, "product_dtypes", lambda z: (compute, torch.float16))
     generator, largest = torch.Generator().manual_seed(1), {torch.bfloat16: 4, torch.float32: 64}[compute]
 
@@ -96,19 +97,19 @@ def test_logits_by_blocks_are_rounded_as_the_whole_is(shape, block, compute, mon
         features, weight = whole_numbers(*shape), whole_numbers(V, D)
         bias = whole_numbers(V) if with_bias else None
         want = F.linear(features.to(compute), weight.to(compute), bias.to(compute) if with_bias else None).half()
-        assert torch.equal(head.head_logits(features, weight, bias), want)
+        assert torch.equal(cross_entropy.head_logits(features, weight, bias), want)
         with torch.no_grad():
-            assert torch.equal(head.head_logits(features, weight, bias), want)
+            assert torch.equal(cross_entropy.head_logits(features, weight, bias), want)
 
 
 def test_large_logits_have_the_values_of_small_ones_and_outlive_the_call(monkeypatch):
     monkeypatch.setattr(planar, "product_dtypes", lambda z: (torch.float32, torch.float16))
     features, weight, bias = (torch.randn(shape).half() for shape in ((40, D), (5 * V, D), (5 * V,)))
     with torch.no_grad():
-        want = head.head_logits(features, weight, bias)
-        monkeypatch.setattr(head, "MAPPED_BYTES", 0)
-        mapped = head.head_logits(features, weight, bias)
-        other = head.head_logits(features + 1, weight, bias)  # another mapping, not the same memory
+        want = cross_entropy.head_logits(features, weight, bias)
+        monkeypatch.setattr(cross_entropy, "MAPPED_BYTES", 0)
+        mapped = cross_entropy.head_logits(features, weight, bias)
+        other = cross_entropy.head_logits(features + 1, weight, bias)  # another mapping, not the same memory
     gc.collect()
     assert torch.equal(mapped, want)
     assert not torch.equal(other, want)
@@ -121,7 +122,7 @@ def test_gradcheck(reduction):
     x, weight, b, targets = head_problem(tokens=5, width=3, vocab=7)
 
     def call(*leaves):
-        return head.head_loss(*leaves, targets, reduction=reduction, chunk_tokens=2)
+        return cross_entropy.head_loss(*leaves, targets, reduction=reduction, chunk_tokens=2)
 
     assert gradcheck(call, (x, weight, b))
 
@@ -142,7 +143,7 @@ def test_precision(reduction, dtype, cpu_compute, loss_bound, grad_bound):
     targets = leaves[3]
     want = F.cross_entropy(F.linear(*doubles), targets, reduction=reduction)
     with planar.cpu_compute(cpu_compute):
-        got = head.head_loss(*leaves, reduction=reduction, chunk_tokens=37)
+        got = cross_entropy.head_loss(*leaves, reduction=reduction, chunk_tokens=37)
         assert got.dtype == torch.float32
         (got.sum() * 64).backward()
     (want.sum() * 64).backward()
@@ -158,7 +159,7 @@ def test_loss_of_float16_logits_is_not_summed_in_float16():
     with torch.no_grad():
         want = F.cross_entropy(F.linear(x.double(), weight.double(), b.double()), targets)
         with planar.cpu_compute("float32"):
-            got = head.head_loss(x, weight, b, targets)
+            got = cross_entropy.head_loss(x, weight, b, targets)
     assert abs(got.item() - want.item()) < 1e-4 * want.item()
 
 
@@ -171,7 +172,7 @@ def test_small_float16_gradients_do_not_underflow_inside(compute, bound, monkeyp
     weight = torch.full((vocab, 1), -19.0).half()
     weight[0] = 0.0
     weight.requires_grad_()
-    loss = head.head_loss(x, weight, None, torch.zeros(64, dtype=torch.int64))
+    loss = cross_entropy.head_loss(x, weight, None, torch.zeros(64, dtype=torch.int64))
     (loss * 65536).backward()
     want = math.exp(-19) / (1 + (vocab - 1) * math.exp(-19)) * 65536
     assert weight.grad[1:].double().flatten().tolist() == pytest.approx([want] * (vocab - 1), rel=bound)
@@ -182,8 +183,8 @@ def test_autocast():
     want = F.cross_entropy(F.linear(x, weight, b), targets)
     want_grads = torch.autograd.grad(want, (x, weight, b))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = head.head_loss(x, weight, b, targets, chunk_tokens=32)
-        assert head.head_logits(x, weight, b).dtype == torch.bfloat16
+        got = cross_entropy.head_loss(x, weight, b, targets, chunk_tokens=32)
+        assert cross_entropy.head_logits(x, weight, b).dtype == torch.bfloat16
     assert got.dtype == torch.float32
     assert reference.rms_error(got, want) < 1e-2
     for got_grad, want_grad in zip(torch.autograd.grad(got, (x, weight, b)), want_grads, strict=True):
@@ -193,11 +194,11 @@ def test_autocast():
 
 @pytest.mark.parametrize("multiple", [1, 64])
 def test_logits(multiple, monkeypatch):
-    monkeypatch.setitem(head.VOCAB_MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(cross_entropy.VOCAB_MULTIPLE, "cpu", multiple)
     for bias in (True, False):
         x, weight, b, _ = head_problem(bias=bias)
         x = x.reshape(1, N, D)
-        got = head.head_logits(x, weight, b)
+        got = cross_entropy.head_logits(x, weight, b)
         assert got.shape == (1, N, V)
         assert reference.rms_error(got, F.linear(x, weight, b)) < 1e-15
         got.square().sum().backward()
@@ -207,7 +208,7 @@ def test_logits(multiple, monkeypatch):
 
 def test_uniform_logits_have_perplexity_v():
     x, weight, _, targets = head_problem()
-    loss = head.head_loss(x, torch.zeros_like(weight), torch.zeros(V, dtype=torch.float64), targets)
+    loss = cross_entropy.head_loss(x, torch.zeros_like(weight), torch.zeros(V, dtype=torch.float64), targets)
     assert loss.exp().item() == pytest.approx(V)
 
 
@@ -218,14 +219,14 @@ def test_a_nan_or_an_overflow_of_the_stored_logits_reaches_the_loss(cpu_compute)
         x[3, 2] = torch.nan
         x[7] = 300.0
         weight[5] = 300.0
-        nll = head.head_loss(x, weight, b, targets, reduction="none")
-        assert not head.head_loss(x[4:], weight, b, targets[4:]).isfinite()
+        nll = cross_entropy.head_loss(x, weight, b, targets, reduction="none")
+        assert not cross_entropy.head_loss(x[4:], weight, b, targets[4:]).isfinite()
     assert nll.isfinite().logical_not().nonzero().flatten().tolist() == [3, 7]
 
 
 def test_backward_twice_gives_the_same_gradients():
     x, weight, b, targets = head_problem()
-    loss = head.head_loss(x, weight, b, targets)
+    loss = cross_entropy.head_loss(x, weight, b, targets)
     first = torch.autograd.grad(loss, (x, weight, b), retain_graph=True)
     second = torch.autograd.grad(loss, (x, weight, b))
     assert all(torch.equal(f, s) for f, s in zip(first, second, strict=True))
@@ -244,7 +245,7 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits():
     x, weight, b, targets = head_problem(torch.float32, tokens=640, width=3, vocab=101)
     for reduction in ("mean", "none"):
         with Largest() as seen:
-            head.head_loss(x, weight, b, targets, reduction=reduction, chunk_tokens=64).sum().backward()
+            cross_entropy.head_loss(x, weight, b, targets, reduction=reduction, chunk_tokens=64).sum().backward()
         assert seen.numel == 64 * 101
 
 
@@ -252,27 +253,27 @@ def test_per_token_losses_keep_no_logits_for_the_backward_pass():
     kept = []
     x, weight, b, targets = head_problem(torch.float32, tokens=640, width=3, vocab=101)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        head.head_loss(x, weight, b, targets, reduction="none", chunk_tokens=64).sum().backward()
+        cross_entropy.head_loss(x, weight, b, targets, reduction="none", chunk_tokens=64).sum().backward()
     assert max(kept) <= x.numel()
 
 
 @pytest.mark.parametrize(("tokens", "chunk"), [(1, 256), (2048, 256), (4096, 512), (65536, 4096)])
 def test_default_chunk(tokens, chunk):
-    assert head.default_chunk_tokens(tokens) == chunk
+    assert cross_entropy.default_chunk_tokens(tokens) == chunk
 
 
 def test_bad_arguments_say_what_is_wrong():
     x, weight, b, targets = head_problem()
     with pytest.raises(ValueError, match="got 'average'"):
-        head.head_loss(x, weight, b, targets, reduction="average")
+        cross_entropy.head_loss(x, weight, b, targets, reduction="average")
     with pytest.raises(ValueError, match="must agree"):
-        head.head_loss(x, weight, b, targets[:-1])
+        cross_entropy.head_loss(x, weight, b, targets[:-1])
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        head.head_loss(x, weight, b, targets, chunk_tokens=0)
+        cross_entropy.head_loss(x, weight, b, targets, chunk_tokens=0)
     for bad in (V, -1):
         targets[3] = bad
         with pytest.raises(ValueError, match=f"got {bad}"):
-            head.head_loss(x, weight, b, targets)
+            cross_entropy.head_loss(x, weight, b, targets)
 
 
 def test_the_division_by_n_is_not_rounded_to_half_precision():
@@ -283,7 +284,7 @@ def test_the_division_by_n_is_not_rounded_to_half_precision():
     gradients = {}
     for reduction in ("sum", "mean"):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = head.head_loss(x, w, None, y, reduction=reduction)
+            loss = cross_entropy.head_loss(x, w, None, y, reduction=reduction)
         gradients[reduction] = torch.autograd.grad(loss, (x, w))
     for total, mean in zip(gradients["sum"], gradients["mean"], strict=True):
         torch.testing.assert_close(mean, total / 7, rtol=1e-6, atol=0)
@@ -291,7 +292,7 @@ def test_the_division_by_n_is_not_rounded_to_half_precision():
 
 def by_blocks(leaves, targets, chunk=None, upstream=1.0):
     """Summed loss and gradients of the path over blocks of the vocabulary, which CPU tensors do not choose."""
-    loss = head_blocks.SummedLoss.apply(*leaves, targets, chunk)
+    loss = cross_entropy_blocks.SummedLoss.apply(*leaves, targets, chunk)
     wanted = [t for t in leaves if t is not None]
     return loss, torch.autograd.grad(loss, wanted, loss.new_tensor(upstream))
 
@@ -300,8 +301,8 @@ def by_blocks(leaves, targets, chunk=None, upstream=1.0):
 @pytest.mark.parametrize("chunk", [None, 1, 7, 23, 100])
 @pytest.mark.parametrize(("rows", "multiple"), [(8, 1), (8, 8), (16, 64), (53, 1), (64, 64)])
 def test_blocks_of_the_vocabulary_match_cross_entropy(bias, chunk, rows, multiple, monkeypatch):
-    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", rows)
-    monkeypatch.setattr(head_blocks, "ROW_MULTIPLE", multiple)
+    monkeypatch.setattr(cross_entropy_blocks, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(cross_entropy_blocks, "ROW_MULTIPLE", multiple)
     *leaves, targets = head_problem(bias=bias)
     targets[1:4] = torch.tensor([0, V - 1, min(rows, V - 1)])
     loss, gradients = by_blocks(leaves, targets, chunk, upstream=0.3)
@@ -316,7 +317,7 @@ def test_blocks_of_the_vocabulary_match_cross_entropy(bias, chunk, rows, multipl
 @pytest.mark.parametrize("upstream", [1 / 515, 1024 / 515, 2.0**-20, 64.0])
 def test_blocks_keep_half_precision_gradients_in_range(dtype, bound, upstream, monkeypatch):
     """Features and counts so large that GRADIENT_SCALE dW exceeds 65504, and upstream gradients of all sizes."""
-    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(cross_entropy_blocks, "BLOCK_ROWS", 64)
     x, weight, b, targets = head_problem(torch.float64, tokens=515, width=61, vocab=251)
     leaves = [(t.detach() * scale).to(dtype).requires_grad_() for t, scale in ((x, 8), (weight, 0.02), (b, 1))]
     with torch.no_grad():
@@ -327,7 +328,7 @@ def test_blocks_keep_half_precision_gradients_in_range(dtype, bound, upstream, m
     want = F.cross_entropy(F.linear(*doubles), targets, reduction="sum")
     assert abs(loss.item() - want.item()) / 515 < bound
     exact = torch.autograd.grad(want * upstream, doubles)
-    assert exact[1].abs().max() / upstream * head.GRADIENT_SCALE > 65504
+    assert exact[1].abs().max() / upstream * cross_entropy.GRADIENT_SCALE > 65504
     for got, wanted in zip(gradients, exact, strict=True):
         representable = wanted.abs() > torch.finfo(dtype).tiny
         fits = representable & (wanted.abs() < 65504)
@@ -337,9 +338,9 @@ def test_blocks_keep_half_precision_gradients_in_range(dtype, bound, upstream, m
 
 
 def test_blocks_answer_a_second_backward_pass_and_let_nan_through(monkeypatch):
-    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(cross_entropy_blocks, "BLOCK_ROWS", 16)
     *leaves, targets = head_problem()
-    loss = head_blocks.SummedLoss.apply(*leaves, targets, 5)
+    loss = cross_entropy_blocks.SummedLoss.apply(*leaves, targets, 5)
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     second = torch.autograd.grad(loss, leaves)
     assert all(torch.equal(f, s) and f.data_ptr() != s.data_ptr() for f, s in zip(first, second, strict=True))
@@ -354,7 +355,7 @@ def test_blocks_answer_a_second_backward_pass_and_let_nan_through(monkeypatch):
 
 def test_blocks_hold_one_block_of_logits_and_of_float32_gradients(monkeypatch):
     """What is alive at a time, by size: the table's gradient in its own precision and no other tensor as large."""
-    monkeypatch.setattr(head_blocks, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(cross_entropy_blocks, "BLOCK_ROWS", 64)
     *leaves, targets = head_problem(torch.bfloat16, tokens=96, width=32, vocab=1001)
     made = []
 
@@ -377,9 +378,9 @@ ROUNDING = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3 if CU
 def plain_kernels(z, targets, block):
     """What the two kernels leave, in float64 from the same logits: log sums, picked, gradient and its sum."""
     log_sums, picked = z.new_empty(len(z)), z.new_full((len(z),), 7.0)
-    head_blocks._measure_(z, targets, block, log_sums, picked)
+    cross_entropy_blocks._measure_(z, targets, block, log_sums, picked)
     g = z.clone()
-    summed = head_blocks._differentiate_(g, targets, block, log_sums + 0.5)
+    summed = cross_entropy_blocks._differentiate_(g, targets, block, log_sums + 0.5)
     return log_sums, picked, g, summed
 
 
@@ -395,18 +396,18 @@ def test_kernels_of_the_loss(tokens, width, columns, bias, dtype):
     z, first = torch.randn(tokens, width, generator=generator).mul(4).to(dtype), 70
     b = torch.randn(width, generator=generator) if bias else None
     targets = torch.randint(first + columns + 90, (tokens,), generator=generator)
-    special = torch.tensor([head.IGNORE_INDEX, first, first - 1, first + columns - 1, first + columns, 0])
+    special = torch.tensor([cross_entropy.IGNORE_INDEX, first, first - 1, first + columns - 1, first + columns, 0])
     targets[: len(special)] = special[:tokens]
     z[tokens // 2] -= 30
     exact = z.double() + (b.double() if bias else 0)
-    want = plain_kernels(exact, targets, head_blocks.Block(first, columns, z, z[0]))
+    want = plain_kernels(exact, targets, cross_entropy_blocks.Block(first, columns, z, z[0]))
     targets, logits, b = targets.to(DEVICE), z.to(DEVICE), b.to(DEVICE) if bias else None
     log_sums, picked = (torch.full((tokens,), 7.0, device=DEVICE) for _ in range(2))
-    head.head_triton.log_sum_(logits, b, targets, first, columns, log_sums, picked)
+    kernels.log_sum_(logits, b, targets, first, columns, log_sums, picked)
     assert torch.equal(logits.cpu(), z)
-    given = logits, b, targets, first, columns, log_sums + 0.5, head.IGNORE_INDEX, 256.0
+    given = logits, b, targets, first, columns, log_sums + 0.5, cross_entropy.IGNORE_INDEX, 256.0
     again = logits.clone()
-    summed = head.head_triton.gradient_(*given, summed=True)
+    summed = kernels.gradient_(*given, summed=True)
     torch.testing.assert_close(log_sums.cpu().double(), want[0], rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(picked.cpu().double(), want[1], rtol=1e-6, atol=1e-6)
     assert logits.dtype == dtype
@@ -414,7 +415,7 @@ def test_kernels_of_the_loss(tokens, width, columns, bias, dtype):
     assert (logits[0] == 0).all()
     torch.testing.assert_close(logits.cpu().double(), want[2], rtol=ROUNDING[dtype], atol=2e-6)
     torch.testing.assert_close(summed.cpu().double(), want[3], rtol=1e-5, atol=1e-3)  # of terms up to 256
-    assert head.head_triton.gradient_(again, *given[1:], summed=False) is None
+    assert kernels.gradient_(again, *given[1:], summed=False) is None
     assert torch.equal(again, logits)
 
 
@@ -444,13 +445,14 @@ def test_cuda_gradients_by_tokens_and_by_blocks(vocab, bias, weight_dtype, compu
     """float32 masters, padded as a whole; weights in the compute dtype, uncopied; above 8,192 rows by blocks."""
     stored = compute if weight_dtype == "compute" and compute else torch.float32
     leaves, targets, want, want_grads = cuda_problem(700, 128, vocab, stored, stored, bias)
-    assert head_blocks.serves(leaves[0], leaves[1], compute or torch.float32) == (stored.itemsize == 2 and vocab > 8192)
+    served = cross_entropy_blocks.serves(leaves[0], leaves[1], compute or torch.float32)
+    assert served == (stored.itemsize == 2 and vocab > 8192)
     for reduction, chunk in (("mean", None), ("sum", 300)):
-        counted = 1 if reduction == "mean" else (targets != head.IGNORE_INDEX).sum()
+        counted = 1 if reduction == "mean" else (targets != cross_entropy.IGNORE_INDEX).sum()
         with torch.autocast("cuda", dtype=compute or torch.float16, enabled=compute is not None):
-            loss = head.head_loss(*leaves, targets, reduction=reduction, chunk_tokens=chunk) / counted
+            loss = cross_entropy.head_loss(*leaves, targets, reduction=reduction, chunk_tokens=chunk) / counted
             with torch.no_grad():
-                assert abs(head.head_loss(*leaves, targets).item() - want) < loss_bound
+                assert abs(cross_entropy.head_loss(*leaves, targets).item() - want) < loss_bound
         assert abs(loss.item() - want) < loss_bound
         wanted = [t for t in leaves if t is not None]
         for leaf, got, exact in zip(wanted, torch.autograd.grad(loss * 1024, wanted), want_grads, strict=True):
@@ -462,7 +464,7 @@ def test_cuda_gradients_by_tokens_and_by_blocks(vocab, bias, weight_dtype, compu
 @pytest.mark.parametrize("chunk", [None, 1024])
 def test_cuda_float16_blocks_at_full_size(chunk):
     leaves, targets, want, want_grads = cuda_problem(2048, 512, 50257, torch.float16, torch.float16)
-    loss = head.head_loss(*leaves, targets, chunk_tokens=chunk)
+    loss = cross_entropy.head_loss(*leaves, targets, chunk_tokens=chunk)
     assert abs(loss.item() - want) < 1e-5
     first = torch.autograd.grad(loss * 1024, leaves, retain_graph=True)
     second = torch.autograd.grad(loss * 1024, leaves)
@@ -481,7 +483,7 @@ def test_cuda_blocks_need_less_than_a_float32_table(dtype):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        gradients = torch.autograd.grad(head.head_loss(*leaves, targets), leaves)
+        gradients = torch.autograd.grad(cross_entropy.head_loss(*leaves, targets), leaves)
         peak = torch.cuda.max_memory_allocated() - before
         del gradients
     assert peak < 4 * weight.numel()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from muse.hebbian import HebbianMemory, hebbian_chunked, hebbian_step
+from muse.models.hebbian import HebbianMemory, hebbian_chunked, hebbian_step
 
 
 def inputs(tokens, decay=0.2, dtype=torch.float64, seed=0, batch=2, heads=3, width=5):

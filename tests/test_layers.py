@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from muse import layers, planar
+from muse.models import layers
+from muse.ops import planar
 
 D = 7
 

@@ -10,7 +10,7 @@ from measure_toys import Causal, Toy
 from torch import nn
 
 from muse.measure.gradients import gradient_norm, measure_gradients
-from muse.models import build_model
+from muse.models.build import build_model
 
 
 def by_name(result) -> dict:

@@ -10,7 +10,7 @@ from measure_toys import Toy
 from torch import nn
 
 from muse.measure.layout import check_layout
-from muse.models import build_model
+from muse.models.build import build_model
 
 
 def planar_model(use_complex32: bool = True) -> nn.Module:

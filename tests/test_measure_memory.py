@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from measure_toys import Toy
 from torch import nn
 
-from muse import planar
 from muse.measure.memory import GIB, LiveBytes, measure_memory
-from muse.models import build_model
+from muse.models.build import build_model
+from muse.ops import planar
 
 
 class Chain(Toy):

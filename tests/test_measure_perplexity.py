@@ -9,7 +9,7 @@ import pytest
 import torch
 from measure_toys import Causal, Fixed, Toy
 
-from muse.corpora import TokenSplit
+from muse.data.corpora import TokenSplit
 from muse.measure.bootstrap import loss_interval
 from muse.measure.perplexity import NonFiniteBatchError, measure_perplexity
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from muse.measure.common import all_finite
 from muse.measure.stability import measure_stability
-from muse.models import build_model
+from muse.models.build import build_model
 
 
 def measure(model, trials=4):

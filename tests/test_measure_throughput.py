@@ -19,7 +19,7 @@ from muse.measure.throughput import (
     measure_throughput,
     training_step,
 )
-from muse.models import build_model
+from muse.models.build import build_model
 
 
 def test_paths_are_sampled_in_turn_and_warm_ups_are_not_counted():

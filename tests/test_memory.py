@@ -5,7 +5,7 @@ import reference
 import reference_memory
 import torch
 
-from muse.memory import doubled, memory_chunked, memory_step, times_i, turn, zero_state
+from muse.ops.linear_attention import doubled, memory_chunked, memory_step, times_i, turn, zero_state
 
 
 def drawn(length, batch=2, heads=3, width=5, seed=0, dtype=torch.float64):

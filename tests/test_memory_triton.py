@@ -9,9 +9,10 @@ import pytest
 import reference
 import torch
 
-from muse import hebbian, memory
+from muse.models import hebbian
+from muse.ops import linear_attention
 
-kernels = memory.memory_triton
+kernels = linear_attention.linear_attention_triton
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs CUDA")
@@ -33,9 +34,10 @@ def drawn(tokens, width, dtype, decay=0.3, batch=2, heads=3, device=DEVICE):
 
 
 def steps(q, k, v, log_decay, imaginary_scores):
-    state, out = memory.zero_state(*q.shape[:2], q.shape[-1], imaginary_scores, q), []
+    state, out = linear_attention.zero_state(*q.shape[:2], q.shape[-1], imaginary_scores, q), []
     for t in range(q.shape[2]):
-        state, y = memory.memory_step(state, q[:, :, t], k[:, :, t], v[:, :, t], log_decay[:, :, t], imaginary_scores)
+        given = (x[:, :, t] for x in (q, k, v, log_decay))
+        state, y = linear_attention.memory_step(state, *given, imaginary_scores)
         out.append(y)
     return torch.stack(out, 2), state
 
@@ -174,15 +176,14 @@ def test_both_memories_hand_the_kernels_what_they_expect(monkeypatch, cast):
 
     def forms(inputs, eta):
         with torch.autocast("cpu", cast, enabled=cast is not None):
-            yield from memory.memory_chunked(*inputs, True, 8)
-            yield from memory.memory_chunked(*inputs, False, 8)
+            yield from linear_attention.memory_chunked(*inputs, True, 8)
+            yield from linear_attention.memory_chunked(*inputs, False, 8)
             yield hebbian.hebbian_chunked(*(x.to(cast or x.dtype) for x in inputs[:3]), inputs[3], eta, 8)
 
     inputs, eta = drawn(21, 12, torch.float32, device="cpu"), torch.tensor([0.5, 1.0, 2.0], requires_grad=True)
     want = list(forms(inputs, eta))
     stub = SimpleNamespace(suits=lambda *_: True, remembered=remembered)
-    monkeypatch.setattr(memory, "memory_triton", stub)
-    monkeypatch.setattr(hebbian, "memory_triton", stub)
+    monkeypatch.setattr(linear_attention, "linear_attention_triton", stub)
     got = list(forms(inputs, eta))
     bound = BOUNDS[cast or torch.float32]
     assert [(x.dtype, x.shape) for x in got] == [(x.dtype, x.shape) for x in want]
@@ -197,8 +198,8 @@ def test_both_memories_on_cuda_are_those_in_float64(dtype):
     inputs = drawn(389, 64, dtype)
     eta = torch.tensor([0.5, 1.0, 2.0], device="cuda", requires_grad=True)
     for imaginary_scores in (True, False):
-        got = memory.memory_chunked(*inputs, imaginary_scores)
-        want, wide = exact(inputs, imaginary_scores, of=memory.memory_chunked)
+        got = linear_attention.memory_chunked(*inputs, imaginary_scores)
+        want, wide = exact(inputs, imaginary_scores, of=linear_attention.memory_chunked)
         weights = upstream(*got)
         compare(got, want, BOUNDS[dtype])
         compare(
@@ -226,7 +227,7 @@ def test_compiled_on_cuda_the_memory_is_the_eager_one(imaginary_scores):
     torch.compiler.reset()
 
     def around(q, k, v, log_decay):
-        return torch.tanh(memory.memory_chunked(q * 0.1, k.sin(), v, log_decay - 0.01, imaginary_scores)[0])
+        return torch.tanh(linear_attention.memory_chunked(q * 0.1, k.sin(), v, log_decay - 0.01, imaginary_scores)[0])
 
     inputs = drawn(131, 64, torch.bfloat16)
     eager = loss_and_gradients(around, inputs)
@@ -274,7 +275,7 @@ def test_long_texts_on_cuda_need_memory_in_proportion(imaginary_scores):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        y, state = memory.memory_chunked(*inputs, imaginary_scores)
+        y, state = linear_attention.memory_chunked(*inputs, imaginary_scores)
         y.backward(torch.ones_like(y))
         peaks.append(torch.cuda.max_memory_allocated() - before)
         assert peaks[-1] < 14 * y.nbytes

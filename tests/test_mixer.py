@@ -9,8 +9,8 @@ import pytest
 import reference
 import torch
 
-from muse import mixer
-from muse.mixer import MemoryMixer, MemoryOptions
+from muse.models import linear_attention
+from muse.models.linear_attention import MemoryMixer, MemoryOptions
 
 REAL = {"numbers": "real", "imaginary_scores": False}
 OPTIONS = (
@@ -26,7 +26,7 @@ SIZES = (
 )  # B T D H; H of complex numbers, even for real
 
 needs_kernels = pytest.mark.skipif(
-    not torch.cuda.is_available() or mixer.mixer_triton is None, reason="needs CUDA and Triton"
+    not torch.cuda.is_available() or linear_attention.qkv_triton is None, reason="needs CUDA and Triton"
 )
 
 
@@ -86,7 +86,7 @@ def test_cuda_kernels_are_the_pytorch_form(options, autocast, compiled, monkeypa
         with context:
             got = everything(made, u, torch.compile(made, fullgraph=True) if compiled else None)
             with monkeypatch.context() as patch:
-                patch.setattr(mixer, "mixer_triton", None)
+                patch.setattr(linear_attention, "qkv_triton", None)
                 plain = everything(copy.deepcopy(made), u)
         for name, value in got.items():
             assert (value.dtype, value.shape) == (plain[name].dtype, plain[name].shape), name
@@ -116,7 +116,7 @@ def test_cuda_kernels_give_the_served_form_and_equal_sums_in_equal_runs():
 def test_cuda_gate_is_the_pytorch_form(planes, width, dtype):
     inputs = [noise(3, 7, n * width, seed=n).to("cuda", dtype).requires_grad_() for n in (planes, 1)]
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    got, want = (mixer.gated(*x, planes) for x in (inputs, exact))
+    got, want = (linear_attention.gated(*x, planes) for x in (inputs, exact))
     upstream = noise(*got.shape, seed=5).to(got)
     pairs = zip(
         (got, *torch.autograd.grad(got, inputs, upstream)),

@@ -8,11 +8,11 @@ import pytest
 import reference
 import torch
 
-from muse import planar
-from muse.measure.gates import gradients, worst_gradient
-from muse.naive import NaiveStack, NaiveStage1, PlanarStack, stir
-from muse.peers import PEERS, PathMissingError, build_peer
-from muse.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse.bench.gates import gradients, worst_gradient
+from muse.bench.naive import NaiveStack, NaiveStage1, PlanarStack, stir
+from muse.bench.peers import PEERS, PathMissingError, build_peer
+from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse.ops import planar
 
 SIZES = {"vocab_size": 37, "d_model": 10, "n_layers": 3, "n_seq": 11}
 

@@ -8,8 +8,8 @@ import pytest
 
 from muse.catalog import STAGE_NAMES
 from muse.params import ModelName, ParamsError, Settings, load_params, validate
-from muse.records import Reduction
-from muse.scale import PUBLISHED, in_words, reductions_of
+from muse.records.scale import PUBLISHED, in_words, reductions_of
+from muse.records.schema import Reduction
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

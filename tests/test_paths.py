@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muse.paths import shorten_file, shortened, with_short_paths
+from muse.host.paths import shorten_file, shortened, with_short_paths
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from muse import green
-from muse.green import left_green
-from muse.phase2 import LEAST_RATE, BKCore, Phase2Config, Phase2Model
+from muse.models.phase2 import LEAST_RATE, BKCore, Phase2Config, Phase2Model
+from muse.ops import green
+from muse.ops.green import left_green
 
 TINY = {"vocab_size": 53, "d_model": 32, "n_layers": 2, "n_seq": 301, "n_heads": 4}
 

@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from muse import planar
+from muse.ops import planar
 
 
 def complex_problem(rows=7, fan_in=13, fan_out=11, dtype=torch.float64, seed=0):

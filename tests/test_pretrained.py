@@ -11,11 +11,14 @@ import pytest
 import torch
 
 import muse
-from muse import checkpoint, cli, pretrained
+from muse import cli
 from muse.catalog import MODEL_NAMES
-from muse.checkpoint import CheckpointError
-from muse.models import build_model
-from muse.pretrained import ARCHITECTURES, export_checkpoint, from_pretrained, model_card, save_pretrained
+from muse.models import pretrained
+from muse.models.build import build_model
+from muse.models.linear_attention import MemoryOptions
+from muse.models.pretrained import ARCHITECTURES, export_checkpoint, from_pretrained, model_card, save_pretrained
+from muse.training import checkpoint
+from muse.training.checkpoint import CheckpointError
 
 SIZES = {"vocab_size": 11, "d_model": 16, "n_layers": 2, "n_seq": 8}
 IDS = torch.arange(16).reshape(2, 8) % 11
@@ -68,7 +71,7 @@ def test_every_architecture_is_that_of_a_model():
 
 
 def test_options_without_a_name_and_other_dtypes_come_back_too(tmp_path):
-    config = dataclasses.replace(tiny("stage1_memory").config, memory=muse.stage1.MemoryOptions(n_heads=2, d_ff=5))
+    config = dataclasses.replace(tiny("stage1_memory").config, memory=MemoryOptions(n_heads=2, d_ff=5))
     for model in (muse.Phase3Stage1Model(config), tiny("phase2").double(), tiny("gpt2").bfloat16()):
         loaded = from_pretrained(save_pretrained(model.eval(), tmp_path / "model"))
         assert loaded.config == model.config

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from muse import progress
-from muse.progress import StageLines, StepClock, duration, read_progress, track
+from muse.host import progress
+from muse.host.progress import StageLines, StepClock, duration, read_progress, track
 
 
 class Terminal(io.StringIO):

@@ -7,8 +7,8 @@ import math
 import pytest
 from test_figures import metric, record
 
-from muse import figures
-from muse.texts import LANGUAGES
+from muse.report import figures
+from muse.report.texts import LANGUAGES
 
 
 def ratio(model, value, interval=None, samples=(), baseline="phase2"):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muse.mixer import MemoryOptions
-from muse.real_twin import RealTwinConfig, RealTwinModel
-from muse.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse.models.linear_attention import MemoryOptions
+from muse.models.real_twin import RealTwinConfig, RealTwinModel
+from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 
 
 def scalars(model):

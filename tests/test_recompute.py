@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muse.layers import run_blocks
 from muse.measure.memory import measure_memory
-from muse.models import build_model
+from muse.models.build import build_model
+from muse.models.layers import run_blocks
 
 MODELS = ("stage1", "stage1_memory", "phase2", "gpt2", "real_twin")
 SIZES = {"vocab_size": 31, "d_model": 16, "n_layers": 3, "n_seq": 24}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from muse import records
 from muse.host.files import write_atomic
-from muse.records import (
+from muse.records.schema import (
     CRITERIA,
     Criterion,
     Metric,
@@ -126,7 +127,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def broken(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(records.os, "fsync", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
@@ -166,7 +167,7 @@ def test_git_state_outside_a_checkout_and_inside_one(tmp_path, monkeypatch):
     for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
         monkeypatch.setenv(name, "x")
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
-        records.subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
     commit, dirty = git_state(tmp_path)
     assert len(commit) == 40
     assert dirty is False

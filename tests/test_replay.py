@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muse.models import build_model
-from muse.replay import WARMUPS, Replayed, let_capture
+from muse.models.build import build_model
+from muse.ops.cuda_graph import WARMUPS, Replayed, let_capture
 
 SIZES = {"vocab_size": 101, "d_model": 16, "n_layers": 2, "n_seq": 24}
 STEPS = WARMUPS + 5

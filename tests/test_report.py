@@ -12,10 +12,9 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from muse import check, export, figures, report
 from muse.catalog import STAGE_NAMES
-from muse.drawing import PLOTLY_MIME, mimebundle
-from muse.records import (
+from muse.records.scale import reductions_of
+from muse.records.schema import (
     CRITERIA,
     Criterion,
     Excerpt,
@@ -29,8 +28,10 @@ from muse.records import (
     Summary,
     write_record,
 )
-from muse.scale import reductions_of
-from muse.texts import LANGUAGES, texts
+from muse.report import check, export, figures
+from muse.report import page as report
+from muse.report.figures.style import PLOTLY_MIME, mimebundle
+from muse.report.texts import LANGUAGES, texts
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_report.ipynb"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -16,15 +16,16 @@ import psutil
 import pytest
 import torch
 
-from muse import execute, plain
 from muse.catalog import STAGE_NAMES, usual_stages
-from muse.criteria import judge, summarise
-from muse.folder import check_folder, fresh_folder
 from muse.host.signals import Interruptions
-from muse.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
 from muse.params import ParamsError, Settings
-from muse.records import Metric, RecordError, Report, RunInfo, StageRecord, read_record, utc_now, write_record
-from muse.run import assemble, exit_code, failed_record, previous_seconds, render, run
+from muse.records.criteria import judge, summarise
+from muse.records.schema import Metric, RecordError, Report, RunInfo, StageRecord, read_record, utc_now, write_record
+from muse.report import plain
+from muse.runner import notebook_calls
+from muse.runner.folder import check_folder, fresh_folder
+from muse.runner.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
+from muse.runner.run import assemble, exit_code, failed_record, previous_seconds, render, run
 
 PARAMETERS = "seed: int = 7  # help\nd_model = 512\nrecord_dir: str = '.'"
 WRITE = """
@@ -307,7 +308,7 @@ import sys
 from pathlib import Path
 from muse.host.signals import Interruptions
 from muse.params import Settings
-from muse.run import run
+from muse.runner.run import run
 if __name__ == "__main__":
     settings = Settings(stages=["planar_complex", "basic_test"])
     sys.exit(run(settings, out={str(out)!r}, notebooks=Path({str(books)!r})))
@@ -352,7 +353,7 @@ def look_around(name):
 
 
 def call(function, arguments, tmp_path, **options):
-    return execute.call(
+    return notebook_calls.call(
         function, arguments, log=tmp_path / "log", environment=os.environ | {"MUSE_TEST": "here"}, **options
     )
 
@@ -389,9 +390,9 @@ def test_sigterm_interrupts_like_ctrl_c():
 
 
 def test_error_text_is_clean_and_short():
-    assert execute.error_text("E", "\x1b[31mred\x1b[0m \ud800", "cell In [2]") == "E: red ? (cell In [2])"
-    assert len(execute.error_text("E", "x" * 10**6)) < 3000
-    assert execute.error_text("E", "") == "E"
+    assert notebook_calls.error_text("E", "\x1b[31mred\x1b[0m \ud800", "cell In [2]") == "E: red ? (cell In [2])"
+    assert len(notebook_calls.error_text("E", "x" * 10**6)) < 3000
+    assert notebook_calls.error_text("E", "") == "E"
 
 
 # ------ notebooks and their parameters

@@ -16,12 +16,13 @@ import psutil
 import pytest
 import torch
 
-from muse import cli, side_by_side
-from muse.checkpoint import STATE_FILE, training_folder
+from muse import cli
 from muse.params import Settings
-from muse.recipe import TrainingResult
-from muse.side_by_side import Launcher, schedule, visible_devices
-from muse.tuning import Ended, Job, Plan
+from muse.training import parallel
+from muse.training.checkpoint import STATE_FILE, training_folder
+from muse.training.parallel import Launcher, schedule, visible_devices
+from muse.training.recipe import TrainingResult
+from muse.training.tuning import Ended, Job, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -220,7 +221,7 @@ def test_all_trainings_are_those_of_the_plain_command(tmp_path, monkeypatch, cap
     (tmp_path / "beside").mkdir()
     monkeypatch.chdir(tmp_path / "beside")
     with monkeypatch.context() as patched:
-        patched.setattr(side_by_side.subprocess, "Popen", Here)
+        patched.setattr(parallel.subprocess, "Popen", Here)
         assert cli.main([*arguments, "--processes", "3"]) == 0
     printed = capsys.readouterr().out
     assert folders() == plain
@@ -238,7 +239,7 @@ def test_all_trainings_are_those_of_the_plain_command(tmp_path, monkeypatch, cap
 
 def test_a_diverging_training_leaves_the_others_and_gives_4(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(side_by_side.subprocess, "Popen", Here)
+    monkeypatch.setattr(parallel.subprocess, "Popen", Here)
     params = write_params(tmp_path, models=["phase2", "gpt2"], learning_rates=[1e-3, 1e30], seeds=[0, 1])
     assert cli.main(["train", params, "--processes", "2"]) == 0  # the sane rate wins
     assert "diverged: muse: phase2 seed 0 lr 1e+30" in capsys.readouterr().out
@@ -335,7 +336,7 @@ def test_a_process_that_does_not_end_is_killed_with_what_it_started(tmp_path, mo
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(child.pid, flush=True)\ntime.sleep(600)\n"
     )
-    monkeypatch.setattr(side_by_side, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(parallel, "GRACE_SECONDS", 0.3)
     log = tmp_path / "logs" / GPT2_LOG
     with launched(tmp_path, monkeypatch, program) as (launcher, poll):
         while not log.read_text().splitlines()[-1].isdigit():
@@ -380,7 +381,7 @@ def test_an_interrupt_ends_every_training_and_the_same_command_resumes(tmp_path,
     assert gone(children)
     assert errors.strip() == "muse: interrupted"
     assert printed.count("starts on the CPU") == 2
-    monkeypatch.setattr(side_by_side.subprocess, "Popen", Here)
+    monkeypatch.setattr(parallel.subprocess, "Popen", Here)
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.count("found finished") == 0
     results = [json.loads(path.read_text()) for path in tmp_path.glob("checkpoints/*/result.json")]

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from muse.catalog import ABLATIONS, MODEL_NAMES, comparisons
-from muse.criteria import judge
-from muse.drawing import MODELS
 from muse.measure import measure_memory
-from muse.mixer import MemoryOptions
-from muse.models import build_model
-from muse.notebooks import REPOSITORY
+from muse.models.build import build_model
+from muse.models.linear_attention import MemoryOptions
 from muse.params import ModelName, ParamsError
-from muse.records import Metric, Series, StageRecord, read_record
-from muse.stage import Stage
+from muse.records.criteria import judge
+from muse.records.schema import Metric, Series, StageRecord, read_record
+from muse.report.figures.style import MODELS
+from muse.runner.notebooks import REPOSITORY
+from muse.stages.stage import Stage
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
 SIZES = {key: TINY[key] for key in ("d_model", "n_layers", "n_seq", "vocab_size")}
@@ -45,7 +45,7 @@ def run_cells(name, settings, monkeypatch):
     path = REPOSITORY / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         pytest.skip("not a checkout")
-    monkeypatch.setattr("muse.figures.show", lambda figure: None)
+    monkeypatch.setattr("muse.report.figures.show", lambda figure: None)
     first, *cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     space: dict[str, object] = {}
     exec(first, space)
@@ -154,7 +154,7 @@ def test_the_setting_recompute_reaches_every_model_but_those_of_a_race(namespace
     assert not usual.model(name).recompute
     assert usual.model(name, recompute=True).recompute
     assert not usual.model(name).recompute, "each call returns a model of its own"
-    monkeypatch.setattr("muse.measure.measure_bench", lambda build, *_, **__: build(name, use_complex32=False))
+    monkeypatch.setattr("muse.bench.bench.measure_bench", lambda build, *_, **__: build(name, use_complex32=False))
     assert not stage.bench().recompute
 
 
@@ -263,7 +263,7 @@ def test_the_notebook_of_the_memory_does_nothing_without_one(namespace, tmp_path
     if not path.exists():
         pytest.skip("not a checkout")
     shown = []
-    monkeypatch.setattr("muse.figures.show", shown.append)
+    monkeypatch.setattr("muse.report.figures.show", shown.append)
     first, *cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     space: dict[str, object] = {}
     exec(first, space)
@@ -345,7 +345,7 @@ def test_what_a_loop_has_measured_is_kept_until_the_record_is_written(namespace,
 
 
 STEPS = {
-    "03_perplexity": "muse.stage.Stage._test_perplexity",
+    "03_perplexity": "muse.stages.stage.Stage._test_perplexity",
     "04_memory": "muse.measure.measure_memory",
     "05_throughput": "muse.measure.measure_throughput",
     "06_gradients_stability": "muse.measure.measure_stability",

@@ -8,8 +8,9 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from muse import layers, planar
-from muse.stage1 import Block, Phase3Stage1Config, Phase3Stage1Model
+from muse.models import layers
+from muse.models.stage1 import Block, Phase3Stage1Config, Phase3Stage1Model
+from muse.ops import planar
 
 
 def tiny(seed=0, **changes):

@@ -8,12 +8,12 @@ import reference
 import reference_memory
 import torch
 
-from muse import planar
 from muse.measure.dynamics import measure_dynamics
-from muse.memory import turn
-from muse.mixer import MemoryOptions
-from muse.stage1 import Phase3Stage1Config, Phase3Stage1Model
-from muse.stage1_memory import RMSNorm
+from muse.models.linear_attention import MemoryOptions
+from muse.models.memory_block import RMSNorm
+from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse.ops import planar
+from muse.ops.linear_attention import turn
 
 PUBLISHED_PARAMETERS = 80_937_553
 REAL = {"numbers": "real", "imaginary_scores": False}

@@ -21,16 +21,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from muse import train as module
-from muse.checkpoint import DRAWS, CheckpointError, load_trained, read_tensors
-from muse.corpora import Corpus, TokenSplit, evaluation_batches, num_targets
+from muse.data.corpora import Corpus, TokenSplit, evaluation_batches, num_targets
 from muse.host.signals import ENDING
-from muse.live import curve_svg, live_curve, training_bar
-from muse.models import build_model
+from muse.models.build import build_model
 from muse.params import Settings
-from muse.recipe import Recipe, Report
-from muse.train import DeadGradientError, NonFiniteLossError, train
-from muse.tuning import Ended, Job, Plan, choose_and_train
+from muse.training import trainer as module
+from muse.training.checkpoint import DRAWS, CheckpointError, load_trained, read_tensors
+from muse.training.live import curve_svg, live_curve, training_bar
+from muse.training.recipe import Recipe, Report
+from muse.training.trainer import DeadGradientError, NonFiniteLossError, train
+from muse.training.tuning import Ended, Job, Plan, choose_and_train
 
 VOCAB_SIZE, N_SEQ = 13, 8
 SIZES = {"vocab_size": VOCAB_SIZE, "d_model": 8, "n_layers": 1, "n_seq": N_SEQ}

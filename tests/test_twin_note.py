@@ -8,9 +8,9 @@ from test_figures import metric, record
 from test_ratio_figures import ratio
 from test_report import run_notebook, soup, stage, write_run
 
-from muse.companions import Companion
-from muse.texts import LANGUAGES, texts
-from muse.twin_note import twin_note
+from muse.report.companions import Companion
+from muse.report.texts import LANGUAGES, texts
+from muse.report.twin_note import twin_note
 
 SEEDS = (1.03, 1.036, 1.039)
 CASES = [

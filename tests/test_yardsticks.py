@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from muse.yardsticks import Gpt2Config, Gpt2Model
+from muse.models.gpt2 import Gpt2Config, Gpt2Model
 
 TINY = {"vocab_size": 53, "d_model": 32, "n_layers": 2, "n_seq": 64}
 

@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from muse import zeta
+from muse.models import zeta
 
 
 def smooth_count(t):

@@ -1,6 +1,5 @@
 """One module per measured quantity: each returns a dataclass with `.metrics(model_name)`, prints and judges nothing."""
 
-from .bench import BenchResult, BenchSizes, measure_bench
 from .comparison import ComparisonResult, compare, ratio_metrics, seed_metrics
 from .dynamics import DynamicsResult, measure_dynamics
 from .gradients import GradientResult, measure_gradients
@@ -29,8 +28,6 @@ from .throughput import (
 )
 
 __all__ = [
-    "BenchResult",
-    "BenchSizes",
     "CausalityResult",
     "Ceiling",
     "ComparisonResult",
@@ -54,7 +51,6 @@ __all__ = [
     "forward_logits",
     "forward_loss",
     "matrix_ceiling",
-    "measure_bench",
     "measure_dynamics",
     "measure_gradients",
     "measure_memory",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import Metric
+from muse.records.schema import Metric
+
 from .bootstrap import INTERVAL, RESAMPLES, document_losses
 from .perplexity import PerplexityResult
 

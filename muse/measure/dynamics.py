@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..planar import unpack
-from ..records import Metric, Series
+from muse.ops.planar import unpack
+from muse.records.schema import Metric, Series
+
 from .common import training_mode
 
 QUANTILES = (0.1, 0.5, 0.9)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..records import Metric
+from muse.records.schema import Metric
+
 from .common import device_of, dropout_seed, random_batch, training_mode
 
 FIRST_LOSS_SCALE = 2.0**15

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layers import ComplexEmbedding, ComplexLayerNorm, ComplexLinear, ModReLU
-from ..records import Metric
+from muse.models.layers import ComplexEmbedding, ComplexLayerNorm, ComplexLinear, ModReLU
+from muse.records.schema import Metric
+
 from .common import device_of, random_batch, tensors_in, training_mode
 
 COMPLEX_LAYERS = (ComplexEmbedding, ComplexLinear, ComplexLayerNorm, ModReLU)

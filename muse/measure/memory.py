@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .. import planar
-from ..records import Metric
+from muse.ops import planar
+from muse.records.schema import Metric
+
 from .common import random_batch
 
 GIB = 2**30

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..corpora import TokenSplit, evaluation_batches
-from ..records import Metric, Series
+from muse.data.corpora import TokenSplit, evaluation_batches
+from muse.records.schema import Metric, Series
+
 from .bootstrap import loss_interval
 from .common import Progress, device_of, passthrough, safe_exp, training_mode
 

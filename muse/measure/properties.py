@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..records import Metric
+from muse.records.schema import Metric
+
 from .common import device_of, random_batch, training_mode
 
 

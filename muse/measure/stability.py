@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..head import head_logits, head_loss
-from ..records import Metric, Series
+from muse.ops.cross_entropy import head_logits, head_loss
+from muse.records.schema import Metric, Series
+
 from .common import Progress, all_finite, device_of, dropout_seed, passthrough, random_batch, tensors_in, training_mode
 
 STRESS_FACTOR = 4.0

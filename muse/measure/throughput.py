@@ -21,8 +21,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..records import Metric
-from ..replay import Replayed, let_capture
+from muse.ops.cuda_graph import Replayed, let_capture
+from muse.records.schema import Metric
+
 from .common import Progress, passthrough, training_mode
 
 Path = Callable[[], object]

@@ -1,0 +1,222 @@
+"""Paths that compute the same thing, each found equal first, then timed in turn; one that breaks stops no other."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from muse.measure.common import Progress, passthrough
+from muse.measure.throughput import Path, measure_throughput
+from muse.records.schema import Metric
+
+from .gates import Check
+from .peers import PathMissingError
+
+Status = Literal["timed", "refused", "missing", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One path, ready to run: what is timed, and what must be right before that."""
+
+    call: Path
+    check: Callable[[], list[Check]]  # runs the path, compilation included
+    memory: Callable[[], tuple[int, Literal["measured", "estimate"]]] | None = None  # extra bytes of one call
+
+
+@dataclass
+class PathResult:
+    """What became of one path."""
+
+    name: str
+    status: Status = "timed"
+    note: str = ""
+    checks: list[Check] = field(default_factory=list)
+    prepare_seconds: float = 0.0  # building, compiling, comparing
+    seconds: tuple[float, ...] = ()
+    extra_bytes: int | None = None
+    bytes_basis: Literal["measured", "estimate"] = "measured"
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """All paths of one group and the work they share."""
+
+    group: str
+    tokens_per_call: int
+    baseline: str
+    paths: tuple[PathResult, ...]
+    device: str
+    flops_per_token: float | Mapping[str, float]  # matrix products, backward included where the paths have one
+    least_bytes: int | Mapping[str, int]  # what one call must at least read and write; both may differ by path
+    samples: int  # calls that were asked for
+
+    def metrics(self, matrix_flops_per_second: float, copy_bytes_per_second: float) -> list[Metric]:
+        """Return speed, ratio, shares of the ceilings, errors and extra memory of every path, `model` being the path.
+
+        A path that was not timed has no values but a note that says why.
+        """
+        base = next((p for p in self.paths if p.name == self.baseline and p.seconds), None)
+        found = []
+        for path in self.paths:
+            found.append(self._speed(path))
+            found += self._errors(path)
+            if path.extra_bytes is not None:
+                note = "peak of one forward and backward pass, gradients included, above what was there before"
+                found.append(self._metric("extra_memory", path, path.extra_bytes, "byte", note, path.bytes_basis))
+            if not path.seconds:
+                continue
+            seconds = statistics.median(path.seconds)
+            flops = self.tokens_per_call * of_path(self.flops_per_token, path.name) / seconds
+            ratio = statistics.median(base.seconds) / seconds if base else None
+            note = f"median against {self.baseline}" + ("" if base else ", which was not timed")
+            shares = {"matrix_share": flops / matrix_flops_per_second}
+            shares["copy_share"] = of_path(self.least_bytes, path.name) / seconds / copy_bytes_per_second
+            found.append(self._metric("ratio", path, ratio, "1", note))
+            for name, value in shares.items():
+                found.append(self._metric(name, path, value, "1", f"of the {name.removesuffix('_share')} ceiling"))
+            found.append(self._metric("milliseconds", path, seconds * 1e3, "ms", "median duration of one call"))
+        return found
+
+    def _metric(self, what: str, path: PathResult, value: float | None, unit: str, note: str, basis="measured"):
+        name, n = f"bench_{self.group}_{what}", len(path.seconds) or 1
+        return Metric(name=name, model=path.name, value=value, unit=unit, note=note, basis=basis, n=n)
+
+    def _speed(self, path: PathResult) -> Metric:
+        samples = [self.tokens_per_call / seconds for seconds in path.seconds]
+        gate = "; ".join(map(str, path.checks))
+        status = f"{path.status}: {path.note}" if path.note or not samples else ""
+        parts = [status, gate]
+        if samples:
+            few = f", fewer than {self.samples} by the time limit" if len(samples) < self.samples else ""
+            parts.append(f"median and quartiles of {len(samples)} samples{few}, {self.tokens_per_call} tokens per call")
+            parts.append(f"on {self.device}, ready after {path.prepare_seconds:.1f} s")
+        return Metric(
+            name=f"bench_{self.group}_speed",
+            model=path.name,
+            value=statistics.median(samples) if samples else None,
+            unit="token/s",
+            n=len(samples),
+            interval=tuple(np.percentile(samples, (25, 75)).tolist()) if samples else None,
+            samples=samples,
+            reason="" if samples else status,
+            note="; ".join(part for part in parts if part),
+        )
+
+    def _errors(self, path: PathResult) -> list[Metric]:
+        found = []
+        for check in path.checks:
+            value = check.error if math.isfinite(check.error) else None
+            found.append(self._metric(f"{check.quantity}_error", path, value, check.unit, f"{check} against float64"))
+        return found
+
+
+def of_path(value: float | Mapping[str, float], name: str) -> float:
+    """Return what a path has of a number that all paths share or that each has for itself."""
+    return value[name] if isinstance(value, Mapping) else value
+
+
+def race(
+    group: str,
+    candidates: Mapping[str, Callable[[], Trial]],
+    *,
+    baseline: str,
+    tokens_per_call: int,
+    device: torch.device,
+    flops_per_token: float | Mapping[str, float],
+    least_bytes: int | Mapping[str, int],
+    warmups: int,
+    samples: int,
+    limit_seconds: float,
+    progress: Progress = passthrough,
+) -> RaceResult:
+    """Prepare and check every candidate, then time those that are equal to the reference, in turn."""
+    results, calls = [], {}
+    for name, build in progress(candidates.items(), f"checking {group}", len(candidates)):
+        result, trial = prepare(name, build, device)
+        results.append(result)
+        if trial:
+            calls[name] = Guarded(trial.call)
+    if calls:
+        times = measure_throughput(calls, tokens_per_call=tokens_per_call, warmups=warmups, samples=samples,
+                                   device=device, limit_seconds=limit_seconds, progress=progress).seconds  # fmt: skip
+    for result in results:
+        if result.name not in calls:
+            continue
+        if error := calls[result.name].error:
+            result.status, result.note = "failed", error
+        else:
+            result.seconds = times[result.name]
+    calls.clear()
+    release(device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return RaceResult(group, tokens_per_call, baseline, tuple(results), where, flops_per_token, least_bytes, samples)
+
+
+def prepare(name: str, build: Callable[[], Trial], device: torch.device) -> tuple[PathResult, Trial | None]:
+    """Build a path and compare it with its reference; return the trial only if it may be timed."""
+    result, start = PathResult(name), time.perf_counter()
+    trial = None
+    try:
+        trial = build()
+        result.checks = trial.check()
+        if not result.checks:
+            raise ValueError("no check, so nothing shows that this path is right")
+        if not all(check.ok for check in result.checks):
+            result.status, result.note = "refused", "not equal to the reference, so no speed is given"
+        elif trial.memory:
+            result.extra_bytes, result.bytes_basis = trial.memory()
+    except PathMissingError as error:
+        result.status, result.note = "missing", str(error)
+    except Exception as error:  # whatever it is, the other paths go on
+        result.status, result.note = "failed", one_line(error)
+    if result.status != "timed":
+        trial = None
+        free(device)
+    result.prepare_seconds = time.perf_counter() - start
+    return result, trial
+
+
+class Guarded:
+    """A call that remembers its first exception and does nothing from then on."""
+
+    def __init__(self, call: Path) -> None:
+        self.call, self.error = call, ""
+
+    def __call__(self) -> object:
+        if self.error:
+            return None
+        try:
+            return self.call()
+        except Exception as error:
+            self.error = one_line(error)
+        return None
+
+
+def one_line(error: Exception, length: int = 300) -> str:
+    """Return the type and the first line of what an exception says."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}"[:length]
+
+
+def free(device: torch.device) -> None:
+    """Give unused memory back."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def release(device: torch.device) -> None:
+    """Forget compiled code and its graphs, so that one group does not weigh on the next, and give memory back."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    free(device)

@@ -1,0 +1,322 @@
+"""Text to deterministic next-token batches: what was read, how it was cut, and which tokens count.
+
+A split of N tokens has N - 1 evaluation targets: every token but the first, before which nothing stands (no start
+token is invented). Windows do not overlap, so each target is predicted once, from at most n_seq tokens before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from muse.host.files import replacing
+
+from .grammar import Grammar
+from .tokenizers import (
+    CorpusUnavailable,
+    SourceFile,
+    Tokenizer,
+    from_cache_or_hub,
+    gpt2_tokenizer,
+    quiet_datasets,
+    word_tokenizer,
+)
+
+__all__ = [
+    "Corpus", "CorpusUnavailable", "SourceFile", "TokenSplit", "TrainingBatches",
+    "evaluation_batches", "evaluation_windows", "load_corpus", "num_targets",
+]  # fmt: skip
+
+SPLITS = ("train", "validation", "test")
+WIKITEXT_HUB_ID, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
+SYNTHETIC_TOKENS = {"train": 400_000, "validation": 20_000, "test": 40_000}
+SYNTHETIC_SEED = 77  # of the first 150 the one whose validation and test samples lie closest to the exact entropies
+CACHE_FORMAT = 1  # part of every cache key: raise it when ids or document starts of the same text change
+Texts = tuple[dict[str, list[str]], tuple[SourceFile, ...]]  # lines of each split, and the files they came from
+ARTICLE_TITLE = re.compile(r" = [^=](.*[^=])? = \n?")  # of WikiText; section titles have two or more signs on each side
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """One split as one run of tokens."""
+
+    name: str
+    ids: torch.Tensor  # int32 (tokens,)
+    document_starts: torch.Tensor  # int64 (documents,), token index where each document begins, the first is 0
+    num_words: int  # canonical words: whitespace-separated words plus one for each end of line
+    num_bytes: int  # of the text in UTF-8
+    sha256: str  # of the ids as little-endian int32
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The splits of a corpus under one tokenizer, and what was read to make them."""
+
+    name: str
+    tokenizer_name: str
+    vocab_size: int  # smallest model vocabulary that holds every id
+    splits: dict[str, TokenSplit]
+    files: tuple[SourceFile, ...]
+    entropy_nats_per_token: float | None  # true entropy rate, known for the synthetic corpus only
+    decode: Callable[[Sequence[int]], str]
+
+
+def load_corpus(
+    corpus: str,
+    tokenizer: str,
+    *,
+    splits: Sequence[str] = SPLITS,
+    cache_dir: Path | None = None,
+    hub_timeout_seconds: float = 10,
+    synthetic_tokens: dict[str, int] | None = None,
+) -> Corpus:
+    """Reads a corpus ("synthetic", "wikitext-2" or a folder) with a tokenizer ("gpt2", "corpus" or a folder).
+
+    Token ids are kept in `cache_dir` (default $MUSE_CACHE_DIR, else the user's cache), keyed by the SHA-256 of text and
+    tokenizer. Raises ValueError for names and files that do not fit, CorpusUnavailable within seconds where the hub is
+    needed and away.
+    """
+    unknown = [name for name in splits if name not in SPLITS]
+    if unknown or not splits:
+        raise ValueError(f"splits must be some of {', '.join(SPLITS)}, got {tuple(splits)}")
+    if corpus == "synthetic":
+        return _synthetic_corpus(tokenizer, splits, synthetic_tokens or {})
+    if synthetic_tokens:
+        raise ValueError(f"synthetic_tokens is for corpus 'synthetic', got corpus {corpus!r}")
+    needed = [name for name in SPLITS if name in splits or (tokenizer == "corpus" and name == "train")]
+    if corpus == "wikitext-2":
+        lines, files = _read_wikitext(needed, hub_timeout_seconds)
+    else:
+        lines, files = _read_folder(Path(corpus), needed)
+    if tokenizer == "corpus":
+        encoder = word_tokenizer(lines["train"])
+    else:
+        encoder = gpt2_tokenizer(tokenizer, hub_timeout_seconds)
+    cache_dir = Path(cache_dir or _default_cache_dir())
+    token_splits = {name: _tokenized(name, lines[name], encoder, cache_dir) for name in splits}
+    return Corpus(corpus, tokenizer, encoder.vocab_size, token_splits, files + encoder.files, None, encoder.decode)
+
+
+def num_targets(ids: torch.Tensor) -> int:
+    """Tokens that are predicted when ids (tokens,) are evaluated: all but the first."""
+    return len(ids) - 1
+
+
+def evaluation_windows(ids: torch.Tensor, n_seq: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields int64 (inputs, targets), both (T,), without overlap; T is n_seq but for a shorter tail that is kept."""
+    if n_seq < 1:
+        raise ValueError(f"n_seq must be at least 1, got {n_seq}")
+    for start in range(0, num_targets(ids), n_seq):
+        window = ids[start : start + n_seq + 1].long()
+        yield window[:-1], window[1:]
+
+
+def evaluation_batches(
+    ids: torch.Tensor, n_seq: int, batch_size: int, max_batches: int | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields int64 (inputs, targets), both (B T): evaluation_windows in order, never padded.
+
+    The last full windows may make a smaller batch; the shorter tail is a batch of its own. `max_batches` stops early.
+    """
+    if batch_size < 1 or n_seq < 1:
+        raise ValueError(f"batch_size and n_seq must be at least 1, got {batch_size} and {n_seq}")
+    num_full = num_targets(ids) // n_seq
+    batches = [range(first, min(first + batch_size, num_full)) for first in range(0, num_full, batch_size)]
+    spans = [(rows[0] * n_seq, len(rows), n_seq) for rows in batches]
+    if num_targets(ids) > num_full * n_seq:
+        spans.append((num_full * n_seq, 1, num_targets(ids) - num_full * n_seq))
+    for start, rows, length in spans[:max_batches]:
+        span = ids[start : start + rows * length + 1].long()
+        yield span[:-1].reshape(rows, length), span[1:].reshape(rows, length)
+
+
+class TrainingBatches:
+    """Shuffled training windows as a pure function of the step, so that a run can resume anywhere.
+
+    Every epoch cuts ids (tokens,) into non-overlapping windows from another offset and visits each window once.
+    """
+
+    def __init__(self, ids: torch.Tensor, n_seq: int, batch_size: int, seed: int):
+        if n_seq < 1 or batch_size < 1:
+            raise ValueError(f"n_seq and batch_size must be at least 1, got {n_seq} and {batch_size}")
+        if len(ids) <= n_seq:
+            raise ValueError(f"training needs more than n_seq = {n_seq} tokens, got {len(ids)}")
+        self.ids, self.n_seq, self.batch_size, self.seed = ids, n_seq, batch_size, seed
+        self.num_offsets = min(n_seq, len(ids) - n_seq)  # any of these leaves the same number of windows
+        self.windows_per_epoch = (len(ids) - self.num_offsets) // n_seq
+        self._epochs: dict[int, torch.Tensor] = {}
+
+    def window_starts(self, epoch: int) -> torch.Tensor:
+        """int64 (windows_per_epoch,): first token of each window of an epoch, in the order they are visited."""
+        if epoch not in self._epochs:
+            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            offset = int(generator.integers(self.num_offsets))
+            order = torch.from_numpy(generator.permutation(self.windows_per_epoch))
+            self._epochs = {kept: self._epochs[kept] for kept in self._epochs if kept == epoch - 1}
+            self._epochs[epoch] = offset + order * self.n_seq
+        return self._epochs[epoch]
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 (inputs, targets), both (batch_size n_seq), of step 0, 1, ...; a batch may straddle two epochs."""
+        visits = range(step * self.batch_size, (step + 1) * self.batch_size)
+        places = [divmod(visit, self.windows_per_epoch) for visit in visits]
+        starts = [self.window_starts(epoch)[place] for epoch, place in places]
+        windows = self.ids[torch.stack(starts)[:, None] + torch.arange(self.n_seq + 1)].long()
+        return windows[:, :-1], windows[:, 1:]
+
+
+def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, int]) -> Corpus:
+    """The language of muse.grammar at its default sizes, a seed for each split; its symbols are its tokens."""
+    if tokenizer != "corpus":
+        raise ValueError(f"corpus 'synthetic' has symbols of its own: tokenizer must be 'corpus', got {tokenizer!r}")
+    wrong = {name: size for name, size in sizes.items() if name not in SPLITS or size < 2}
+    if wrong:
+        raise ValueError(f"synthetic_tokens must give {', '.join(SPLITS)} at least 2 tokens each, got {wrong}")
+    grammar, made, files = Grammar(), {}, []
+    for name in splits:
+        seed = [SYNTHETIC_SEED, SPLITS.index(name)]
+        ids = grammar.sample({**SYNTHETIC_TOKENS, **sizes}[name], seed)
+        text = grammar.decode(ids.tolist()).encode()
+        made[name] = _token_split(name, ids, np.flatnonzero(ids == 0), num_words=len(ids), num_bytes=len(text))
+        files.append(SourceFile.of_bytes(f"muse.data.grammar.Grammar().sample({len(ids)}, seed={seed})", text))
+    return Corpus("synthetic", "corpus", grammar.vocab_size, made, tuple(files), grammar.entropy_nats(), grammar.decode)
+
+
+def _read_wikitext(splits: Sequence[str], hub_timeout_seconds: float) -> Texts:
+    import datasets
+
+    def load(local_only: bool):
+        with quiet_datasets(local_only):
+            return datasets.load_dataset(WIKITEXT_HUB_ID, WIKITEXT_CONFIG)
+
+    found = from_cache_or_hub("corpus 'wikitext-2'", WIKITEXT_HUB_ID, "dataset", load, hub_timeout_seconds)
+    lines = {name: _lines_of_rows(found[name]["text"]) for name in splits}
+    source = f"{WIKITEXT_HUB_ID}/{WIKITEXT_CONFIG}"
+    return lines, tuple(SourceFile.of_bytes(f"{source}/{name}", "".join(lines[name]).encode()) for name in splits)
+
+
+def _read_folder(folder: Path, splits: Sequence[str]) -> Texts:
+    """Lines of <split>.txt, or of <split>.parquet or <split>-*.parquet (column text)."""
+    if not folder.is_dir():
+        raise ValueError(f"corpus must be 'synthetic', 'wikitext-2' or an existing folder, got {str(folder)!r}")
+    lines, files = {}, []
+    for name in splits:
+        text = [path for path in (folder / f"{name}.txt",) if path.is_file()]
+        parquet = sorted([*folder.glob(f"{name}.parquet"), *folder.glob(f"{name}-*.parquet")])
+        if bool(text) == bool(parquet):
+            got = "both" if text else "neither"
+            raise ValueError(f"{folder} must hold either {name}.txt or {name}.parquet ({name}-*.parquet), got {got}")
+        rows = [row for path in parquet for row in _rows(path)]
+        lines[name] = _lines(_utf8(text[0])) if text else _lines_of_rows(rows)
+        files += [SourceFile.of_bytes(path, path.read_bytes()) for path in text or parquet]
+    return lines, tuple(files)
+
+
+def _utf8(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8: {error}") from error
+
+
+def _rows(path: Path) -> list[str]:
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_schema(path).names
+    if "text" not in columns:
+        raise ValueError(f"{path} must have a column 'text', got {columns}")
+    rows = pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    if not all(isinstance(row, str) for row in rows):
+        raise ValueError(f"column 'text' of {path} must hold text in every row, got other or missing values")
+    return rows
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their newline; only a newline ends a line (str.splitlines knows ten more ways)."""
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _lines_of_rows(rows: Sequence[str]) -> list[str]:
+    """Lines of a table whose rows are lines, some of which lost their end.
+
+    The hub's WikiText stores the blank line " \\n" as "". An empty row gets back the line end of the first row with
+    text, so that a table and the text file it came from give the same tokens; any other row gets the newline it lacks.
+    """
+    first = next((row for row in rows if row.strip()), "")
+    blank = " \n" if first.endswith(" \n") else "\n"
+    return _lines("".join(row if row.endswith("\n") else row + "\n" if row else blank for row in rows))
+
+
+def _first_lines(lines: Sequence[str]) -> list[int]:
+    """Line index where each document begins.
+
+    WikiText: an article, from a title between blank lines (the "= 1 =" of a formula inside a paragraph is none). Text
+    without such titles: a paragraph, from a line after a blank one. Whatever stands before the first belongs to it.
+    """
+    blank = [True, *(not line.strip() for line in lines), True]  # blank[i + 1] is line i
+    opening = [i for i, line in enumerate(lines) if blank[i] and not blank[i + 1]]
+    titles = [i for i in opening if blank[i + 2] and ARTICLE_TITLE.fullmatch(lines[i])]
+    return [0, *(titles or opening)[1:]]
+
+
+def _token_split(name: str, ids: np.ndarray, document_starts: np.ndarray, num_words: int, num_bytes: int) -> TokenSplit:
+    starts = torch.from_numpy(document_starts.astype(np.int64))
+    return TokenSplit(name, torch.from_numpy(ids.astype(np.int32)), starts, num_words, num_bytes, _sha256_of_ids(ids))
+
+
+def _sha256_of_ids(ids: np.ndarray) -> str:
+    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
+
+
+def _tokenized(name: str, lines: list[str], tokenizer: Tokenizer, cache_dir: Path) -> TokenSplit:
+    """Ids and document starts of a split, from the cache where the same text met the same tokenizer before."""
+    text = "".join(lines)
+    content = text.encode()
+    if not content:
+        raise ValueError(f"split {name!r} of the corpus is empty")
+    key = f"{CACHE_FORMAT} {hashlib.sha256(content).hexdigest()} {tokenizer.sha256}"
+    path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    cached = _read_cache(path)
+    if cached is None:
+        ids, lengths = tokenizer.encode(lines)
+        if len(ids) < 2:
+            raise ValueError(f"split {name!r} must have at least 2 tokens to have a target, got {len(ids)}")
+        cached = ids, (np.cumsum(lengths) - lengths)[_first_lines(lines)]
+        _write_cache(path, *cached)
+    return _token_split(name, *cached, num_words=len(text.split()) + text.count("\n"), num_bytes=len(content))
+
+
+def _default_cache_dir() -> Path:
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("MUSE_CACHE_DIR") or user / "muse")
+
+
+def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """(ids, document starts) of a cache file; None where it is absent or not what was written."""
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            ids, starts, sha256 = file["ids"], file["document_starts"], str(file["sha256"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return (ids, starts) if _sha256_of_ids(ids) == sha256 else None
+
+
+def _write_cache(path: Path, ids: np.ndarray, document_starts: np.ndarray) -> None:
+    """Written whole or not at all. Warns where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, ids=ids, document_starts=document_starts, sha256=_sha256_of_ids(ids))
+    except OSError as error:
+        warnings.warn(f"token ids were not cached in {path.parent}: {error}", stacklevel=2)

@@ -1,0 +1,196 @@
+"""EleutherAI's lm-evaluation-harness on models of this project: an adapter, and a WikiText task over a local folder.
+
+Text becomes tokens line by line, as in `muse.data.corpora`. No model here has learned a token that starts a text, so
+none is invented: in a rolling likelihood the first token is charged the mean of the others, as
+`muse.measure.perplexity` does for words and bytes, and an empty context is read as one end of line. Needs the extra
+`eval`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from torch import nn
+from tqdm import tqdm
+
+from muse.data import corpora
+from muse.data.tokenizers import gpt2_tokenizer
+from muse.measure import measure_perplexity
+from muse.measure.common import training_mode
+from muse.models.generate import generate
+from muse.models.pretrained import from_pretrained
+from muse.ops import planar
+from muse.ops.cross_entropy import head_logits
+
+TASKS = Path(__file__).parent / "tasks"
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
+START = "\n"  # what an empty context is read as
+NEW_TOKENS = 256  # the harness's own default for an answer
+
+
+@register_model("muse")
+class MuseLM(LM):
+    """A saved model (or one in memory) with GPT-2's tokenizer from the hub or from a folder; products as measured."""
+
+    def __init__(
+        self,
+        pretrained: str | Path | nn.Module,
+        tokenizer: str = "gpt2",
+        device: str | None = None,
+        batch_size: int | str = 4,
+        **unused: object,
+    ) -> None:
+        super().__init__()
+        model = pretrained if isinstance(pretrained, nn.Module) else from_pretrained(pretrained)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model, self.tokenizer = model.to(self._device), gpt2_tokenizer(str(tokenizer))
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size: got {batch_size!r}, expected a number of sequences")
+        self.batch_size = int(batch_size)
+        if self.tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"tokenizer {tokenizer}: got {self.tokenizer.vocab_size} tokens, "
+                f"expected at most the model's {model.config.vocab_size}"
+            )
+
+    @property
+    def n_seq(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
+        return self.model.config.n_seq
+
+    def encode(self, strings: Sequence[str]) -> list[list[int]]:
+        """Token ids of each string, its lines one by one."""
+        lines = [LINE.findall(string) for string in strings]
+        if not any(lines):
+            return [[] for _ in strings]
+        ids, lengths = self.tokenizer.encode([line for string in lines for line in string])
+        ends = iter(lengths.cumsum().tolist())
+        start, found = 0, []
+        for string in lines:
+            end = max((next(ends) for _ in string), default=start)
+            found.append(ids[start:end].tolist())
+            start = end
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
+        """Nat of each whole text: windows of n_seq without overlap, every target once, the first charged the mean."""
+        texts = tqdm(self.encode([request.args[0] for request in requests]), "texts", disable=disable_tqdm)
+        with planar.cpu_compute("float32"):
+            return [self._rolling(ids) for ids in texts]
+
+    def _rolling(self, ids: list[int]) -> float:
+        if len(ids) < 2:  # nothing stands before the only token: all are alike
+            return -len(ids) * math.log(self.model.config.vocab_size)
+        split = corpora.TokenSplit("text", torch.tensor(ids), torch.tensor([0]), num_words=0, num_bytes=0, sha256="")
+        result = measure_perplexity(self.model, split, n_seq=self.n_seq, batch_size=self.batch_size)
+        return -result.loss_nats * len(ids)
+
+    def loglikelihood(self, requests: Sequence, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Nat of each continuation after its context, and whether each of its tokens is the likeliest one."""
+        pairs = self._pairs([request.args for request in requests])
+        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        found: dict[int, tuple[float, bool]] = {}
+        with planar.cpu_compute("float32"):
+            for batch in tqdm(batches, "continuations", disable=disable_tqdm):
+                found |= dict(zip(batch, self._scores([pairs[i] for i in batch]), strict=True))
+        return [found[i] for i in range(len(pairs))]
+
+    def _pairs(self, arguments: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+        """The last n_seq + 1 ids of context and continuation together, and how many belong to the continuation."""
+        contexts = [context.rstrip(" ") or START for context, _ in arguments]  # tokens begin with their space
+        spaces = [context[len(context.rstrip(" ")) :] for context, _ in arguments]
+        wholes = [c + s + a[1] for c, s, a in zip(contexts, spaces, arguments, strict=True)]
+        pairs = []
+        for before, ids in zip(self.encode(contexts), self.encode(wholes), strict=True):
+            if (count := len(ids) - len(before)) > self.n_seq:
+                raise ValueError(f"continuation of {count} tokens, expected at most n_seq = {self.n_seq}")
+            pairs.append((ids[-self.n_seq - 1 :], max(count, 0)))
+        return pairs
+
+    @torch.inference_mode()
+    def _scores(self, pairs: Sequence[tuple[list[int], int]]) -> Iterator[tuple[float, bool]]:
+        """Sequences of different lengths end in padding, which a causal model does not see before."""
+        longest = max(1, *(len(ids) - 1 for ids, _ in pairs))
+        padded = torch.tensor([ids[:-1] + [0] * (longest + 1 - len(ids)) for ids, _ in pairs], device=self._device)
+        with training_mode(self.model, False):
+            features = self.model.features(padded)
+            for row, (ids, count) in zip(features, pairs, strict=True):
+                asked = row[len(ids) - 1 - count : len(ids) - 1]
+                logits = head_logits(asked[None], *self.model.head_parameters())[0].double()
+                targets = torch.tensor(ids[len(ids) - count :], dtype=torch.int64, device=self._device)
+                nats = logits.log_softmax(-1).gather(1, targets[:, None]).sum().item()
+                yield nats, bool((logits.argmax(-1) == targets).all())
+
+    def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each context until a stop string, greedily unless `do_sample` says otherwise."""
+        contexts = self.encode([request.args[0] or START for request in requests])
+        asked = zip(contexts, [request.args[1] for request in requests], strict=True)
+        with planar.cpu_compute("float32"):
+            return [self._answer(*one) for one in tqdm(asked, "answers", len(requests), disable=disable_tqdm)]
+
+    def _answer(self, ids: list[int], options: Mapping[str, object]) -> str:
+        """Prompt and answer together hold at most n_seq tokens; of a longer prompt the end is kept."""
+        until = options.get("until") or []
+        until = [until] if isinstance(until, str) else [stop for stop in until if stop]
+        n_new = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.n_seq - 1))
+        prompt = torch.tensor([ids[-(self.n_seq - n_new) :]], device=self._device)
+        choices = {name: options[name] for name in ("top_k", "top_p") if options.get(name)}
+        temperature = float(options.get("temperature") or 1.0) if options.get("do_sample") else 0.0
+        answer, written = "", []
+        for token in generate(self.model, prompt, n_new, temperature=temperature, **choices):
+            written.append(token.item())
+            answer = self.tokenizer.decode(written)
+            if found := [answer.index(stop) for stop in until if stop in answer]:
+                return answer[: min(found)]
+        return answer
+
+
+def load_text(corpus: str | None = None, **unused: object) -> DatasetDict:
+    """The test split of a corpus folder (test.txt or parquet) as one row, from `metadata={"corpus": FOLDER}`."""
+    if corpus is None:
+        raise ValueError("corpus: got nothing, expected a folder: metadata={'corpus': FOLDER}")
+    lines, _ = corpora._read_folder(Path(corpus), ["test"])
+    return DatasetDict({"test": Dataset.from_dict({"page": ["".join(lines["test"])]})})
+
+
+def page(doc: Mapping[str, str]) -> str:
+    """The whole text, not a character changed."""
+    return doc["page"]
+
+
+def process_results(doc: Mapping[str, str], results: Sequence[float]) -> dict[str, tuple[float, int]]:
+    """(nat, count) of a text: words are those of `muse.data.corpora`, one for each end of line included."""
+    (nats,), text = results, doc["page"]
+    num_words, num_bytes = len(text.split()) + text.count("\n"), len(text.encode())
+    return {
+        "word_perplexity": (nats, num_words),
+        "byte_perplexity": (nats, num_bytes),
+        "bits_per_byte": (nats, num_bytes),
+    }
+
+
+def evaluate(model: MuseLM, tasks: Sequence[str], corpus: str | None = None, limit: int | None = None) -> dict:
+    """Return the harness's results of these tasks, its own and ours, by task; null where one is not finite."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    own = {path.stem for path in TASKS.glob("*.yaml")}  # reading the harness's own thousands takes seconds
+    manager = TaskManager(
+        include_path=str(TASKS), include_defaults=not own.issuperset(tasks), metadata={"corpus": corpus}
+    )
+    found = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0)
+    return {task: {name: _plain(value) for name, value in row.items()} for task, row in found["results"].items()}
+
+
+def _plain(value: object) -> object:
+    """A result as strict JSON can hold it: numbers of numpy as Python's own, None for NaN and infinity."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,313 @@
+"""The mixer of Stage 1 with memory: what writes to, reads from and times a matrix memory, and the ablations' switches.
+
+    q, k, v = short causal convolution of W_qkv u
+    gamma_t = cap sigmoid(w u_t + b)             per head
+    theta = log-spaced x exp(b')                 per head and rotating channel
+    out = W_o [silu(G u) head_norm(memory(q / X, k / X, v))]
+
+Glossary: B batch, T positions, D width (complex channels), H heads, X real channels per head. W are complex, G and w
+real matrices that read both planes of u, planar r(B T 2D). With `numbers="real"` a complex D x E matrix becomes a real
+2D x E one (and E x D becomes E x 2D): the same number of scalars everywhere. What is computed point by point around the
+memory is written plainly here; on CUDA kernels of `qkv_triton` do the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from muse.ops import planar
+from muse.ops.linear_attention import CHUNK_TOKENS, memory_chunked, memory_step, turn, zero_state
+
+from . import layers
+
+try:
+    from muse.ops import qkv_triton
+except ImportError:  # Triton comes with CUDA builds of PyTorch
+    qkv_triton = None
+
+NORM_EPS = 1e-6
+SHORTEST_TOKENS = 2  # initial memory of the fastest head, 1 / gamma
+FIRST_RATE_CAP = 4.0  # largest gamma of the first layer: exp(-4) keeps 2 %
+SLOWEST_TURN = 1e-4  # radians per token; the fastest channel turns about 1
+CHOICES = {
+    "numbers": ("complex", "real"),
+    "feed_forward": ("gated", "modrelu"),
+    "decay": ("data", "fixed", "none"),
+    "rotation": ("data", "fixed", "none"),
+}
+# d_ff / d_model that fills the published parameter budget, by (feed_forward, output_gate)
+FEED_FORWARD_RATIO = {
+    ("gated", True): 11 / 8,
+    ("gated", False): 7 / 4,
+    ("modrelu", True): 17 / 8,
+    ("modrelu", False): 21 / 8,
+}
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What the memory block is made of; the defaults are the model, the other values its ablations."""
+
+    numbers: str = "complex"  # "real": the twin with real numbers at the same parameter budget
+    n_heads: int = 0  # H; 0: heads of 64 complex channels, at least four
+    d_ff: int = 0  # F; 0: what fills the published budget
+    feed_forward: str = "gated"  # or "modrelu": one complex layer, ModReLU, no gate
+    decay: str = "data"  # gamma from the token, "fixed" per head, or "none": nothing is forgotten
+    rotation: str = "fixed"  # theta per head and channel, times a pace from the token with "data", or "none"
+    imaginary_scores: bool = True  # q k* acts on v as a complex number; False: its real part only
+    output_gate: bool = True  # what is read from the memory is gated by the token
+    convolution: int = 4  # taps of the causal convolution over q, k, v; 1: none
+    qk_norm: bool = False  # q and k of unit length in each head
+    input_scaling: bool = False  # writes scaled by sqrt(1 - exp(-2 gamma)): a stationary memory
+    last_rate_cap: float = FIRST_RATE_CAP  # largest gamma of the last layer; those between are log-spaced
+    tied: bool = True  # the head is the token table; False: real token table and real head, half the width each
+    positions: bool = False  # add the frozen zeta position table to the real part
+    chunk_tokens: int = CHUNK_TOKENS  # C; no effect on the result
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name, least in (("n_heads", 0), ("d_ff", 0), ("convolution", 1), ("chunk_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.last_rate_cap <= FIRST_RATE_CAP:
+            raise ValueError(f"last_rate_cap must lie in (0, {FIRST_RATE_CAP}], got {self.last_rate_cap}")
+        if self.numbers == "real" and (self.imaginary_scores or self.feed_forward == "modrelu"):
+            raise ValueError(
+                "real numbers have no imaginary scores and no ModReLU: got numbers='real' with "
+                f"imaginary_scores={self.imaginary_scores}, feed_forward={self.feed_forward!r}"
+            )
+
+    @property
+    def planes(self) -> int:
+        """Real numbers per inner channel: 2 for complex, 1 for real."""
+        return 2 if self.numbers == "complex" else 1
+
+    def heads(self, d_model: int) -> int:
+        """Number of heads; the real twin has half as many, twice as wide, so that its state has as many scalars."""
+        heads = self.n_heads or max(h for h in range(1, max(4, d_model // 64) + 1) if d_model % h == 0)
+        if self.planes == 1:
+            heads = max(1, heads // 2)
+        if d_model % heads or (self.planes * d_model // heads) % 2:
+            raise ValueError(f"d_model must split into {heads} heads of equal, even width, got {d_model}")
+        return heads
+
+    def feed_forward_width(self, d_model: int) -> int:
+        """F, given or the share of d_model that fills the published budget."""
+        return self.d_ff or max(1, int(FEED_FORWARD_RATIO[self.feed_forward, self.output_gate] * d_model))
+
+
+@dataclass(frozen=True)
+class MixerState:
+    """What a mixer remembers of the past, the same size after any number of tokens."""
+
+    matrix: Tensor  # (B H K 2K), or (B H X X) without imaginary scores
+    angle: Tensor  # (B H X/2) radians in [0, 2 pi), the cumulated turning
+    recent: Tensor  # (B taps-1 3 planes D), what the convolution still sees
+
+
+class RealLinear(nn.Module):
+    """W x: r(... I) to r(... O), weight r(O I), products in the compute dtype of planar's table."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        compute, storage = planar.product_dtypes(x)
+        return F.linear(x.to(compute), self.weight.to(compute)).to(storage)
+
+
+def reading(options: MemoryOptions, d_model: int, channels: int) -> nn.Module:
+    """Matrix from the stream to inner channels: 2 D E scalars, complex or real."""
+    if options.planes == 2:
+        return layers.ComplexLinear(d_model, channels, bias=False)
+    return RealLinear(2 * d_model, channels)
+
+
+def writing(options: MemoryOptions, channels: int, d_model: int) -> nn.Module:
+    """Matrix from inner channels to the stream: 2 E D scalars, complex or real."""
+    if options.planes == 2:
+        return layers.ComplexLinear(channels, d_model, bias=False)
+    return RealLinear(channels, 2 * d_model)
+
+
+class MemoryMixer(nn.Module):
+    """Complex gated linear attention between a reading and a writing projection: u planar r(B T 2D) to r(B T 2D)."""
+
+    def __init__(self, d_model: int, options: MemoryOptions, longest_tokens: float, rate_cap: float) -> None:
+        super().__init__()
+        self.options, self.rate_cap = options, rate_cap
+        self.n_heads = options.heads(d_model)
+        self.head_width = options.planes * d_model // self.n_heads  # X
+        self.eps = NORM_EPS / self.head_width**2  # of the norm per head, whose input is small by X^2
+        shortest = max(SHORTEST_TOKENS, 2 / rate_cap)
+        self.span_tokens = shortest, max(longest_tokens, shortest)
+        self.qkv = reading(options, d_model, 3 * d_model)
+        self.taps = nn.Parameter(torch.empty(3 * d_model, options.convolution)) if options.convolution > 1 else None
+        self.gate = RealLinear(2 * d_model, d_model) if options.output_gate else None
+        self.norm_gain = nn.Parameter(torch.empty(d_model))
+        self.writing = writing(options, d_model, d_model)
+        self.decay = RealLinear(2 * d_model, self.n_heads) if options.decay == "data" else None
+        self.decay_bias = nn.Parameter(torch.empty(self.n_heads)) if options.decay != "none" else None
+        self.pace = RealLinear(2 * d_model, self.n_heads) if options.rotation == "data" else None
+        turns = options.rotation != "none"
+        self.turn_bias = nn.Parameter(torch.empty(self.n_heads, self.head_width // 2)) if turns else None
+
+    def forward(self, u: Tensor) -> tuple[Tensor, MixerState]:
+        """All T tokens from an empty memory: u r(B T 2D) -> r(B T 2D), state after the last token."""
+        y, state = self.remembered(u)
+        return self._write(y, u), state
+
+    def remembered(self, u: Tensor) -> tuple[Tensor, MixerState]:
+        """What the heads read before norm and gate: u r(B T 2D) -> y (B H T X), state after the last token."""
+        seen, log_decay, pace = self.qkv(u), self.log_decay(u), self._pace(u)
+        if pace is None:
+            elapsed = torch.ones(1, 1, u.shape[1], device=u.device, dtype=log_decay.dtype).cumsum(-1)
+        else:
+            elapsed = pace.cumsum(-1)
+        if _has_kernels(seen) and not (self.options.qk_norm or self.options.input_scaling):
+            frequencies = None if self.turn_bias is None else self.frequencies()
+            given = None if pace is None else elapsed
+            q, k, v = qkv_triton.prepare(seen, self.taps, frequencies, given, self.options.planes, self.n_heads)
+        else:
+            angle = elapsed[..., None] * self.frequencies()[:, None]  # (B H T X/2)
+            q, k, v = self._prepared(self._preceded(seen), log_decay, angle)
+        y, matrix = memory_chunked(q, k, v, log_decay, self.options.imaginary_scores, self.options.chunk_tokens)
+        angle = torch.remainder(elapsed[..., -1:] * self.frequencies(), 2 * math.pi).expand(u.shape[0], -1, -1)
+        recent = self._preceded(seen[:, max(0, u.shape[1] - self.options.convolution + 1) :])
+        return y, MixerState(matrix, angle, recent[:, recent.shape[1] - self.options.convolution + 1 :])
+
+    def step(self, u: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """One token: u r(B 1 2D) -> r(B 1 2D), new state."""
+        seen = torch.cat([state.recent, self.qkv(u)], dim=1)
+        log_decay, pace = self.log_decay(u), self._pace(u)
+        turned = self.frequencies() if pace is None else pace * self.frequencies()
+        angle = torch.remainder(state.angle + turned, 2 * math.pi)
+        q, k, v = (x.squeeze(2) for x in self._prepared(seen, log_decay, angle[:, :, None]))
+        matrix, y = memory_step(state.matrix, q, k, v, log_decay.squeeze(-1), self.options.imaginary_scores)
+        return self._write(y.unsqueeze(2), u), MixerState(matrix, angle, seen[:, 1:])
+
+    def empty_state(self, batch: int) -> MixerState:
+        """The state before the first token."""
+        like, channels = self.norm_gain, 3 * self.options.planes * len(self.norm_gain)
+        matrix = zero_state(batch, self.n_heads, self.head_width, self.options.imaginary_scores, like)
+        recent = like.new_zeros(batch, self.options.convolution - 1, channels)
+        return MixerState(matrix, matrix.new_zeros(batch, self.n_heads, self.head_width // 2), recent)
+
+    def log_decay(self, u: Tensor) -> Tensor:
+        """-gamma_t in float32: u r(B T 2D) -> r(B H T)."""
+        shape = u.shape[0], self.n_heads, u.shape[1]
+        if self.decay_bias is None:
+            return u.new_zeros(shape, dtype=planar.accumulate_dtype(u.dtype))
+        rate = 1 / log_spaced(*self.span_tokens, self.decay_bias)
+        logit = (rate / (self.rate_cap - rate)).log() + self.decay_bias
+        if self.decay is None:
+            return (-self.rate_cap * torch.sigmoid(logit))[:, None].expand(shape)
+        return -self.rate_cap * torch.sigmoid(_exact(self.decay, u) + logit).transpose(1, 2)
+
+    def frequencies(self) -> Tensor:
+        """theta in radians per token, float32 (H X/2): log-spaced times exp(turn_bias)."""
+        dtype = planar.accumulate_dtype(self.norm_gain.dtype)
+        if self.turn_bias is None:
+            return self.norm_gain.new_zeros(self.n_heads, self.head_width // 2, dtype=dtype)
+        return log_spaced(1.0, SLOWEST_TURN, self.turn_bias) * self.turn_bias.to(dtype).exp()
+
+    def _pace(self, u: Tensor) -> Tensor | None:
+        """How fast the token turns the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
+        return None if self.pace is None else 2 * torch.sigmoid(_exact(self.pace, u)).transpose(1, 2)
+
+    def _preceded(self, seen: Tensor) -> Tensor:
+        """Projections (B T 3 planes D) with taps-1 zeros before them, what the convolution of the first token sees."""
+        return seen if self.taps is None else F.pad(seen, (0, 0, self.taps.shape[1] - 1, 0))
+
+    def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k turned by angle (B H T X/2)."""
+        options = self.options
+        split = self._convolved(seen).unflatten(-1, (options.planes, 3, self.n_heads, -1))
+        split = split.permute(3, 0, 4, 1, 2, 5).flatten(-2)  # (3 B H T X), planes apart within a head
+        qk, v = split[:2], split[2]
+        if options.qk_norm:
+            wide = qk.to(planar.accumulate_dtype(qk.dtype))
+            qk = (wide * wide.square().sum(-1, keepdim=True).add(NORM_EPS).rsqrt()).to(qk.dtype)
+        if self.turn_bias is not None:
+            qk = turn(qk, angle)
+        # Without it, the memory of a trained model overflows float16; the norm per head takes both factors out again.
+        q, k = (qk / self.head_width).unbind(0)
+        if options.input_scaling and options.decay != "none":
+            k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
+        return q, k, v
+
+    def _convolved(self, seen: Tensor) -> Tensor:
+        """Causal convolution of each channel, planes alike: (B taps-1+T 3 planes D) -> (B T 3 planes D)."""
+        if self.taps is None:
+            return seen
+        weight = self.taps.repeat(self.options.planes, 1).to(seen.dtype)
+        length = seen.shape[1] - weight.shape[1] + 1
+        return sum(seen[:, i : i + length] * weight[:, i] for i in range(weight.shape[1]))
+
+    def _write(self, y: Tensor, u: Tensor) -> Tensor:
+        """What the heads read, normed per head, gated by u and projected: y (B H T X), u r(B T 2D) -> r(B T 2D)."""
+        if _has_kernels(y):
+            gate, (dtype, _) = None if self.gate is None else self.gate(u), planar.product_dtypes(u)
+            return self.writing(qkv_triton.write(y, gate, self.norm_gain, self.options.planes, self.eps, dtype))
+        y = F.rms_norm(y.to(planar.accumulate_dtype(y.dtype)), y.shape[-1:], eps=self.eps).to(u.dtype)
+        y = y.unflatten(-1, (self.options.planes, -1)).permute(0, 2, 3, 1, 4).flatten(-2)  # (B T planes D)
+        gain = self.norm_gain if self.gate is None else F.silu(self.gate(u)) * self.norm_gain
+        return self.writing((y * gain.unsqueeze(-2)).flatten(-2).to(u.dtype))
+
+
+def gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
+    """value (.. planes F) times silu(gate) r(.. F)."""
+    if _has_kernels(value):
+        return qkv_triton.gated(value, gate, planes)
+    return (value.unflatten(-1, (planes, -1)) * F.silu(gate).unsqueeze(-2)).flatten(-2)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether `qkv_triton` computes with x."""
+    return qkv_triton is not None and x.is_cuda and x.dtype != torch.float64
+
+
+class _Exact(torch.autograd.Function):
+    """W u in the accumulation dtype: u r(.. I), W r(O I); saves u as it is, where autograd would keep a wider copy."""
+
+    @staticmethod
+    def formula(u: Tensor, weight: Tensor) -> Tensor:
+        dtype = planar.accumulate_dtype(u.dtype)
+        with torch.autocast(u.device.type, enabled=False):
+            return F.linear(u.to(dtype), weight.to(dtype))
+
+    @staticmethod
+    def forward(ctx, u: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(u, weight)
+        return _Exact.formula(u, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        u, weight = ctx.saved_tensors
+        with torch.autocast(u.device.type, enabled=False):
+            grad_u = grad @ weight.to(grad.dtype)
+            grad_weight = grad.flatten(0, -2).t() @ u.to(grad.dtype).flatten(0, -2)
+        return grad_u.to(u.dtype), grad_weight.to(weight.dtype)
+
+
+def _exact(projection: RealLinear, u: Tensor) -> Tensor:
+    """The projection in float32 whatever autocast says: rates in half precision would make the decays noise."""
+    product = _Exact.formula if torch.compiler.is_compiling() else _Exact.apply
+    return product(u, projection.weight)
+
+
+def log_spaced(first: float, last: float, like: Tensor) -> Tensor:
+    """Middles of equal steps of the logarithm from first to last, as many as the last axis of `like`."""
+    count, dtype = like.shape[-1], planar.accumulate_dtype(like.dtype)
+    middles = (torch.arange(count, device=like.device, dtype=dtype) + 0.5) / count
+    return first * (middles * math.log(last / first)).exp()

@@ -1,0 +1,357 @@
+"""Records to verdicts: the five Stage 1 criteria, the only place that knows thresholds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+
+from muse.catalog import BASELINE, REFERENCE
+
+from .scale import in_words
+from .schema import CRITERIA, Basis, Criterion, Metric, StageRecord, Summary, Verdict
+
+PERPLEXITY_RATIO = 1.03
+VRAM_RATIO = 0.52
+STABILITY_TRIALS = 100
+GRADIENT_NORM = (1e-6, 1e3)
+BYTES_PER_COMPLEX = 4
+ROUNDING = 1e-12
+"""A ratio of decimal numbers that is exactly on its limit may come out this much above it."""
+
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom."""
+
+NAMES_SHOWN = 5
+NOT_ITS_SCALE = {"stability": ("gradient_",), "gradients": ("stability_",), "layout": ("gradient_", "stability_")}
+"""Settings of a shared stage that say nothing about how large the named criterion was measured."""
+
+
+@cache
+def texts(language: str) -> dict[str, str]:
+    """Return the sentence templates of a language, `en` or `ja`, by code: the criteria and the plain pages."""
+    path = Path(__file__).parent.parent / "report" / "texts" / f"criteria.{language}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be judged: the records by stage name, the two models, and the language of the reasons."""
+
+    records: dict[str, StageRecord]
+    candidate: str
+    baseline: str
+    skipped_baseline: bool
+    language: str
+
+    @property
+    def text(self) -> dict[str, str]:
+        """The sentence templates of the language."""
+        return texts(self.language)
+
+    def model(self, name: str) -> str:
+        """Return the name of a model as readers know it."""
+        return self.text.get(f"model.{name}", name)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict with its reason, before it becomes a Criterion."""
+
+    verdict: Verdict
+    reason: str
+    value: float | None = None
+    basis: Basis = "none"
+
+
+def judge(
+    stages: Sequence[StageRecord],
+    *,
+    candidate: str = REFERENCE,
+    baseline: str = BASELINE,
+    skipped_baseline: bool = False,
+    language: str = "en",
+) -> list[Criterion]:
+    """Return the five criteria, always all and always in order, judged from the stages' records."""
+    text = texts(language)
+    question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, language)
+    base, (low, high) = question.model(baseline), GRADIENT_NORM
+    targets = {
+        "perplexity": text["target.perplexity"].format(limit=PERPLEXITY_RATIO, baseline=base),
+        "vram": text["target.vram"].format(limit=VRAM_RATIO, baseline=base),
+        "stability": text["target.stability"].format(trials=STABILITY_TRIALS),
+        "gradients": text["target.gradients"].format(low=f"{low:g}", high=f"{high:g}"),
+        "layout": text["target.layout"].format(bytes=BYTES_PER_COMPLEX),
+    }
+    judges: dict[str, tuple[str, Callable[[Question, StageRecord], Finding]]] = {
+        "perplexity": ("perplexity", _perplexity),
+        "vram": ("memory", _vram),
+        "stability": ("gradients_stability", _stability),
+        "gradients": ("gradients_stability", _gradients),
+        "layout": ("gradients_stability", _layout),
+    }
+    criteria = []
+    for name in CRITERIA:
+        finding = _ask(question, *judges[name], NOT_ITS_SCALE.get(name, ()))
+        criteria.append(
+            Criterion(
+                name=name,
+                target=targets[name],
+                value=finding.value,
+                verdict=finding.verdict,
+                basis=finding.basis,
+                reason=" ".join(finding.reason.split()),
+            )
+        )
+    return criteria
+
+
+def summarise(
+    stages: Sequence[StageRecord],
+    criteria: Sequence[Criterion],
+    *,
+    candidate: str = REFERENCE,
+    baseline: str = BASELINE,
+) -> Summary:
+    """Return the handful of numbers a script asks for: measured and finite ones, null for everything else."""
+    records = {record.stage: record for record in stages if record.status == "ok"}
+    by_name = {criterion.name: criterion for criterion in criteria}
+    verdicts = {criterion.verdict for criterion in criteria}
+
+    def value(stage: str, metric: str, model: str) -> float | None:
+        found = records[stage].find(metric, model) if stage in records else None
+        if found is None or found.basis != "measured" or not _finite(found.value):
+            return None
+        return found.value
+
+    def ratio(name: str) -> float | None:
+        return by_name[name].value if name in by_name and by_name[name].basis == "measured" else None
+
+    return Summary(
+        ppl=value("perplexity", "perplexity", candidate),
+        ppl_phase2=value("perplexity", "perplexity", baseline),
+        ppl_ratio=ratio("perplexity"),
+        vram_gb=value("memory", "peak_memory", candidate),
+        vram_phase2_gb=value("memory", "peak_memory", baseline),
+        vram_ratio=ratio("vram"),
+        pass_=False if "fail" in verdicts else True if verdicts == {"pass"} else None,
+    )
+
+
+def _ask(
+    question: Question, stage: str, ask: Callable[[Question, StageRecord], Finding], foreign: tuple[str, ...]
+) -> Finding:
+    record, text = question.records.get(stage), question.text
+    if record is None:
+        return Finding("not_measured", text["stage_missing"].format(stage=stage))
+    if record.status != "ok":
+        error = " ".join((record.error or "?").split())
+        return Finding("not_measured", text["stage_failed"].format(stage=stage, error=error[:200]))
+    finding = ask(question, record)
+    own = [reduction for reduction in record.reductions if not reduction.setting.startswith(foreign)]
+    if record.scale == "reduced" and (own or not record.reductions):
+        template = text["reduced" if own else "reduced_without_note"]
+        reason = template.format(scale_note=in_words(own, question.language), reason=finding.reason)
+        return Finding(finding.verdict, reason, finding.value, finding.basis)
+    return finding
+
+
+def _perplexity(question: Question, record: StageRecord) -> Finding:
+    problem = _perplexity_problem(question, record, question.candidate)
+    problem = problem or _skipped(question) or _perplexity_problem(question, record, question.baseline)
+    if problem:
+        return problem
+    ours, theirs = (record.find("perplexity", name) for name in (question.candidate, question.baseline))
+    pairs = _pairs(ours, theirs)
+    if len(pairs) < 2:
+        return _ratio(
+            question, "perplexity", PERPLEXITY_RATIO, ours, theirs, spread=question.text["perplexity.no_pairs"]
+        )
+    low, high = _ratio_interval(pairs)
+    spread = question.text["perplexity.seeds"].format(n=len(pairs), low=low, high=high)
+    ours = ours.model_copy(update={"value": fmean(a for a, _ in pairs)})
+    theirs = theirs.model_copy(update={"value": fmean(b for _, b in pairs)})
+    return _ratio(question, "perplexity", PERPLEXITY_RATIO, ours, theirs, spread=spread)
+
+
+def _perplexity_problem(question: Question, record: StageRecord, model: str) -> Finding | None:
+    metric = record.find("perplexity", model)
+    if metric is not None and metric.trained is False:
+        return Finding("not_measured", question.text["untrained"].format(model=question.model(model)))
+    # a perplexity is at least 1
+    problem = _problem(question, record, "perplexity", model, lowest=1.0)
+    return problem or _causality_problem(question, record, model)
+
+
+def _causality_problem(question: Question, record: StageRecord, model: str) -> Finding | None:
+    check, name = record.find("causality_violations", model), question.model(model)
+    if check is None or check.basis != "measured" or not _finite(check.value) or check.value < 0 or check.n == 0:
+        return Finding("not_measured", question.text["causality_missing"].format(model=name))
+    if check.value == 0:
+        return None
+    side, verdict = ("candidate", "fail") if model == question.candidate else ("baseline", "not_measured")
+    return Finding(verdict, question.text[f"causality_{side}"].format(model=name, count=f"{check.value:g}"))
+
+
+def _vram(question: Question, record: StageRecord) -> Finding:
+    smallest = math.ulp(0.0)  # no measurement of a model's memory comes out as zero
+    problem = _problem(question, record, "peak_memory", question.candidate, smallest, estimates=True)
+    problem = problem or _skipped(question)
+    problem = problem or _problem(question, record, "peak_memory", question.baseline, smallest, estimates=True)
+    if problem:
+        return problem
+    ours, theirs = (record.find("peak_memory", name) for name in (question.candidate, question.baseline))
+    return _ratio(question, "vram", VRAM_RATIO, ours, theirs)
+
+
+def _stability(question: Question, record: StageRecord) -> Finding:
+    problem = _problem(question, record, "non_finite_trials", question.candidate)
+    if problem:
+        return problem
+    metric, text = record.find("non_finite_trials", question.candidate), question.text
+    if metric.value > 0:
+        return Finding(
+            "fail", text["stability.fail"].format(count=metric.value, trials=metric.n), metric.value, "measured"
+        )
+    if metric.n < STABILITY_TRIALS:
+        reason = text["stability.too_few"].format(trials=metric.n, needed=STABILITY_TRIALS)
+        return Finding("not_measured", reason, metric.value, "measured")
+    return Finding("pass", text["stability.pass"].format(trials=metric.n), metric.value, "measured")
+
+
+def _gradients(question: Question, record: StageRecord) -> Finding:
+    text, (low, high) = question.text, GRADIENT_NORM
+    norms = record.find("gradient_norm", question.candidate)
+    named = list(zip(_labels(norms), norms.samples, strict=True)) if norms else []
+    broken = [name for name, norm in named if not math.isfinite(norm)]
+    outside = [f"{name} ({norm:.3g})" for name, norm in named if math.isfinite(norm) and not low <= norm <= high]
+    problem = _problem(question, record, "parameters_without_gradient", question.candidate)
+    if not broken:  # broken ones are named below
+        problem = problem or _problem(question, record, "gradient_norm", question.candidate)
+    if problem:
+        return problem
+    if not named:
+        words = {"metric": text["metric.gradient_norm"], "model": question.model(question.candidate)}
+        return Finding("not_measured", text["metric_missing"].format(stage=record.stage, **words))
+    missing = record.find("parameters_without_gradient", question.candidate)
+    reasons = []
+    if missing.value > 0:
+        reasons.append(text["gradients.missing"].format(names=_names(question, missing.labels, round(missing.value))))
+    if broken:
+        reasons.append(text["gradients.non_finite"].format(names=_names(question, broken, len(broken))))
+    if outside:
+        names = _names(question, outside, len(outside))
+        reasons.append(text["gradients.outside"].format(names=names, low=f"{low:g}", high=f"{high:g}"))
+    if reasons:
+        return Finding("fail", " ".join(reasons), missing.value + len(broken) + len(outside), "measured")
+    reason = text["gradients.pass"].format(
+        count=len(norms.samples), smallest=min(norms.samples), largest=max(norms.samples)
+    )
+    return Finding("pass", reason, 0.0, "measured")
+
+
+def _layout(question: Question, record: StageRecord) -> Finding:
+    problem = _problem(question, record, "layout_violations", question.candidate)
+    problem = problem or _problem(question, record, "bytes_per_complex", question.candidate, lowest=1.0)
+    if problem:
+        return problem
+    text = question.text
+    violations = record.find("layout_violations", question.candidate)
+    size = record.find("bytes_per_complex", question.candidate).value
+    reasons = []
+    if violations.value > 0:
+        names = _names(question, violations.labels, round(violations.value))
+        reasons.append(text["layout.violations"].format(names=names))
+    if size != BYTES_PER_COMPLEX:
+        reasons.append(text["layout.bytes"].format(bytes=size, needed=BYTES_PER_COMPLEX))
+    if reasons:
+        return Finding("fail", " ".join(reasons), size, "measured")
+    return Finding("pass", text["layout.pass"].format(bytes=size), size, "measured")
+
+
+def _problem(
+    question: Question,
+    record: StageRecord,
+    name: str,
+    model: str,
+    lowest: float = 0.0,
+    *,
+    estimates: bool = False,
+) -> Finding | None:
+    """Return what keeps a metric from being compared: absent, an estimate, not finite, or below its `lowest` value."""
+    text, metric = question.text, record.find(name, model)
+    words = {"metric": text[f"metric.{name}"], "model": question.model(model)}
+    if metric is None:
+        return Finding("not_measured", text["metric_missing"].format(stage=record.stage, **words))
+    if metric.n == 0:
+        return Finding("not_measured", text["not_observed"].format(stage=record.stage, note=metric.note, **words))
+    if metric.basis == "estimate" and not estimates:
+        return Finding("not_measured", text["metric_estimated"].format(**words))
+    if not _finite(metric.value) or not all(map(math.isfinite, metric.samples)):
+        if model == question.baseline:
+            return Finding("not_measured", text["baseline_non_finite"].format(note=metric.note, **words))
+        verdict, basis = ("not_measured", "none") if metric.basis == "estimate" else ("fail", "measured")
+        return Finding(verdict, text["non_finite"].format(note=metric.note, **words), None, basis)
+    if any(value < lowest for value in (metric.value, *metric.samples)):
+        value = min([metric.value, *metric.samples])
+        return Finding("not_measured", text["metric_impossible"].format(value=f"{value:g}", **words))
+    return None
+
+
+def _skipped(question: Question) -> Finding | None:
+    if not question.skipped_baseline:
+        return None
+    reason = question.text["baseline_skipped"].format(baseline=question.model(question.baseline))
+    return Finding("not_measured", reason)
+
+
+def _ratio(question: Question, name: str, limit: float, ours: Metric, theirs: Metric, spread: str = "") -> Finding:
+    """Compare two values that `_problem` has let through."""
+    ratio = ours.value / theirs.value
+    numbers = {"ratio": ratio, "value": ours.value, "baseline_value": theirs.value}
+    if not math.isfinite(ratio):
+        words = {"metric": question.text[f"metric.{ours.name}"], "model": question.model(question.candidate)}
+        return Finding("not_measured", question.text["metric_impossible"].format(value=f"{ours.value:g}", **words))
+    if "estimate" in (ours.basis, theirs.basis):
+        return Finding("not_measured", question.text["ratio.estimate"].format(**numbers), ratio, "estimate")
+    verdict = "pass" if ratio <= limit + ROUNDING else "fail"
+    models = {"candidate": question.model(question.candidate), "baseline": question.model(question.baseline)}
+    reason = question.text[f"{name}.{verdict}"].format(limit=limit, spread=spread, **numbers, **models)
+    return Finding(verdict, reason, ratio, "measured")
+
+
+def _pairs(ours: Metric, theirs: Metric) -> list[tuple[float, float]]:
+    """Return the samples that carry the same label on both sides, such as `seed 0`."""
+    other = dict(zip(theirs.labels, theirs.samples, strict=False))
+    return [(sample, other[label]) for label, sample in zip(ours.labels, ours.samples, strict=False) if label in other]
+
+
+def _ratio_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the 95 % t interval of the ratio from the paired differences of logarithms."""
+    logs = [math.log(a) - math.log(b) for a, b in pairs]
+    degrees = len(logs) - 1
+    t = T_95[degrees - 1] if degrees <= len(T_95) else T_95[-1]  # from 16 on, a little too wide
+    half = t * stdev(logs) / math.sqrt(len(logs))
+    return math.exp(fmean(logs) - half), math.exp(fmean(logs) + half)
+
+
+def _labels(metric: Metric) -> list[str]:
+    named = [*metric.labels, *(f"#{i}" for i in range(len(metric.labels), len(metric.samples)))]
+    return named[: len(metric.samples)]
+
+
+def _names(question: Question, names: Sequence[str], count: int) -> str:
+    """Return the first few names and how many more there are."""
+    shown = question.text["list.separator"].join(names[:NAMES_SHOWN])
+    more = count - min(len(names), NAMES_SHOWN)
+    if not names:
+        return str(count)
+    return question.text["list.more"].format(names=shown, more=more) if more > 0 else shown
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

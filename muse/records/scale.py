@@ -1,0 +1,61 @@
+"""How large a run is beside the published protocols: which of its settings are smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from muse.report.texts import texts
+
+from .schema import Reduction
+
+PUBLISHED = {
+    "vocab_size": 50257,
+    "d_model": 512,
+    "n_layers": 6,
+    "n_seq": 1024,
+    "ppl_batch_size": 4,
+    "max_ppl_batches": None,
+    "memory_batch_size": 2,
+    "throughput_batch_size": 4,
+    "throughput_n_tokens": 1024,
+    "throughput_warmups": 10,
+    "throughput_samples": 30,
+    "gradient_batch_size": 2,
+    "gradient_n_tokens": 128,
+    "stability_trials": 100,
+    "stability_batch_size": 2,
+    "stability_n_tokens": 128,
+}
+"""Sizes and counts of the published protocols; a setting below one of these makes its stage `reduced`."""
+
+PUBLISHED_CORPUS = "wikitext-2"
+
+
+def reductions_of(settings: Mapping[str, object]) -> list[Reduction]:
+    """Return in which of these settings the published protocol is not reached; none where it is.
+
+    A stage that trains is judged by the trained sizes (`train_d_model`, ...) where they are given.
+    """
+    found = []
+    if settings.get("corpus") == "synthetic":
+        found.append(Reduction(setting="corpus", value="synthetic", published=PUBLISHED_CORPUS))
+    for name, published in PUBLISHED.items():
+        value = settings.get(name, published)
+        if settings.get("train_tokens"):
+            value = settings.get(f"train_{name}") or value
+        if value is not None if published is None else value < published:
+            found.append(Reduction(setting=name, value=value, published=published))
+    return found
+
+
+def in_words(reductions: Sequence[Reduction], language: str = "en") -> str:
+    """Return the reductions as one enumeration, each of them once; an empty text for none."""
+    words = texts(language)
+    return words["and"].join(dict.fromkeys(_in_words(reduction, words) for reduction in reductions))
+
+
+def _in_words(reduction: Reduction, words: Mapping[str, str]) -> str:
+    if reduction.setting == "corpus":
+        return words["scale.synthetic"]
+    published = words["scale.all"] if reduction.published is None else reduction.published
+    return words["scale.setting"].format(setting=reduction.setting, value=reduction.value, published=published)

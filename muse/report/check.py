@@ -1,0 +1,216 @@
+"""Look at the pages of a run the way a reader would: `python -m muse.check reports/quick`.
+
+First the files themselves, then, where a Chromium is installed, the drawn pages, with every remote request refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup
+
+from muse.records.schema import CRITERIA, RecordError, StageRecord, read_record
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+BROWSER_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SOURCES = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "object": "data",
+}
+
+
+def check_page(page: Path) -> list[str]:
+    """Return what is wrong with one exported page, each problem as one line; nothing when it is fine."""
+    page = Path(page)
+    text = page.read_text(encoding="utf-8")
+    soup = BeautifulSoup(text, "html.parser")
+    problems = [f"remote reference {url}" for url in _remote(soup)]
+    problems += [f"broken link {href}" for href in _broken_links(soup, page)]
+    problems += _figure_problems(soup, page)
+    if soup.find(["h2", "h3"]) and not soup.select("details.toc nav a"):
+        problems.append("no table of contents")
+    problems += ["code that is not folded" for block in soup.select("div.highlight") if _unfolded(block)]
+    problems += [f"error output: {block.b.get_text() if block.b else ''}" for block in soup.select(".failure.raised")]
+    if page.name == "index.html":
+        problems += [f"no verdict on {name}" for name in CRITERIA if name not in _verdicts(soup)]
+    return [f"{page.name}: {problem}" for problem in problems]
+
+
+def _verdicts(soup: BeautifulSoup) -> set[str]:
+    return {card["data-criterion"] for card in soup.select(".muse-card[data-criterion]") if card.select(".muse-badge")}
+
+
+def _unfolded(block) -> bool:
+    folded = block.find_parent("details")
+    return block.find_parent(class_="cell") is not None and (folded is None or folded.has_attr("open"))
+
+
+def _remote(soup: BeautifulSoup) -> list[str]:
+    found = [tag.get(SOURCES[tag.name], "") for tag in soup.find_all(list(SOURCES))]
+    styles = " ".join(
+        [*(tag.get_text() for tag in soup.find_all("style")), *(tag["style"] for tag in soup.select("[style]"))]
+    )
+    found += [part.split(")")[0].strip("'\" ") for part in styles.split("url(")[1:]]
+    found += [part.split(";")[0].strip("'\" ") for part in styles.split("@import")[1:]]
+    return [url for url in found if urlsplit(url).scheme in ("http", "https", "ws", "wss") or url.startswith("//")]
+
+
+def _broken_links(soup: BeautifulSoup, page: Path) -> list[str]:
+    ids = {tag["id"] for tag in soup.find_all(id=True)}
+    broken = []
+    for tag, attribute in [(tag, "href") for tag in soup.select("a[href]")] + [
+        (t, "src") for t in soup.select("script[src]")
+    ]:
+        url = urlsplit(tag[attribute])
+        if url.scheme or url.netloc:
+            continue
+        here = not url.path
+        if (here and url.fragment and unquote(url.fragment) not in ids) or not (
+            page.parent / unquote(url.path)
+        ).exists():
+            broken.append(tag[attribute])
+    return broken
+
+
+def _figure_problems(soup: BeautifulSoup, page: Path) -> list[str]:
+    about = soup.find("meta", {"name": "muse-figures"})
+    if about is None:
+        return ["not a page made by muse (no muse-figures)"]
+    figures, wanted = soup.select("figure .muse-figure"), int(about["content"])
+    problems = [] if len(figures) == wanted else [f"{len(figures)} figures where the notebook had {wanted}"]
+    if figures and not any(
+        "window.musePlotly=" in tag.text or tag.get("src", "").endswith("figures.js") for tag in soup("script")
+    ):
+        problems.append("figures without the script that draws them")
+    unnamed = [figure for figure in soup.select("figure:has(.muse-figure)") if not figure.get("aria-label")]
+    return problems + ["figure without a text alternative"] * len(unnamed)
+
+
+def find_browser() -> str | None:
+    """Return the path of an installed Chromium, or None."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def check_in_browser(pages: Sequence[Path], browser: str) -> list[str]:
+    """Open pages without network and return what goes wrong: undrawn figures, requests, errors on the console."""
+    from playwright.sync_api import sync_playwright
+
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=browser,
+            headless=True,
+            args=list(BROWSER_FLAGS),
+            viewport={"width": 1280, "height": 900},
+        )
+        try:
+            for page in pages:
+                problems += [f"{page.name}: {problem}" for problem in _look_at(context, page)]
+        finally:
+            context.close()
+    return problems
+
+
+def _look_at(context, page: Path) -> list[str]:
+    tab, problems = context.new_page(), []
+
+    def answer(route) -> None:
+        if urlsplit(route.request.url).scheme in ("file", "data", "blob"):
+            route.continue_()
+        else:
+            problems.append(f"asked the network for {route.request.url}")
+            route.abort()
+
+    tab.route("**/*", answer)
+    tab.on("console", lambda message: problems.append(f"console: {message.text}") if message.type == "error" else None)
+    tab.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+    tab.goto(page.resolve().as_uri())
+    boxes = tab.locator(".muse-figure")
+    if boxes.count():
+        try:
+            tab.wait_for_function("document.documentElement.dataset.figures === 'done'", timeout=30_000)
+        except Exception as error:  # playwright's own TimeoutError
+            problems.append(f"figures were not drawn: {str(error).splitlines()[0]}")
+    for index in range(boxes.count()):
+        if boxes.nth(index).locator(".main-svg").count() == 0:
+            problems.append(
+                f"figure {index + 1} was not drawn: {boxes.nth(index).get_attribute('data-error') or 'no plot'}"
+            )
+    too_wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    if too_wide > 1:
+        problems.append(f"wider than the window by {too_wide} px")
+    tab.close()
+    return problems
+
+
+def check_run(folder: Path) -> list[str]:
+    """Return what is wrong with the pages of a run folder, read as files."""
+    folder = Path(folder)
+    pages = pages_of(folder)
+    if not (folder / "index.html").exists():
+        return [f"{folder}: no index.html"]
+    problems = [problem for page in pages for problem in check_page(page)]
+    if any(record.scale == "reduced" for record in _records(folder)):
+        unmarked = [page for page in pages if "muse-scale" not in _main_of(page)]
+        problems += [f"{page.name}: the run is reduced, the page does not say so" for page in unmarked]
+    return problems
+
+
+def pages_of(folder: Path) -> list[Path]:
+    """Return the pages of a run folder, the index first."""
+    return [page for page in (folder / "index.html", *sorted((folder / "pages").glob("*.html"))) if page.exists()]
+
+
+def _main_of(page: Path) -> str:
+    return str(BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").find("main") or "")
+
+
+def _records(folder: Path) -> list[StageRecord]:
+    found = []
+    for path in sorted((folder / "records").glob("*.json")):
+        try:
+            found.append(read_record(StageRecord, path))
+        except RecordError:
+            continue
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the run folders that are named; print every problem and return 1 when there is one."""
+    folders = [Path(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    if not folders:
+        print("usage: python -m muse.check RUN_FOLDER ...", file=sys.stderr)
+        return 2
+    browser, bad = find_browser(), False
+    for folder in folders:
+        problems = check_run(folder)
+        if browser and pages_of(folder):
+            problems += check_in_browser(pages_of(folder), browser)
+        for problem in problems:
+            print(f"{folder}: {problem}")
+        how = "files and drawn pages" if browser else f"files only: no browser found (looked for {', '.join(BROWSERS)})"
+        print(f"{folder}: {len(problems)} problems on {len(pages_of(folder))} pages ({how})")
+        bad = bad or bool(problems)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

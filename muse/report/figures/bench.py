@@ -1,0 +1,69 @@
+"""The races of a bench as figures: one for each group, a row for each path, those without a speed included."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from muse.catalog import REFERENCE
+from muse.records.schema import Metric, StageRecord
+
+from ..texts import texts
+from .style import BAR, Style, bar_rows, join, make_figure, number, rounded, say, style, whiskers
+
+
+def bench_figures(record: StageRecord, language: str = "en") -> list[go.Figure]:
+    """Return one figure for each group of the record in which at least one path was timed."""
+    groups: dict[str, list[Metric]] = {}
+    for metric in record.metrics:
+        if metric.name.startswith("bench_") and metric.name.endswith("_speed"):
+            groups.setdefault(metric.name.removesuffix("_speed"), []).append(metric)
+    return [
+        _figure(record, group, paths, language)
+        for group, paths in groups.items()
+        if any(path.value is not None for path in paths)
+    ]
+
+
+def _look(path: str) -> Style:
+    """The style of a path: of this package, of a model, or neutral."""
+    return style(REFERENCE if path.startswith("muse") else path)
+
+
+def _told(record: StageRecord, group: str, path: Metric, language: str) -> str:
+    """What is known of a path, in words: speed, ratio and share of the ceiling, or why there is no speed."""
+    if path.value is None:
+        return path.reason
+    told = [f"{number(round(path.value))} token/s"]
+    if (ratio := record.find(f"{group}_ratio", path.model)) and ratio.value is not None:
+        told.append(f"{ratio.value:.2f}×")
+    if share := record.find(f"{group}_matrix_share", path.model):
+        told.append(say(language, "figure.share", share=f"{share.value:.1%}"))
+    return join(language, told)
+
+
+def _title(group: str, language: str) -> str:
+    words, name = texts(language), group.removeprefix("bench_")
+    kind, _, size = name.rpartition("_")
+    label = words.get(f"bench.{kind}")
+    return f"{label} ({size})" if label else name.replace("_", " ")
+
+
+def _figure(record: StageRecord, group: str, paths: list[Metric], language: str) -> go.Figure:
+    words, bars, labels, items = texts(language), [], [], []
+    for row, path in enumerate(paths):
+        told = _told(record, group, path, language)
+        labels.append(f"{path.model}{words['colon']} <b>{told}</b>")
+        items.append(f"{path.model} {told}")
+        if path.value is not None:
+            bars.append(go.Bar(x=rounded([path.value]), y=[row], **BAR, showlegend=False, name=path.model,
+                               marker={"color": _look(path.model).color}, error_x=whiskers(path),
+                               hovertext=items[-1], hoverinfo="text"))  # fmt: skip
+    title = {"text": f"{words['bench_bars.title']}: {_title(group, language)}", "x": 0, "font": {"size": 15}}
+    return make_figure(
+        "bench_bars",
+        bars,
+        language,
+        {"list": join(language, items)},
+        title=title,
+        **bar_rows(words["figure.tokens_per_second"], labels, "~s"),
+    )

@@ -1,0 +1,235 @@
+"""The one visual language of all figures: model styles, number format, axes, and how a figure is displayed.
+
+The page strips layout templates and draws with its own theme, so figures carry data and axes and little else.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from muse.catalog import BASELINE, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
+from muse.records.schema import Metric, StageRecord
+
+from ..texts import texts
+
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+NEUTRAL, GRID = "#7b8290", "rgba(128,136,150,0.25)"
+CLEAR = "rgba(0,0,0,0)"
+
+
+class NothingToDraw(ValueError):  # noqa: N818  it tells the state of the record, nothing went wrong
+    """The record holds no data of the kind that the figure shows."""
+
+
+def need(found: Sequence[object], what: str, record: StageRecord) -> None:
+    """Raise NothingToDraw, saying `what` is missing, unless something was found."""
+    if not found:
+        raise NothingToDraw(f"stage {record.stage}: the record has no {what}")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one model looks in every figure: never by colour alone."""
+
+    label: str
+    color: str
+    symbol: str
+    dash: str
+
+
+MODELS = {
+    WITH_MEMORY: ("#b8659b", "square", "dash"),
+    REFERENCE: ("#0072b2", "circle", "solid"),
+    BASELINE: ("#d55e00", "diamond", "dashdot"),
+    YARDSTICK: ("#009473", "triangle-up", "dot"),
+    TWIN: ("#8a7a1f", "cross", "longdash"),
+    "stage1_memory_no_rotation": ("#8f6bd6", "triangle-down", "longdashdot"),
+    "stage1_memory_real_scores": ("#c4566a", "star", "2px,6px"),
+    "stage1_memory_no_decay": ("#2f8fa3", "pentagon", "8px,2px"),
+    "stage1_memory_untied": ("#5f7f9f", "hexagon", "12px,4px,4px,4px"),
+    "stage1_memory_modrelu": ("#a0522d", "bowtie", "6px,6px"),
+    "stage1_memory_positions": ("#3f8f5f", "hourglass", "2px,2px,8px,2px"),
+}
+"""Okabe-Ito colours, some darkened, so that each has a contrast of 3:1 on the light and on the dark page."""
+
+
+def style(model: str, language: str = "en") -> Style:
+    """Return the style of a model; words after the known name, such as `seed 0`, stay in the label."""
+    for name, look in MODELS.items():
+        rest = model[len(name) :]
+        if model.startswith(name) and not rest[:1].isalnum() and rest[:1] != "_":
+            label, rest = texts(language)[f"model.{name}"], rest.strip(" ,/")
+            separator = " " if rest.startswith("(") else texts(language)["and"]
+            return Style(f"{label}{separator}{rest}" if rest else label, *look)
+    return Style(model, NEUTRAL, "x", "solid")
+
+
+def metric_label(name: str, language: str = "en") -> str:
+    """Return the name of a metric in words: the language file's, else its own; a ratio to a model names both."""
+    measured, _, model = name.partition("_ratio_to_")
+    if model:
+        of, over = metric_label(measured, language), style(model, language).label
+        return say(language, "metric.ratio", metric=of, model=over)
+    return texts(language).get(f"metric.{name}", name.replace("_", " "))
+
+
+def number(value: float | None) -> str:
+    """Return a number for reading: four digits, thousands apart, powers of ten where it is very large or small."""
+    if value is None or not math.isfinite(value):
+        return "–" if value is None else str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if 1e-3 <= abs(value) < 9999.5:
+        return f"{value:.4g}"
+    if 9999.5 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if mantissa == "1" else f"{mantissa}×{power}"
+
+
+def rounded(values: Iterable[float]) -> list[float | None]:
+    """Return the values with five significant digits: what a picture can show, at a fraction of the bytes."""
+    return [float(f"{float(value):.5g}") if math.isfinite(value) else None for value in values]
+
+
+def say(language: str, key: str, **fields: object) -> str:
+    """Return a text of the report with its fields filled in."""
+    words = texts(language)
+    return words[key].format(colon=words["colon"], **fields)
+
+
+def join(language: str, items: Iterable[str]) -> str:
+    """Return the items as one enumeration."""
+    return texts(language)["join"].join(items)
+
+
+def axis(title: str = "", **settings: object) -> dict[str, object]:
+    """Return an axis that leaves room for its labels."""
+    lines = dict.fromkeys(("gridcolor", "zerolinecolor", "linecolor"), GRID)
+    return {"title": {"text": title}, "automargin": True, **lines, **settings}
+
+
+def log_axis(title: str, values: Iterable[float], digits: Sequence[float] = (1, 2, 5)) -> dict[str, object]:
+    """Return a logarithmic axis, marked at the digits in each decade or, where values range far, at powers of ten."""
+    values = [value for value in values if 0 < value < math.inf]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    decades = range(low - 1, high + 2)
+    step = max(1, round((high - low) / 8))
+    marks = [10.0**k for k in decades if k % step == 0]
+    if high - low <= 3:
+        marks = [digit * 10.0**k for k in decades for digit in digits]
+    return axis(
+        title, type="log", tickmode="array", tickvals=rounded(marks), ticktext=[number(x) for x in rounded(marks)]
+    )
+
+
+BAR = {"width": 0.42, "offset": 0, "orientation": "h"}
+"""A horizontal bar in the lower part of its row; the upper part holds its text."""
+
+
+def bar_rows(title: str, labels: Sequence[str], tickformat: str) -> dict[str, object]:
+    """Return the layout of a figure with one bar for each label, which stands above it."""
+    where = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
+    return {
+        "height_px": 120 + 44 * len(labels),
+        "xaxis": axis(title, rangemode="tozero", tickformat=tickformat),
+        "yaxis": axis(range=[len(labels) - 0.4, -0.6], showticklabels=False, showgrid=False, zeroline=False),
+        "annotations": [where | {"y": row, "text": text, "yshift": 1} for row, text in enumerate(labels)],
+    }
+
+
+def whiskers(metric: Metric) -> dict[str, object] | None:
+    """Return the error bar of a metric's interval; None without one."""
+    if metric.interval is None:
+        return None
+    low, high = metric.interval
+    return {
+        "type": "data",
+        "array": rounded([max(0.0, high - metric.value)]),
+        "arrayminus": rounded([max(0.0, metric.value - low)]),
+        "color": NEUTRAL,
+    }
+
+
+def with_interval(metric: Metric) -> str:
+    """Return a metric's value for reading, with its interval where it has one."""
+    if metric.interval is None:
+        return number(metric.value)
+    return f"{number(metric.value)} ({' – '.join(map(number, metric.interval))})"
+
+
+def make_figure(
+    name: str,
+    traces: Sequence[object],
+    language: str,
+    fields: dict[str, object],
+    height_px: int = 380,
+    **layout: object,
+) -> go.Figure:
+    """Return a figure with the title, caption and text alternative that the language files have for `name`.
+
+    Caption and alternative are kept in `layout.meta`, where `show` finds them.
+    """
+    caption = fields.get("caption") or say(language, f"{name}.caption", **fields)
+    alt = say(language, f"{name}.alt", **fields | {"caption": caption})
+    look = {
+        "template": go.layout.Template(),
+        "meta": {"caption": caption, "alt": alt},
+        "title": {"text": say(language, f"{name}.title", **fields), "x": 0, "font": {"size": 15}},
+        "height": height_px,
+        "font": {"color": NEUTRAL, "size": 13},
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "margin": {"l": 8, "r": 16, "t": 56, "b": 8},
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0},
+        "hoverlabel": {"namelength": -1},
+    }
+    return go.Figure(traces, go.Layout(**look | layout))
+
+
+def figure_html(figure: dict[str, object], caption: str, alt: str) -> str:
+    """Return the page's form of a plotly figure: its JSON, its caption, and its text alternative until it is drawn."""
+    layout = {k: v for k, v in figure.get("layout", {}).items() if k not in ("template", "title", "meta")}
+    title = figure.get("layout", {}).get("title") or {}
+    title = title.get("text", "") if isinstance(title, dict) else str(title)
+    data = json.dumps({"data": figure.get("data", []), "layout": layout}, ensure_ascii=False, separators=(",", ":"))
+    data = data.replace("<", "\\u003c")  # nothing in the data may end the script element
+    alt = html.escape(alt or caption or title, quote=True)
+    heading = f"<b>{html.escape(title)}</b> " if title else ""
+    return (
+        f'<figure role="img" aria-label="{alt}"><div class="muse-figure" style="--h:{layout.get("height") or 380}px">'
+        f'<script type="application/json">{data}</script><p class="muse-alt">{alt}</p></div>'
+        f"<figcaption>{heading}{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def mimebundle(figure: go.Figure, caption: str = "", alt: str = "") -> dict[str, object]:
+    """Return the figure for JupyterLab (plotly JSON), for the page (HTML) and for a terminal (text)."""
+    plain = json.loads(figure.to_json())
+    meta = plain["layout"].get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    caption, alt = caption or meta.get("caption", ""), alt or meta.get("alt", "")
+    return {
+        PLOTLY_MIME: {"data": plain["data"], "layout": plain["layout"], "config": {"displaylogo": False}},
+        "text/html": figure_html(plain, caption, alt),
+        "text/plain": alt or caption,
+    }
+
+
+def show(figure: go.Figure, caption: str = "", alt: str = "") -> None:
+    """Display a figure in JupyterLab and on the page; caption and text alternative default to the figure's own.
+
+    JupyterLab draws it with the extension that the plotly package brings along; a lab without plotly in its own
+    environment shows caption and text alternative.
+    """
+    from IPython.display import display
+
+    display(mimebundle(figure, caption, alt), raw=True)

@@ -1,0 +1,18 @@
+"""The words of the report, in every language it is written in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+
+from muse.catalog import LANGUAGES
+
+
+@cache
+def texts(language: str) -> Mapping[str, str]:
+    """Return the report's texts by key; ValueError for a language that has none."""
+    if language not in LANGUAGES:
+        raise ValueError(f"language: got {language!r}, expected one of {', '.join(LANGUAGES)}")
+    return json.loads(resources.files(__name__).joinpath(f"{language}.json").read_text(encoding="utf-8"))

@@ -1,0 +1,90 @@
+"""The notebooks of the workbook: where they are, what they declare, and the parameters that each one is given."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from muse.catalog import CORPORA, REPORT, STAGE_NAMES, TOKENIZERS, stem
+from muse.params import ParamsError, Settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook of the workbook: its stage, its title and the names its parameters cell declares."""
+
+    stage: str
+    path: Path
+    title: str
+    declared: tuple[str, ...]
+
+
+def read_notebook(stage: str, path: Path) -> Notebook:
+    """Read a notebook's title and parameter names; ParamsError when its parameters are not settings."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+        trees = [ast.parse("".join(cell["source"])) for cell in tagged]
+    except (OSError, ValueError, KeyError, SyntaxError) as error:
+        raise ParamsError(f"{path}: not a notebook that can run: {type(error).__name__}: {error}") from error
+    if len(trees) != 1:
+        raise ParamsError(f"{path}: got {len(trees)} cells tagged parameters, expected one")
+    declared = []
+    for statement in trees[0].body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        declared += [target.id for target in targets if isinstance(target, ast.Name)]
+    if unknown := [name for name in declared if name not in Settings.model_fields and name != "record_dir"]:
+        raise ParamsError(
+            f"{path}: the parameters cell declares {', '.join(unknown)}, expected settings and record_dir"
+        )
+    if "record_dir" not in declared:
+        raise ParamsError(f"{path}: the parameters cell does not declare record_dir")
+    markdown = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    heading = re.search(r"^# +(.+?)\s*$", markdown, re.MULTILINE)
+    return Notebook(stage, path, heading[1] if heading else stage, tuple(declared))
+
+
+def find_notebooks(stages: list[str], folder: Path | None = None) -> list[Notebook]:
+    """Return the notebooks of these stages in the order in which stages run, the report's last."""
+    folder = folder or REPOSITORY / "notebooks"
+    if not folder.is_dir():
+        raise ParamsError(f"{folder}: no such folder of notebooks; muse runs from a checkout (pip install -e .)")
+    found = []
+    for stage in (*(name for name in STAGE_NAMES if name in stages), REPORT):
+        path = folder / f"{stem(stage)}.ipynb"
+        if not path.is_file():
+            raise ParamsError(f"{folder}: got no notebook for the stage {stage}, expected {path.name}")
+        found.append(read_notebook(stage, path))
+    return found
+
+
+def resolve_folders(settings: Settings, base: Path) -> Settings:
+    """Return settings whose folders are absolute; ParamsError for an unknown corpus or tokenizer that is no folder."""
+    changes: dict[str, str] = {}
+    for name, known in (("corpus", CORPORA), ("tokenizer", TOKENIZERS)):
+        value = getattr(settings, name)
+        if value in known:
+            continue
+        folder = base / Path(value).expanduser()
+        if not value or not folder.is_dir():
+            raise ParamsError(
+                f"{name}: got {value!r}, expected {', '.join(known)} or a folder; there is no folder {folder}"
+            )
+        changes[name] = str(folder.resolve())
+    for name in ("cache_dir", "checkpoint_dir"):
+        value = getattr(settings, name)
+        if value is not None:
+            changes[name] = str((base / Path(value).expanduser()).resolve())
+    return settings.model_copy(update=changes)
+
+
+def stage_parameters(settings: Settings, notebook: Notebook, record_dir: Path) -> dict[str, object]:
+    """Return the parameters a notebook asks for: the settings it declares, and where its record goes."""
+    values = settings.model_dump()
+    chosen = {name: values[name] for name in notebook.declared if name in values}
+    return chosen | {"record_dir": str(record_dir.resolve())}

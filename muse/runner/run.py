@@ -1,0 +1,429 @@
+"""The driver of a run: notebooks through papermill to records, pages and the report; the only file that knows paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from muse import catalog
+from muse.catalog import REPORT, STAGE_NAMES
+from muse.host.files import write_atomic
+from muse.host.paths import shorten_file, shortened, with_short_paths
+from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
+from muse.host.signals import Interruptions
+from muse.params import NO_CUDA, ParamsError, Settings, validate
+from muse.records.criteria import judge, summarise
+from muse.records.criteria import texts as criteria_texts
+from muse.records.scale import in_words, reductions_of
+from muse.records.schema import (
+    Judged,
+    RecordError,
+    Report,
+    RunInfo,
+    StageRecord,
+    git_state,
+    read_record,
+    utc_now,
+    versions,
+    write_record,
+)
+from muse.report import plain
+from muse.report.companions import Companion, check_names, read_companion
+from muse.report.texts import texts
+
+from . import notebook_calls
+from .folder import check_folder, fresh_folder
+from .notebooks import REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
+
+EXPORT_SECONDS = 600
+COMPANIONS = "companions"
+"""Where, in the folder of a run, the reports of its companions lie."""
+
+OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 0, 2, 4, 1, 3, 130
+
+
+def default_out(settings: Settings) -> Path:
+    """Return the folder of a run that names none."""
+    return Path("reports") / settings.profile
+
+
+def assemble(run_dir: str | Path, language: str = "en") -> Report:
+    """Return the report of a run folder, from its run.json and the records of its stages; reasons in `language`."""
+    run_dir = Path(run_dir)
+    info = read_record(RunInfo, run_dir / "run.json")
+    records = []
+    for stage in (*(name for name in STAGE_NAMES if name in info.params["stages"]), REPORT):
+        path = run_dir / "records" / f"{stage}.json"
+        try:
+            records.append(read_record(StageRecord, path))
+        except RecordError as error:
+            if stage != REPORT:
+                records.append(failed_record(info.params, stage, info.started_utc, f"no valid record: {error}"))
+    stages = [record for record in records if record.stage != REPORT or record.status != "ok"]
+    judged = []
+    for name in info.params.get("candidates", [catalog.REFERENCE]):
+        skipped = bool(info.params.get("skip_phase2"))
+        criteria = judge(stages, candidate=name, skipped_baseline=skipped, language=language)
+        summary = summarise(stages, criteria, candidate=name)
+        judged.append(Judged(model=name, criteria=criteria, summary=summary))
+    return Report.of(info, judged, stages)
+
+
+def companions_of(run_dir: str | Path) -> list[Companion]:
+    """Return the companions that a run's report shows, by name; ParamsError when one of them is broken."""
+    return [read_companion(path, path.stem) for path in sorted(Path(run_dir, COMPANIONS).glob("*.json"))]
+
+
+def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
+    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be read."""
+    check_names(others, run_dir)
+    for other in others:
+        read_companion(other / "report.json", other.name)
+    companions_of(run_dir)
+    for other in others:
+        report = json.loads((other / "report.json").read_text(encoding="utf-8"))
+        compact = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
+        write_atomic(run_dir / COMPANIONS / f"{other.name}.json", compact + "\n")
+
+
+def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:
+    """Return the record of a stage that left none of its own."""
+    smaller = reductions_of(params)
+    return StageRecord(
+        stage=stage,
+        status="failed",
+        error=error,
+        started_utc=started,
+        finished_utc=utc_now(),
+        scale="reduced" if smaller else "published",
+        reductions=smaller,
+        scale_note=in_words(smaller),
+        params=dict(params),
+    )
+
+
+def exit_code(report: Report, gate: bool) -> int:
+    """Return 4 when a stage failed, else with `gate` 1 when a criterion fails or 3 when one was not measured."""
+    if any(record.status != "ok" for record in report.stages):
+        return STAGE_FAILED
+    verdicts = {criterion.verdict for criterion in report.criteria} if gate else set()
+    return CRITERION_FAILED if "fail" in verdicts else NOT_MEASURED if "not_measured" in verdicts else OK
+
+
+def run_info(settings: Settings, command: str) -> RunInfo:
+    """Return what is known at the start; the hardware is asked in another process, which then frees the GPU."""
+    started = utc_now()
+    question = "import json; from muse.records.schema import hardware; print(json.dumps(hardware()))"
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", question], capture_output=True, text=True, timeout=120, check=True
+        )
+        hardware = json.loads(answer.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        hardware = {"unknown": str(error)}
+    commit, dirty = git_state(REPOSITORY)
+    return RunInfo(
+        id=f"{settings.profile}-{started:%Y%m%dT%H%M%SZ}",
+        profile=settings.profile,
+        started_utc=started,
+        git_commit=commit,
+        git_dirty=dirty,
+        versions=versions(),
+        hardware=hardware,
+        seeds=list(settings.seeds),
+        command=shortened(command, folders_of(settings)),
+        params=with_short_paths(settings.model_dump()),
+    )
+
+
+def folders_of(settings: Settings) -> list[str]:
+    """Return the folders that settings name, which may lie anywhere."""
+    named = (settings.corpus, settings.tokenizer, settings.cache_dir, settings.checkpoint_dir)
+    return [str(Path(name).expanduser().absolute()) for name in named if name and (name.startswith(("/", "~", ".")))]
+
+
+@dataclass
+class Run:
+    """One run on its way: where it writes, what it runs, and how each stage has ended."""
+
+    settings: Settings
+    folder: Path
+    notebooks: list[Notebook]
+    command: str
+    export: Callable[..., str | None]
+    lines: StageLines
+    errors: dict[str, str] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    pages: dict[str, Future[str | None]] = field(default_factory=dict)  # of finished stages, made while the next runs
+    exporter: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
+
+    @property
+    def records(self) -> Path:
+        return self.folder / "records"
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of this run that no reader needs to know."""
+        return [str(self.folder), str(self.notebooks[0].path.parent), *folders_of(self.settings)]
+
+    def log(self, stage: str) -> Path:
+        return self.folder / "logs" / f"{stage}.log"
+
+    def executed(self, notebook: Notebook) -> Path:
+        return self.folder / "notebooks" / notebook.path.name
+
+    def stage(self, notebook: Notebook) -> None:
+        """Run one stage, or say why not, and leave its record and its page."""
+        stage, started = notebook.stage, utc_now()
+        self.lines.start(stage)
+        blocked = [needed for needed in catalog.stage(stage).needs if needed in self.errors]
+        error = f"not run: needs {', '.join(blocked)}, which failed" if blocked else self.execute(notebook)
+        shorten_file(self.executed(notebook), self.folders)
+        error = (error or self.page(notebook)) if stage == REPORT else self.check_record(stage, error)
+        if error:
+            self.fail(stage, started, error)
+        self.done.add(stage)
+        if stage != REPORT:
+            self.pages[stage] = self.exporter.submit(self.page, notebook)
+        self.lines.end("failed" if error else "ok", error or "")
+
+    def execute(self, notebook: Notebook) -> str | None:
+        """Execute the notebook within the time limit; return how it failed, or None."""
+        minutes, output = self.settings.stage_timeout_minutes, self.executed(notebook)
+        (self.records / f"{notebook.stage}.json").unlink(missing_ok=True)  # a record is this stage's own or none
+        try:
+            return notebook_calls.call(
+                notebook_calls.execute_notebook,
+                {
+                    "notebook": notebook.path,
+                    "output": output,
+                    "parameters": stage_parameters(self.settings, notebook, self.records),
+                },
+                log=self.log(notebook.stage),
+                environment=os.environ | {PROGRESS_FILE_VARIABLE: str(self.lines.progress_file)},
+                timeout_seconds=60 * minutes,
+                tick=self.lines.tick,
+            )
+        except TimeoutError:
+            where = notebook_calls.last_cell(output)
+            return f"stopped: took longer than stage_timeout_minutes = {minutes:g}" + (f" ({where})" if where else "")
+
+    def check_record(self, stage: str, error: str | None) -> str | None:
+        """Return the error, or what is wrong with the record that a stage without an error has left."""
+        try:
+            record = read_record(StageRecord, self.records / f"{stage}.json")
+        except RecordError as problem:
+            return error or f"the notebook ran but left no valid record: {problem}"
+        if record.stage != stage:
+            return error or f"the notebook wrote the record of {record.stage}, expected {stage}"
+        return error or (None if record.status == "ok" else record.error or "the record says failed")
+
+    def fail(self, stage: str, started: datetime, error: str) -> None:
+        """Record that a stage failed; what it had measured before stays in the record."""
+        error = self.errors[stage] = shortened(error, self.folders)
+        path = self.records / f"{stage}.json"
+        notebook = next(notebook for notebook in self.notebooks if notebook.stage == stage)
+        parameters = stage_parameters(self.settings, notebook, self.records)
+        del parameters["record_dir"]
+        record = failed_record(with_short_paths(parameters), stage, started, error)
+        with suppress(RecordError):
+            own = read_record(StageRecord, path)
+            failed = {"status": "failed", "error": error, "finished_utc": utc_now()}
+            record = own.model_copy(update=failed) if own.stage == stage else record
+        write_record(record, path)
+        with self.log(stage).open("a", encoding="utf-8") as log:
+            log.write(f"\n{stage} failed: {error}\n")
+
+    def page(self, notebook: Notebook) -> str | None:
+        """Export the executed notebook, or write a page of our own; return what went wrong, unless the stage failed."""
+        stage, source = notebook.stage, self.executed(notebook)
+        is_index = stage == REPORT
+        pages = {other.stage: catalog.page(other.stage) for other in self.notebooks}
+        up = "" if is_index else "../"
+        links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
+        page = self.folder / pages[stage]
+        arguments = {"notebook": source, "page": page, "links": links, "inline_assets": is_index}
+        arguments |= {
+            "title": self.label(notebook),
+            "language": self.settings.language,
+            "error": self.errors.get(stage),
+            "reductions": [] if is_index else reductions_of(self.settings.model_dump()),  # the report says it itself
+        }
+        error = "no executed notebook"
+        if source.exists():
+            try:
+                error = notebook_calls.call(
+                    self.export, arguments, log=self.log(stage), environment=os.environ, timeout_seconds=EXPORT_SECONDS
+                )
+            except TimeoutError:
+                error = f"the export took longer than {EXPORT_SECONDS} s"
+        if error is None and page.exists():
+            return None
+        page.unlink(missing_ok=True)
+        if not is_index:
+            self.plain_stage(notebook)
+        return None if stage in self.errors else error or "no page was written"
+
+    def label(self, notebook: Notebook) -> str:
+        """Return a page's name in the report's language."""
+        if notebook.stage == REPORT:
+            return criteria_texts(self.settings.language)["fallback.report"]
+        return texts(self.settings.language).get(f"stage.{notebook.stage}", notebook.title)
+
+    def plain_stage(self, notebook: Notebook) -> None:
+        """Write a page that says how the stage ended, where its notebook cannot be shown."""
+        page = self.folder / catalog.page(notebook.stage)
+        table = plain.stage_table([self.row(notebook, "../")], self.settings.language)
+        write_atomic(page, plain.page(self.label(notebook), self.settings.language, table))
+
+    def row(self, notebook: Notebook, up: str = "") -> tuple[str, str, str, str]:
+        """Return (title, outcome, page, log) of a stage for the plain pages."""
+        text = criteria_texts(self.settings.language)
+        outcome = self.errors.get(notebook.stage) or (text["fallback.ok"] if notebook.stage in self.done else "-")
+        page = "" if notebook.stage == REPORT else up + catalog.page(notebook.stage)
+        return self.label(notebook), outcome, page, f"{up}logs/{notebook.stage}.log"
+
+    def plain_index(self, interrupted: bool) -> None:
+        """Write the honest little index of a run whose report could not be made."""
+        language = self.settings.language
+        text, rows = criteria_texts(language), [self.row(notebook) for notebook in self.notebooks]
+        lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
+        body = plain.index_body(lead, rows, assemble(self.folder, language).criteria, language)
+        title = text["fallback.title"].format(profile=self.settings.profile)
+        write_atomic(self.folder / "index.html", plain.page(title, language, body))
+
+    def interrupt(self) -> None:
+        """Record the stages that an interruption has stopped or kept from running."""
+        current = self.lines.stages[self.lines.index] if self.lines.index >= 0 else None
+        for notebook in self.notebooks:
+            stage = notebook.stage
+            if stage not in self.done:
+                self.fail(stage, utc_now(), "interrupted" if stage == current else "not run: the run was interrupted")
+                if stage != REPORT:
+                    self.plain_stage(notebook)
+        if current is not None:
+            self.lines.end("interrupted")
+
+    def finish(self, info: RunInfo, interrupted: bool) -> Report:
+        """Write what is still missing: a plain index where the report failed, the end of run.json, and report.json."""
+        made = {stage: page.result() for stage, page in self.pages.items()}
+        if problems := [f"the page of {stage}: {error}" for stage, error in made.items() if error]:
+            known = [self.errors[REPORT]] if REPORT in self.errors else []
+            self.fail(REPORT, utc_now(), "; ".join(known + problems))
+        for notebook in self.notebooks:
+            shorten_file(self.executed(notebook), self.folders)
+            shorten_file(self.log(notebook.stage), self.folders)
+        if not (self.folder / "index.html").exists():
+            self.plain_index(interrupted)
+        write_record(info.model_copy(update={"finished_utc": utc_now()}), self.folder / "run.json")
+        path = self.folder / "report.json"
+        write_record(assemble(self.folder), path)
+        report = read_record(Report, path)
+        for line in plain.verdict_table(report):
+            self.lines.line(line)
+        self.lines.line(str(self.folder / "index.html"))
+        return report
+
+
+def run(
+    settings: Settings,
+    *,
+    out: str | Path | None = None,
+    notebooks: Path | None = None,
+    command: str = "muse run",
+    gate: bool = False,
+    export: Callable[..., str | None] = notebook_calls.export_page,
+    stream: TextIO | None = None,
+) -> int:
+    """Run the notebooks of the settings' stages into the folder `out` and return the exit code.
+
+    Raises ParamsError before anything is started or moved. A run that is already in `out` moves to `<out>.previous`.
+    """
+    settings = resolve_folders(settings, Path.cwd())
+    found = find_notebooks(settings.stages, notebooks)
+    folder = Path(out or default_out(settings)).resolve()
+    check_folder(folder)
+    notebook_calls.warm_up()
+    info = run_info(settings, command)
+    if settings.device == "cuda" and "gpu" not in info.hardware:
+        raise ParamsError(NO_CUDA)
+    with (
+        fresh_folder(folder) as previous,
+        tempfile.TemporaryDirectory(prefix="muse-") as temporary,
+        Interruptions(wait=False),
+    ):
+        write_record(info, folder / "run.json")
+        stages = [notebook.stage for notebook in found]
+        lines = StageLines(stages, previous_seconds(previous, settings), Path(temporary) / "progress.json", stream)
+        this = Run(settings, folder, found, command, export, lines)
+        interrupted = False
+        try:
+            for notebook in found:
+                this.stage(notebook)
+        except KeyboardInterrupt:
+            interrupted = True
+            this.interrupt()
+        report = this.finish(info, interrupted)
+    return INTERRUPTED if interrupted else exit_code(report, gate)
+
+
+def render(
+    folder: str | Path,
+    language: str,
+    *,
+    companions: Sequence[str | Path] = (),
+    notebooks: Path | None = None,
+    export: Callable[..., str | None] = notebook_calls.export_page,
+    stream: TextIO | None = None,
+) -> int:
+    """Make the pages of a finished run again from its records, in a language of choice; return the exit code.
+
+    Nothing is measured and `report.json`, which is always in English, stays as it is. The reports of `companions`,
+    folders of other runs, are kept in the run's folder and shown with it from then on. ParamsError, before anything is
+    changed, where `folder` holds no run or the report of a companion cannot be read.
+    """
+    folder = Path(folder).resolve()
+    try:
+        info = read_record(RunInfo, folder / "run.json")
+    except RecordError as error:
+        raise ParamsError(f"{folder}: not the folder of a run: {error}") from error
+    settings = validate(info.params | {"language": language})
+    found = find_notebooks(settings.stages, notebooks)
+    add_companions(folder, [Path(other).resolve() for other in companions])
+    for name in ("logs", "notebooks", "pages"):
+        (folder / name).mkdir(exist_ok=True)
+    notebook_calls.warm_up()
+    with tempfile.TemporaryDirectory(prefix="muse-") as temporary, Interruptions(wait=False):
+        lines = StageLines([REPORT], {}, Path(temporary) / "progress.json", stream)
+        failed = {record.stage: record.error or "" for record in assemble(folder).stages if record.status != "ok"}
+        failed.pop(REPORT, None)  # it is made anew
+        this = Run(settings, folder, found, info.command, export, lines, errors=failed)
+        problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
+        this.stage(found[-1])
+        lines.line(str(folder / "index.html"))
+    return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
+
+
+def previous_seconds(previous: Path, settings: Settings) -> dict[str, float]:
+    """Return how long each stage took in a previous run of the same settings; nothing when there is none."""
+    try:
+        info = read_record(RunInfo, previous / "run.json")
+        records = [read_record(StageRecord, previous / "records" / f"{name}.json") for name in info.params["stages"]]
+    except (RecordError, KeyError):
+        return {}
+    if info.params != with_short_paths(settings.model_dump()) or info.finished_utc is None:
+        return {}
+    seconds = {r.stage: (r.finished_utc - r.started_utc).total_seconds() for r in records if r.status == "ok"}
+    last = max((record.finished_utc for record in records), default=info.finished_utc)
+    return seconds | {REPORT: max(0.0, (info.finished_utc - last).total_seconds())}

@@ -1,0 +1,193 @@
+"""The trainings of a comparison side by side: each is a `muse train` of its own, on one of the visible devices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from muse.host.files import write_atomic
+from muse.host.signals import Interruptions
+from muse.params import Settings
+
+from .checkpoint import CheckpointError, read_json
+from .recipe import TrainingResult, read_result
+from .tuning import Ended, Job, Plan, result_line
+
+TICK_SECONDS = 0.1
+GRACE_SECONDS = 30.0
+"""How long an interrupted training has to save its state."""
+
+
+Poll = Callable[[], Ended | None]
+
+
+def schedule(
+    plan: Plan,
+    devices: Sequence[str | None],
+    processes: int,
+    launch: Callable[[Job, str | None], Poll],
+    tick: Callable[[], None] = lambda: time.sleep(TICK_SECONDS),
+) -> dict[Job, Ended]:
+    """Run what the plan wants, `processes` at a time, each on the device with the fewest, and return how all ended.
+
+    `launch(job, device)` starts one and returns a function that tells how it ended, None before; `tick` waits.
+    """
+    ended: dict[Job, Ended] = {}
+    running: dict[Job, tuple[str | None, Poll]] = {}
+    while True:
+        for job in plan.wanted(ended):
+            if len(running) < processes and job not in running and job not in ended:
+                busy = [device for device, _ in running.values()]
+                device = min(devices, key=busy.count)
+                print(f"{job}: starts on {'the CPU' if device is None else f'CUDA device {device}'}", flush=True)
+                running[job] = device, launch(job, device)
+        if not running:
+            return ended
+        tick()
+        for job, (_, poll) in list(running.items()):
+            if (outcome := poll()) is not None:
+                del running[job]
+                ended[job] = outcome
+                print(f"{job}: {outcome}", flush=True)
+
+
+def visible_devices(device_type: str) -> list[str | None]:
+    """Return what CUDA_VISIBLE_DEVICES says for each of the devices that this process sees; [None] is the CPU."""
+    if device_type != "cuda":
+        return [None]
+    count = torch.cuda.device_count()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if listed is None else listed.split(",")
+    return [name.strip() for name in names][:count]
+
+
+class Launcher:
+    """Starts trainings as processes, writes what they print to logs, and on leaving stops those that still run."""
+
+    def __init__(self, arguments: Sequence[str], logs: Path, processes: int) -> None:
+        """`arguments` of `muse train`: a params file and its overrides."""
+        self.arguments, self.logs = list(arguments), logs
+        self.defaults = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),  # else they stall one another
+            "TQDM_MININTERVAL": "10",
+        }
+        self.started: list[subprocess.Popen] = []
+
+    def __enter__(self) -> Launcher:
+        self.outcomes = tempfile.TemporaryDirectory(prefix="muse-")
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def command(self, job: Job, outcome: Path) -> list[str]:
+        """The training as a command line; the stages are named because some ask for models that it leaves out."""
+        values = {
+            "models": [job.model_name],
+            "seeds": [job.seed],
+            "learning_rates": [job.learning_rate],
+            "dropouts": [job.dropout],
+            "train_tokens": job.tokens,
+            "tune_tokens": 0,
+            "stages": ["train"],
+        }
+        chosen = [part for key, value in values.items() for part in ("-p", f"{key}={json.dumps(value)}")]
+        return [sys.executable, "-m", "muse", "train", *self.arguments, *chosen, "--json", str(outcome)]
+
+    def __call__(self, job: Job, device: str | None) -> Poll:
+        """Start a training on a device; Ctrl-C does not reach it, since it leads a session of its own."""
+        log, outcome = self.logs / f"{job.name}.log", Path(self.outcomes.name) / f"{job.name}.json"
+        command = self.command(job, outcome)
+        environment = self.defaults | os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        with log.open("ab") as stream:
+            stream.write(f"$ {shlex.join(command)}\n".encode())
+            stream.flush()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        begun = time.monotonic()
+
+        def poll() -> Ended | None:
+            if process.poll() is None:
+                return None
+            return read_outcome(outcome, log, process.returncode, time.monotonic() - begun)
+
+        return poll
+
+    def __exit__(self, *error: object) -> None:
+        """Let what still runs save its state and end; kill, with all it started, what has not after a while."""
+        running = [process for process in self.started if process.poll() is None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.outcomes.cleanup()
+
+
+def write_outcome(path: Path, results: Sequence[TrainingResult], diverged: bool) -> None:
+    """Write where finished trainings lie and whether one diverged, for whoever started this process."""
+    trainings = [{"folder": str(result.weights.parent), "reused": result.reused} for result in results]
+    write_atomic(path, json.dumps({"trainings": trainings, "diverged": diverged}, indent=1) + "\n")
+
+
+def read_outcome(path: Path, log: Path, code: int, seconds: float) -> Ended:
+    """Return how a process that trained one model ended, from what `write_outcome` left, its exit code and its log."""
+    lines = [line for line in re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace")) if line.strip()]
+    try:
+        about = read_json(path) if path.exists() else {"trainings": [], "diverged": False}
+        if code == 0:
+            (training,) = about["trainings"]
+            found = read_result(Path(training["folder"]))
+            return Ended(seconds, TrainingResult(**vars(found) | {"reused": training["reused"]}))
+    except (CheckpointError, KeyError, ValueError) as error:
+        return Ended(seconds, error=f"no result: {error}; log: {log}")
+    what = "diverged" if about["diverged"] else f"failed with exit code {code}"
+    return Ended(seconds, error=f"{what}: {lines[-1].strip()[:500]}; log: {log}", diverged=about["diverged"])
+
+
+def train_side_by_side(
+    settings: Settings, models: Sequence[str], device_type: str, arguments: Sequence[str], processes: int
+) -> bool:
+    """Train every model and seed, `processes` at a time, print how each ends, and return whether none failed.
+
+    `arguments` are the params file and the overrides that `settings` were made from. Ctrl-C and SIGTERM let every
+    training save its state before KeyboardInterrupt is raised.
+    """
+    plan = Plan(settings, tuple(dict.fromkeys(models)))
+    logs = Path(settings.checkpoint_dir) / "logs"
+    with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes) as launch:
+
+        def tick() -> None:
+            signals.check()
+            time.sleep(TICK_SECONDS)
+
+        ended = schedule(plan, visible_devices(device_type), processes, launch, tick)
+    for name in plan.models:
+        for job in plan.trainings(name, ended):
+            if ended[job].result:
+                print(result_line(ended[job].result))
+    failed = plan.failed(ended)
+    for job in failed:
+        print(f"muse: {job}: {ended[job].error}", file=sys.stderr)
+    return not failed

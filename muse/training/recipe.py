@@ -1,0 +1,192 @@
+"""How a model is trained, and what a finished training leaves: plain values, on disk as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from muse.host.files import sha256_of, write_atomic
+from muse.records.schema import Artifact, Metric, Series
+
+from . import checkpoint
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained; all models of a comparison share everything but what is tried on validation."""
+
+    train_tokens: int  # token budget, rounded up to whole steps
+    batch_tokens: int  # tokens per step, rounded down to whole sequences
+    n_seq: int  # tokens per sequence
+    learning_rate: float  # highest learning rate, reached at the end of the warm-up
+    dropout: float = 0.0  # of the model
+    weight_decay: float = 0.1  # of every trained tensor with two or more dimensions, token tables included
+    warmup_share: float = 0.05  # share of the steps with a linearly rising learning rate
+    gradient_clip: float = 1.0  # largest norm of all gradients together
+    evaluations: int = 10  # validation passes, evenly spaced, the last one at the end
+    checkpoint_every_steps: int = 200  # a killed training loses at most so many steps; no effect on the result
+    seed: int = 0  # of the weights, the order of the windows and the dropout
+    compile: bool = False  # torch.compile of the loss; on CUDA the whole step becomes one graph
+    recompute: bool = False  # blocks keep only their input for the backward pass: slower, with the same result
+    precision: str = "auto"  # auto, float32, bfloat16 or float16
+
+    def __post_init__(self) -> None:
+        for name in ("train_tokens", "batch_tokens", "n_seq", "evaluations", "checkpoint_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.batch_tokens < self.n_seq:
+            raise ValueError(f"batch_tokens: got {self.batch_tokens}, expected at least n_seq = {self.n_seq}")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ValueError(f"precision: got {self.precision!r}, expected auto, {', '.join(PRECISIONS)}")
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per step."""
+        return self.batch_tokens // self.n_seq
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per step in whole sequences."""
+        return self.batch_size * self.n_seq
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that use up the token budget."""
+        return math.ceil(self.train_tokens / self.tokens_per_step)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step counted from 0: linear up to the peak, then half a cosine towards 0."""
+        warmup = math.ceil(self.warmup_share * self.steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
+
+    def evaluation_steps(self) -> frozenset[int]:
+        """Numbers of finished steps after which the validation split is measured."""
+        passes = range(1, self.evaluations + 1)
+        return frozenset(max(1, round(i * self.steps / self.evaluations)) for i in passes)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training; losses in nat/token, curves as (tokens seen, loss)."""
+
+    model_name: str
+    seed: int
+    learning_rate: float
+    dropout: float
+    precision: str
+    best_validation_loss: float
+    best_step: int
+    steps: int
+    tokens: int
+    training_curve: tuple[tuple[int, float], ...]
+    validation_curve: tuple[tuple[int, float], ...]
+    tokens_per_second: float  # median over the curve's points; validation and checkpoints not counted
+    tokens_per_second_samples: tuple[float, ...]
+    seconds: float  # all of it, summed over interruptions
+    weights: Path  # float32 weights of the best validation
+    weights_sha256: str  # of that file
+    resumed_from_steps: tuple[int, ...]
+    reused: bool = False  # found finished on disk
+
+    def artifact(self, checkpoint_dir: str | Path) -> Artifact:
+        """The weights as a file that a record names, seen from the folder of the checkpoints."""
+        return Artifact(
+            kind="weights",
+            model=self.model_name,
+            seed=self.seed,
+            path=self.weights.resolve().relative_to(Path(checkpoint_dir).resolve()).as_posix(),
+            sha256=self.weights_sha256,
+            num_bytes=self.weights.stat().st_size,
+        )
+
+    def metrics(self, label: str) -> list[Metric]:
+        """The training's numbers as metrics of the model `label`."""
+        note = f"seed {self.seed}, learning rate {self.learning_rate:g}, dropout {self.dropout:g}, {self.precision}"
+        if self.resumed_from_steps:
+            note += f", resumed from step {', '.join(map(str, self.resumed_from_steps))}"
+        if self.reused:
+            note += ", found finished on disk"
+        metric = partial(Metric, model=label, note=note)
+        speeds = list(self.tokens_per_second_samples)
+        return [
+            metric(name="validation_loss", value=self.best_validation_loss, unit="nat/token"),
+            metric(name="best_step", value=self.best_step, unit="steps"),
+            metric(name="training_steps", value=self.steps, unit="steps"),
+            metric(name="training_tokens", value=self.tokens, unit="tokens"),
+            metric(name="training_seconds", value=self.seconds, unit="s"),
+            metric(
+                name="training_tokens_per_second",
+                value=self.tokens_per_second,
+                unit="tokens/s",
+                n=len(speeds),
+                samples=speeds,
+            ),
+        ]
+
+    def series(self, label: str) -> list[Series]:
+        """Training and validation loss over tokens as series of the model `label`."""
+        curves = {"training_loss": self.training_curve, "validation_loss": self.validation_curve}
+        return [
+            Series(
+                name=name,
+                model=label,
+                seed=self.seed,
+                x_name="tokens",
+                y_name="loss (nat/token)",
+                x=[float(tokens) for tokens, _ in curve],
+                y=[loss for _, loss in curve],
+            )
+            for name, curve in curves.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a training stands; losses in nat/token, curves as (tokens seen, loss)."""
+
+    description: str
+    step: int
+    steps: int
+    tokens: int
+    training_curve: tuple[tuple[int, float], ...]
+    validation_curve: tuple[tuple[int, float], ...]
+
+
+OnReport = Callable[[Report], None]
+Bar = Callable[[str, Recipe, int], AbstractContextManager[Callable[[int, float], None]]]
+"""bar(description, recipe, first step) gives, while it is open, a function to call with (steps done, last loss)."""
+
+
+def no_bar(description: str, recipe: Recipe, start: int) -> AbstractContextManager[Callable[[int, float], None]]:
+    """A `Bar` that shows nothing."""
+    return nullcontext(lambda steps, loss: None)
+
+
+def write_result(folder: Path, result: TrainingResult) -> None:
+    values = asdict(result) | {"weights": result.weights.name}
+    write_atomic(folder / checkpoint.RESULT_FILE, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_result(folder: Path) -> TrainingResult:
+    path = folder / checkpoint.RESULT_FILE
+    values = checkpoint.read_json(path)
+    if "weights_sha256" not in values and (folder / checkpoint.MODEL_FILE).exists():  # a result of before
+        values["weights_sha256"] = sha256_of(folder / checkpoint.MODEL_FILE)
+    if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
+        raise checkpoint.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
+    for name in ("training_curve", "validation_curve"):
+        values[name] = tuple((tokens, loss) for tokens, loss in values[name])
+    for name in ("tokens_per_second_samples", "resumed_from_steps"):
+        values[name] = tuple(values[name])
+    return TrainingResult(**values | {"weights": folder / values["weights"], "reused": True})

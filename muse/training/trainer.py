@@ -1,0 +1,411 @@
+"""Training of one model, the same way for all: AdamW, warm-up and cosine, clipping, choice on validation, resumable.
+
+Master weights are float32. Where a half precision is used, autocast computes in it, with a GradScaler for float16. A
+training is a pure function of its settings: on the CPU, one that was killed and resumed ends bit-identical to one that
+was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from muse.data.corpora import Corpus, TrainingBatches, evaluation_batches, num_targets
+from muse.host.files import sha256_of
+from muse.host.signals import Interrupted, Interruptions
+from muse.ops.cuda_graph import Replayed, let_capture
+from muse.records.schema import versions
+
+from . import checkpoint
+from .code_key import code_sha256
+from .recipe import PRECISIONS, Bar, OnReport, Recipe, Report, TrainingResult, no_bar, read_result, write_result
+
+BETAS = (0.9, 0.95)  # AdamW
+EPSILON = 1e-8  # AdamW
+CURVE_POINTS = 200  # points of the training curve, each the mean loss of the steps since the last one
+READ_EVERY_STEPS = {"cpu": 1, "cuda": 25}  # reading a loss makes the host wait for the device
+
+
+class NonFiniteLossError(RuntimeError):
+    """A training whose loss or gradient stopped being a number; the message names step and learning rate."""
+
+
+class DeadGradientError(RuntimeError):
+    """A compiled loss that leaves parameters without gradients; the message names one."""
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return what `auto` means: bfloat16 where a CUDA device has it, else float16 there; float32 on the CPU."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """AdamW's groups: trained tensors of two or more dimensions decay, norms, biases and other vectors do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def train(
+    model_name: str,
+    build: Callable[..., nn.Module],
+    recipe: Recipe,
+    corpus: Corpus,
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    on_report: OnReport | None = None,
+    bar: Bar = no_bar,
+) -> TrainingResult:
+    """Train `build(dropout=..., seed=...)`, or resume it, or return the finished result of the same command.
+
+    Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, tokens, code and device
+    type; where the corpus was read and how progress is shown have no part in it. Ctrl-C, SIGTERM and SIGHUP save the
+    state before they become a KeyboardInterrupt. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for
+    damaged or foreign files.
+    """
+    device = torch.device(device)
+    recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
+    with checkpoint.WithoutDraws():
+        config = _config(model_name, build(dropout=recipe.dropout, seed=recipe.seed), recipe, corpus, device)
+    key = checkpoint.training_key(config)
+    folder = Path(directory) / f"{model_name}-s{recipe.seed}-{key[:12]}"
+    about = {
+        "checkpoint_every_steps": recipe.checkpoint_every_steps,
+        "corpus": _names_of(corpus),
+        "versions": versions(),
+    }
+    with checkpoint.training_folder(folder):
+        checkpoint.open_folder(folder, config, about)
+        if (folder / checkpoint.RESULT_FILE).exists():
+            return read_result(folder)
+        model = build(dropout=recipe.dropout, seed=recipe.seed)
+        model.recompute = recipe.recompute
+        with _random_state(device, recipe.seed), Interruptions(wait=True) as signals:
+            model = model.to(device)
+            return _Training(model_name, model, recipe, corpus, folder, key, config, signals, on_report, bar).run()
+
+
+def _config(model_name: str, model: nn.Module, recipe: Recipe, corpus: Corpus, device: torch.device) -> dict:
+    """Everything that decides a training's result."""
+    settings = asdict(recipe)
+    del settings["checkpoint_every_steps"]
+    return {
+        "model_name": model_name,
+        "model_config": asdict(model.config),
+        "recipe": settings,
+        "device": device.type,
+        "corpus": {"sha256": {name: corpus.splits[name].sha256 for name in ("train", "validation")}},
+        "code_sha256": code_sha256(inspect.getfile(type(model)), __file__),
+    }
+
+
+def _names_of(corpus: Corpus) -> dict[str, str]:
+    """What a corpus and its tokenizer are called; of a folder the last part, since where it lies decides nothing."""
+    return {"name": Path(corpus.name).name, "tokenizer": Path(corpus.tokenizer_name).name}
+
+
+@contextlib.contextmanager
+def _random_state(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch for the training and give the caller its own random state back; float32 products may use TF32."""
+    cuda = device.type == "cuda"
+    products = torch.get_float32_matmul_precision()
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.manual_seed(seed)
+        if cuda:
+            torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            if cuda:
+                torch.set_float32_matmul_precision(products)
+
+
+class _Feed:
+    """Batches of a step on the device; on CUDA the next one is drawn and pinned while this one is used."""
+
+    def __init__(self, batches: TrainingBatches, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self.ahead: tuple[int, object] = (-1, None)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        if self.pool is None:
+            return self.batches.batch(step)
+        ready, future = self.ahead
+        pinned = future.result() if ready == step else self._pinned(step)
+        self.ahead = step + 1, self.pool.submit(self._pinned, step + 1)
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in pinned)
+
+    def _pinned(self, step: int) -> tuple[Tensor, Tensor]:
+        return tuple(tensor.pin_memory() for tensor in self.batches.batch(step))
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+
+class _Training:
+    """One training between its first and its last step; `save` and `restore` carry all of it."""
+
+    def __init__(self, model_name, model, recipe, corpus, folder, key, config, signals, on_report, bar) -> None:
+        self.name, self.model, self.recipe, self.corpus = model_name, model, recipe, corpus
+        self.folder, self.key, self.config = folder, key, config
+        self.signals, self.on_report, self.bar = signals, on_report, bar
+        self.device = next(model.parameters()).device
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = parameter_groups(model, recipe.weight_decay)
+        self.learning_rate = torch.zeros((), device=self.device)  # of the next step
+        self.optimizer = torch.optim.AdamW(groups, self.learning_rate, BETAS, EPSILON, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
+        self.loss = torch.compile(model.loss) if recipe.compile else model.loss
+        self.unchecked = recipe.compile
+        # A GradScaler skips steps by what the host reads, so float16 is not replayed.
+        replays = recipe.compile and self.device.type == "cuda" and not self.scaler.is_enabled()
+        self.update = Replayed(self.optimizer_step) if replays else self.optimizer_step
+        ids = corpus.splits["train"].ids
+        self.feed = _Feed(TrainingBatches(ids, recipe.n_seq, recipe.batch_size, recipe.seed), self.device)
+        self.step = 0
+        self.training: list[tuple[int, float]] = []
+        self.validation: list[tuple[int, float]] = []
+        self.best_step, self.best_loss = 0, math.inf
+        self.speeds: list[float] = []
+        self.resumed: list[int] = []
+        self.pending: list[float] = []  # losses since the curve's last point
+        self.pending_seconds = 0.0
+        self.unread = torch.zeros(READ_EVERY_STEPS[self.device.type], 2, device=self.device)  # loss, gradient norm
+        self.num_unread = 0
+        self.earlier_seconds = 0.0
+        self.started = self.mark = time.perf_counter()
+        self.curve_every = math.ceil(recipe.steps / CURVE_POINTS)
+
+    @property
+    def description(self) -> str:
+        recipe = self.recipe
+        return f"{self.name} seed {recipe.seed} lr {recipe.learning_rate:g} dropout {recipe.dropout:g}"
+
+    def run(self) -> TrainingResult:
+        """Train from wherever the state on disk stands to the end."""
+        self.restore()
+        recipe, evaluations = self.recipe, self.recipe.evaluation_steps()
+        with self.bar(self.description, recipe, self.step) as self.show:
+            try:
+                while True:
+                    evaluated = self.validation[-1][0] if self.validation else 0
+                    if self.step in evaluations and evaluated < self.tokens:
+                        self.evaluate()
+                    if self.step == recipe.steps:
+                        return self.finish()
+                    self.train_step()
+                    if self.step % recipe.checkpoint_every_steps == 0 and self.step < recipe.steps:
+                        self.save()
+                    self.signals.check()
+            except Interrupted:
+                self.save()
+                raise
+            finally:
+                self.feed.close()
+
+    @property
+    def tokens(self) -> int:
+        return self.step * self.recipe.tokens_per_step
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.recipe.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.recipe.precision])
+
+    def train_step(self) -> None:
+        """One step of the training; its loss stays on the device until it is read."""
+        inputs, targets = self.feed(self.step)
+        self.learning_rate.fill_(self.recipe.learning_rate_at(self.step))
+        loss, norm = self.update(inputs, targets)
+        self.unread[self.num_unread, 0] = loss
+        self.unread[self.num_unread, 1] = norm
+        self.step += 1
+        self.num_unread += 1
+        if self.num_unread == len(self.unread):
+            self.read()
+
+    def optimizer_step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward, backward, clipping, AdamW; returns the loss and the norm of all gradients before clipping."""
+        with self.autocast():
+            loss = self.loss(inputs, targets)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        if self.unchecked:
+            self.check_gradients()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
+        let_capture(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), norm
+
+    def check_gradients(self) -> None:
+        """Refuse a compiled loss that forgets parameters: a compiler once did, and the rest went on learning."""
+        self.unchecked = False
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        dead = [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
+        if dead:
+            raise DeadGradientError(
+                f"{self.description}: {len(dead)} of {len(trained)} parameters, such as {dead[0]}, get no gradient "
+                "from the compiled loss; train with compile: false"
+            )
+
+    def read(self) -> None:
+        """Bring the unread losses to the host, refuse non-finite ones, and extend the curve.
+
+        With a GradScaler a non-finite gradient is normal: it skips that step and lowers its scale.
+        """
+        values = self.unread[: self.num_unread].tolist()
+        first, self.num_unread = self.step - self.num_unread, 0
+        now = time.perf_counter()
+        seconds_per_step, self.mark = (now - self.mark) / max(len(values), 1), now
+        for step, (loss, norm) in enumerate(values, start=first):
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+                what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+                raise self.non_finite(what, step)
+            self.pending.append(loss)
+            self.pending_seconds += seconds_per_step
+            if (step + 1) % self.curve_every == 0 or step + 1 == self.recipe.steps:
+                self.training.append(((step + 1) * self.recipe.tokens_per_step, statistics.fmean(self.pending)))
+                self.speeds.append(len(self.pending) * self.recipe.tokens_per_step / self.pending_seconds)
+                self.pending, self.pending_seconds = [], 0.0
+                self.report()
+        if values:
+            self.show(len(values), values[-1][0])
+
+    def non_finite(self, what: str, step: int) -> NonFiniteLossError:
+        saved = (self.folder / checkpoint.STATE_FILE).exists()
+        return NonFiniteLossError(
+            f"{self.description}: {what} at step {step + 1} of {self.recipe.steps}, where the learning rate is "
+            f"{self.recipe.learning_rate_at(step):.3g}; {'the last checkpoint is' if saved else 'no checkpoint'} in "
+            f"{self.folder}. Try lower learning_rates, a larger warmup_share or a smaller gradient_clip."
+        )
+
+    def report(self) -> None:
+        if self.on_report:
+            curves = tuple(self.training), tuple(self.validation)
+            self.on_report(Report(self.description, self.step, self.recipe.steps, self.tokens, *curves))
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Measure the whole validation split and keep the weights if they are the best so far."""
+        self.read()
+        ids = self.corpus.splits["validation"].ids
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.model.eval()
+        for inputs, targets in evaluation_batches(ids, self.recipe.n_seq, self.recipe.batch_size):
+            with self.autocast():
+                total += self.model.loss(inputs.to(self.device), targets.to(self.device), reduction="sum")
+            self.signals.check()
+        self.model.train()
+        loss = total.item() / num_targets(ids)
+        if not math.isfinite(loss):
+            raise self.non_finite(f"validation loss is {loss}", self.step - 1)
+        if loss < self.best_loss:
+            self.best_step, self.best_loss = self.step, loss
+            read = self.config["corpus"] | _names_of(self.corpus)
+            about = self.config | {"corpus": read, "step": self.step, "validation_loss_nats": loss}
+            checkpoint.save_weights(self.best_weights, self.model, about)
+        self.validation.append((self.tokens, loss))
+        self.report()
+        self.mark = time.perf_counter()
+
+    @property
+    def best_weights(self) -> Path:
+        return self.folder / f"weights-{self.best_step:07d}.safetensors"
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Write the state; everything up to here is known to be finite."""
+        self.read()
+        scalars = {
+            "step": self.step,
+            "training": self.training,
+            "validation": self.validation,
+            "pending": self.pending,
+            "pending_seconds": self.pending_seconds,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss if self.best_step else None,
+            "speeds": self.speeds,
+            "resumed": self.resumed,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict(),
+        }
+        checkpoint.save_state(self.folder, self.key, self.model, self.optimizer, scalars)
+        self.forget_weights(keep=self.best_weights)
+        self.mark = time.perf_counter()
+
+    def restore(self) -> None:
+        """Continue from the state on disk, if there is one."""
+        self.model.train()
+        scalars = checkpoint.load_state(self.folder, self.key, self.model, self.optimizer)
+        if scalars is None:
+            return
+        self.step = scalars["step"]
+        self.training = [tuple(point) for point in scalars["training"]]
+        self.validation = [tuple(point) for point in scalars["validation"]]
+        self.pending, self.pending_seconds = scalars["pending"], scalars["pending_seconds"]
+        self.best_step = scalars["best_step"]
+        self.best_loss = math.inf if scalars["best_loss"] is None else scalars["best_loss"]
+        self.speeds, self.earlier_seconds = scalars["speeds"], scalars["seconds"]
+        self.resumed = [*scalars["resumed"], self.step]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scalars["scaler"])
+        if self.best_step and not self.best_weights.exists():
+            raise checkpoint.CheckpointError(f"{self.best_weights}: missing; remove {self.folder} to start again")
+        self.forget_weights(keep=self.best_weights)
+
+    def forget_weights(self, keep: Path | None) -> None:
+        for path in self.folder.glob("weights-*.safetensors"):
+            if path != keep:
+                path.unlink()
+
+    def finish(self) -> TrainingResult:
+        """Name the best weights, write the result and drop the state that nobody needs any more."""
+        path = self.folder / checkpoint.MODEL_FILE
+        checkpoint.write_tensors(path, *checkpoint.read_tensors(self.best_weights, checkpoint.WEIGHTS_FORMAT))
+        recipe = self.recipe
+        result = TrainingResult(
+            self.name,
+            recipe.seed,
+            recipe.learning_rate,
+            recipe.dropout,
+            recipe.precision,
+            self.best_loss,
+            self.best_step,
+            recipe.steps,
+            self.tokens,
+            tuple(self.training),
+            tuple(self.validation),
+            statistics.median(self.speeds),
+            tuple(self.speeds),
+            self.seconds,
+            path,
+            sha256_of(path),
+            tuple(self.resumed),
+        )
+        write_result(self.folder, result)
+        (self.folder / checkpoint.STATE_FILE).unlink(missing_ok=True)
+        self.forget_weights(keep=None)
+        return result
