@@ -181,7 +181,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     if options.processes is not None and options.processes < 1:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
-    from muse.data.corpora import CorpusUnavailable
+    from muse.data.hub import CorpusUnavailable
     from muse.stages.stage import Stage
     from muse.training.parallel import train_side_by_side, write_outcome
     from muse.training.trainer import DeadGradientError, NonFiniteLossError
@@ -240,7 +240,9 @@ def _eval(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     settings = load_params(options.params, options.overrides)
-    from muse.records.schema import BenchRecord, utc_now, write_record
+    from muse.records.environment import utc_now
+    from muse.records.schema import BenchRecord
+    from muse.records.store import write_record
     from muse.report.plain import bench_tables
     from muse.stages.stage import Stage
 
@@ -282,7 +284,7 @@ def _params(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _schema(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from muse.records.schema import schema
+    from muse.records.store import schema
 
     print(json.dumps(schema(), indent=1))
     return OK

@@ -25,7 +25,9 @@ from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models.build import build_model
 from muse.ops import cross_entropy, planar
-from muse.records.schema import BenchRecord, StageRecord, read_record, utc_now
+from muse.records.environment import utc_now
+from muse.records.schema import BenchRecord, StageRecord
+from muse.records.store import read_record
 from muse.report.figures.bench import bench_figures
 from muse.report.plain import bench_tables
 

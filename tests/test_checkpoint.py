@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from muse.catalog import MODEL_NAMES
+from muse.models import weights
 from muse.models.build import build_model
+from muse.models.weights import CheckpointError
 from muse.training import checkpoint
-from muse.training.checkpoint import CheckpointError
 
 SIZES = {"vocab_size": 11, "d_model": 8, "n_layers": 1, "n_seq": 6}
 
@@ -50,8 +51,8 @@ def test_state_comes_back_bit_for_bit(tmp_path):
     torch.manual_seed(6)
     assert checkpoint.load_state(tmp_path, "key", other, other_optimizer) == scalars
     assert torch.equal(torch.rand(3), expected)
-    for name, tensor in checkpoint.model_tensors(model).items():
-        assert torch.equal(checkpoint.model_tensors(other)[name], tensor)
+    for name, tensor in weights.model_tensors(model).items():
+        assert torch.equal(weights.model_tensors(other)[name], tensor)
     states = [list(o.state.values()) for o in (optimizer, other_optimizer)]
     assert len(states[0]) > 5
     for first, second in zip(*states, strict=True):
@@ -82,14 +83,14 @@ def test_foreign_states_are_named(tmp_path):
         checkpoint.load_state(tmp_path, "other key", model, optimizer)
     with pytest.raises(CheckpointError, match=r"state\.safetensors: tensors differ"):
         checkpoint.load_state(tmp_path, "key", *trained_pair(name="gpt2"))
-    checkpoint.save_weights(tmp_path / checkpoint.STATE_FILE, model, about(model))
+    weights.save_weights(tmp_path / checkpoint.STATE_FILE, model, about(model))
     with pytest.raises(CheckpointError, match="got format 'muse-weights-1', expected 'muse-training-state-1'"):
         checkpoint.load_state(tmp_path, "key", model, optimizer)
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
-    checkpoint.write_tensors(path, {"a": torch.ones(3)}, {"format": "f"})
+    weights.write_tensors(path, {"a": torch.ones(3)}, {"format": "f"})
 
     def half(tensors, temporary, metadata):
         temporary.write_bytes(b"half")
@@ -98,18 +99,18 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", half)
         with pytest.raises(OSError, match="disk full"):
-            checkpoint.write_tensors(path, {"a": torch.zeros(3)}, {"format": "f"})
-    assert torch.equal(checkpoint.read_tensors(path, "f")[0]["a"], torch.ones(3))
+            weights.write_tensors(path, {"a": torch.zeros(3)}, {"format": "f"})
+    assert torch.equal(weights.read_tensors(path, "f")[0]["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_equal_contents_make_equal_files_and_nothing_but_json_goes_in(tmp_path):
     files = [tmp_path / f"{i}.safetensors" for i in range(6)]
     for file in files:
-        checkpoint.write_tensors(file, {"b": torch.ones(3), "a": torch.zeros(2)}, {"format": "f", "x": 1, "y": [2]})
+        weights.write_tensors(file, {"b": torch.ones(3), "a": torch.zeros(2)}, {"format": "f", "x": 1, "y": [2]})
     assert len({file.read_bytes() for file in files}) == 1
     with pytest.raises(ValueError, match="JSON"):
-        checkpoint.write_tensors(files[0], {"a": torch.ones(1)}, {"loss": float("nan")})
+        weights.write_tensors(files[0], {"a": torch.ones(1)}, {"loss": float("nan")})
 
 
 LOCK = """
@@ -145,7 +146,7 @@ def test_a_folder_with_other_settings_is_refused(tmp_path):
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_a_loaded_model_is_the_saved_one_bit_for_bit_and_draws_nothing(tmp_path, name):
     model, _ = trained_pair(seed=3, name=name)
-    checkpoint.save_weights(tmp_path / "model.safetensors", model, about(model) | {"model_name": name})
+    weights.save_weights(tmp_path / "model.safetensors", model, about(model) | {"model_name": name})
     drawn = []
 
     def build(*arguments, **sizes):
@@ -155,7 +156,7 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit_and_draws_nothing(tmp_path,
         return build_model(*arguments, **sizes)
 
     before = torch.get_rng_state()
-    loaded = checkpoint.load_trained(tmp_path, build)
+    loaded = weights.load_trained(tmp_path, build)
     assert drawn == [[7.0, 7.0], True]
     everything = [dict([*m.named_parameters(), *m.named_buffers(), *m.state_dict().items()]) for m in (model, loaded)]
     assert everything[0].keys() == everything[1].keys()
@@ -168,8 +169,8 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit_and_draws_nothing(tmp_path,
 @pytest.mark.parametrize("name", ["stage1", "phase2", "gpt2"])
 def test_weights_describe_their_model(tmp_path, name):
     model, _ = trained_pair(seed=3, name=name)
-    checkpoint.save_weights(tmp_path / "model.safetensors", model, about(model) | {"model_name": name})
-    loaded = checkpoint.load_trained(tmp_path, build_model)
+    weights.save_weights(tmp_path / "model.safetensors", model, about(model) | {"model_name": name})
+    loaded = weights.load_trained(tmp_path, build_model)
     assert loaded.config == model.config
     assert not loaded.training
     ids = torch.arange(6)[None]
@@ -180,15 +181,15 @@ def test_weights_of_other_code_are_refused(tmp_path):
     model, _ = trained_pair()
     stored = about(model)
     stored["model_config"]["mixer"] = "unheard of"
-    checkpoint.save_weights(tmp_path / "model.safetensors", model, stored)
+    weights.save_weights(tmp_path / "model.safetensors", model, stored)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: holds a model with .*unheard of"):
-        checkpoint.load_trained(tmp_path, build_model)
-    checkpoint.save_weights(tmp_path / "model.safetensors", model, about(model))
-    tensors, metadata = checkpoint.read_tensors(tmp_path / "model.safetensors", checkpoint.WEIGHTS_FORMAT)
+        weights.load_trained(tmp_path, build_model)
+    weights.save_weights(tmp_path / "model.safetensors", model, about(model))
+    tensors, metadata = weights.read_tensors(tmp_path / "model.safetensors", weights.WEIGHTS_FORMAT)
     tensors["head_bias"] = tensors["head_bias"][:-1]
-    checkpoint.write_tensors(tmp_path / "model.safetensors", tensors, metadata)
+    weights.write_tensors(tmp_path / "model.safetensors", tensors, metadata)
     with pytest.raises(CheckpointError, match=r"head_bias: got torch.float32 \(10,\), expected torch.float32 \(11,\)"):
-        checkpoint.load_trained(tmp_path, build_model)
+        weights.load_trained(tmp_path, build_model)
 
 
 def test_config_json_is_readable_by_people(tmp_path):

@@ -13,12 +13,14 @@ from test_run import fake_export, write_notebook
 
 from muse.params import ParamsError
 from muse.records.scale import reductions_of
-from muse.records.schema import InputFile, Metric, Report, RunInfo, StageRecord, Summary, read_record, write_record
+from muse.records.schema import InputFile, Metric, Report, RunInfo, StageRecord, Summary
+from muse.records.store import read_record, write_record
 from muse.report import check, companion_tables, companions
+from muse.report.assemble import companions_of
 from muse.report.companions import Companion, kind
 from muse.report.figures import companions as companion_figures
 from muse.report.texts import LANGUAGES, texts
-from muse.runner.run import companions_of, render
+from muse.runner.run import render
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PARAMS = {"n_seq": 1024, "d_model": 512, "n_layers": 6, "train_tokens": 1000, "learning_rates": [1e-3]}

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import muse.data.tokenizers
-from muse.data.corpora import TrainingBatches, evaluation_batches, evaluation_windows, load_corpus, num_targets
+from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
+from muse.data.corpora import evaluation_windows, load_corpus
 from muse.data.grammar import Grammar
 from muse.data.tokenizers import tokenize_dataset, word_tokenizer
 

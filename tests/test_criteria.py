@@ -8,8 +8,9 @@ import string
 import pytest
 
 from muse.records.criteria import judge, summarise, texts
+from muse.records.environment import utc_now
 from muse.records.scale import reductions_of
-from muse.records.schema import CRITERIA, Metric, StageRecord, utc_now
+from muse.records.schema import CRITERIA, Metric, StageRecord
 
 NAN, INF = math.nan, math.inf
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from muse.models.generate import Recurrent, choose, generate
-from muse.models.linear_attention import MemoryOptions
+from muse.models.memory_options import MemoryOptions
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 
 REAL = {"numbers": "real", "imaginary_scores": False}

@@ -10,7 +10,8 @@ import reference
 import torch
 
 from muse.models import linear_attention
-from muse.models.linear_attention import MemoryMixer, MemoryOptions
+from muse.models.linear_attention import MemoryMixer
+from muse.models.memory_options import MemoryOptions
 
 REAL = {"numbers": "real", "imaginary_scores": False}
 OPTIONS = (

@@ -13,12 +13,13 @@ import torch
 import muse
 from muse import cli
 from muse.catalog import MODEL_NAMES
-from muse.models import pretrained
+from muse.models import pretrained, weights
 from muse.models.build import build_model
-from muse.models.linear_attention import MemoryOptions
-from muse.models.pretrained import ARCHITECTURES, export_checkpoint, from_pretrained, model_card, save_pretrained
+from muse.models.memory_options import MemoryOptions
+from muse.models.model_card import model_card
+from muse.models.pretrained import ARCHITECTURES, export_checkpoint, from_pretrained, save_pretrained
+from muse.models.weights import CheckpointError
 from muse.training import checkpoint
-from muse.training.checkpoint import CheckpointError
 
 SIZES = {"vocab_size": 11, "d_model": 16, "n_layers": 2, "n_seq": 8}
 IDS = torch.arange(16).reshape(2, 8) % 11
@@ -47,7 +48,7 @@ def trained(tmp_path):
              "recipe": {"learning_rate": 1e-3, "seed": 0}, "validation_loss_nats": 2.0,
              "corpus": {"name": "/secret/place/my-texts", "tokenizer": "gpt2", "sha256": {"train": "ab"}}}  # fmt: skip
     folder.mkdir(parents=True)
-    checkpoint.save_weights(folder / "model.safetensors", model, about)
+    weights.save_weights(folder / "model.safetensors", model, about)
     (folder / "config.json").write_text('{"config": {}, "about": {}}')
     return folder, model
 
@@ -79,7 +80,7 @@ def test_options_without_a_name_and_other_dtypes_come_back_too(tmp_path):
 
 
 def test_planes_stay_float16_on_disk(saved):
-    tensors, _ = checkpoint.read_tensors(saved / "model.safetensors", checkpoint.WEIGHTS_FORMAT)
+    tensors, _ = weights.read_tensors(saved / "model.safetensors", weights.WEIGHTS_FORMAT)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert {"blocks.0.memory.qkv.weight_real", "blocks.0.memory.qkv.weight_imag"} <= tensors.keys()
     config = json.loads((saved / "config.json").read_text())
@@ -103,13 +104,13 @@ def changed(key, value):
 
 
 def other_weights(folder):
-    checkpoint.save_weights(folder / "model.safetensors", tiny("phase2"), {})
+    weights.save_weights(folder / "model.safetensors", tiny("phase2"), {})
 
 
 def other_shape(folder):
-    tensors, _ = checkpoint.read_tensors(folder / "model.safetensors", checkpoint.WEIGHTS_FORMAT)
+    tensors, _ = weights.read_tensors(folder / "model.safetensors", weights.WEIGHTS_FORMAT)
     tensors["head_bias"] = tensors["head_bias"][:-1]
-    checkpoint.write_tensors(folder / "model.safetensors", tensors, {"format": checkpoint.WEIGHTS_FORMAT})
+    weights.write_tensors(folder / "model.safetensors", tensors, {"format": weights.WEIGHTS_FORMAT})
 
 
 def halved(folder):
@@ -200,9 +201,9 @@ def test_an_export_is_the_served_form_and_its_card_tells_the_training(trained, t
 
 def test_an_export_of_weights_beyond_float16_is_refused(trained, tmp_path):
     folder, _ = trained
-    tensors, about = checkpoint.read_tensors(folder / "model.safetensors", checkpoint.WEIGHTS_FORMAT)
+    tensors, about = weights.read_tensors(folder / "model.safetensors", weights.WEIGHTS_FORMAT)
     tensors["head_bias"][0] = 1e6
-    checkpoint.write_tensors(folder / "model.safetensors", tensors, about)
+    weights.write_tensors(folder / "model.safetensors", tensors, about)
     with pytest.raises(ValueError, match="head_bias is not finite in float16; try float32"):
         export_checkpoint(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muse.models.linear_attention import MemoryOptions
+from muse.models.memory_options import MemoryOptions
 from muse.models.real_twin import RealTwinConfig, RealTwinModel
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 

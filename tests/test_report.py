@@ -26,8 +26,8 @@ from muse.records.schema import (
     Series,
     StageRecord,
     Summary,
-    write_record,
 )
+from muse.records.store import write_record
 from muse.report import check, export, figures
 from muse.report import page as report
 from muse.report.figures.style import PLOTLY_MIME, mimebundle

@@ -17,7 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from muse.params import Settings, load_params, validate
-from muse.records.schema import BenchRecord, Metric, Report, StageRecord, read_record
+from muse.records.schema import BenchRecord, Metric, Report, StageRecord
+from muse.records.store import read_record
 from muse.report.companions import repeats
 from muse.report.texts import LANGUAGES, texts
 

@@ -17,15 +17,18 @@ import pytest
 import torch
 
 from muse.catalog import STAGE_NAMES, usual_stages
+from muse.host import processes
 from muse.host.signals import Interruptions
 from muse.params import ParamsError, Settings
 from muse.records.criteria import judge, summarise
-from muse.records.schema import Metric, RecordError, Report, RunInfo, StageRecord, read_record, utc_now, write_record
+from muse.records.environment import utc_now
+from muse.records.schema import Metric, Report, RunInfo, StageRecord
+from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
-from muse.runner import notebook_calls
+from muse.report.assemble import assemble
 from muse.runner.folder import check_folder, fresh_folder
 from muse.runner.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
-from muse.runner.run import assemble, exit_code, failed_record, previous_seconds, render, run
+from muse.runner.run import exit_code, failed_record, previous_seconds, render, run
 
 PARAMETERS = "seed: int = 7  # help\nd_model = 512\nrecord_dir: str = '.'"
 WRITE = """
@@ -353,7 +356,7 @@ def look_around(name):
 
 
 def call(function, arguments, tmp_path, **options):
-    return notebook_calls.call(
+    return processes.call(
         function, arguments, log=tmp_path / "log", environment=os.environ | {"MUSE_TEST": "here"}, **options
     )
 
@@ -390,9 +393,9 @@ def test_sigterm_interrupts_like_ctrl_c():
 
 
 def test_error_text_is_clean_and_short():
-    assert notebook_calls.error_text("E", "\x1b[31mred\x1b[0m \ud800", "cell In [2]") == "E: red ? (cell In [2])"
-    assert len(notebook_calls.error_text("E", "x" * 10**6)) < 3000
-    assert notebook_calls.error_text("E", "") == "E"
+    assert processes.error_text("E", "\x1b[31mred\x1b[0m \ud800", "cell In [2]") == "E: red ? (cell In [2])"
+    assert len(processes.error_text("E", "x" * 10**6)) < 3000
+    assert processes.error_text("E", "") == "E"
 
 
 # ------ notebooks and their parameters

@@ -16,10 +16,11 @@ import torch
 from muse.catalog import ABLATIONS, MODEL_NAMES, comparisons
 from muse.measure import measure_memory
 from muse.models.build import build_model
-from muse.models.linear_attention import MemoryOptions
+from muse.models.memory_options import MemoryOptions
 from muse.params import ModelName, ParamsError
 from muse.records.criteria import judge
-from muse.records.schema import Metric, Series, StageRecord, read_record
+from muse.records.schema import Metric, Series, StageRecord
+from muse.records.store import read_record
 from muse.report.figures.style import MODELS
 from muse.runner.notebooks import REPOSITORY
 from muse.stages.stage import Stage

@@ -9,8 +9,8 @@ import reference_memory
 import torch
 
 from muse.measure.dynamics import measure_dynamics
-from muse.models.linear_attention import MemoryOptions
 from muse.models.memory_block import RMSNorm
+from muse.models.memory_options import MemoryOptions
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 from muse.ops import planar
 from muse.ops.linear_attention import turn

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from muse.data.corpora import Corpus, TokenSplit, evaluation_batches, num_targets
+from muse.data.batches import evaluation_batches, num_targets
+from muse.data.corpora import Corpus, TokenSplit
 from muse.host.signals import ENDING
 from muse.models.build import build_model
+from muse.models.weights import DRAWS, CheckpointError, load_trained, read_tensors
 from muse.params import Settings
 from muse.training import trainer as module
-from muse.training.checkpoint import DRAWS, CheckpointError, load_trained, read_tensors
 from muse.training.live import curve_svg, live_curve, training_bar
 from muse.training.recipe import Recipe, Report
 from muse.training.trainer import DeadGradientError, NonFiniteLossError, train

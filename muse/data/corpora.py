@@ -20,28 +20,16 @@ import torch
 
 from muse.host.files import replacing
 
+from .batches import num_targets
 from .grammar import Grammar
-from .tokenizers import (
-    CorpusUnavailable,
-    SourceFile,
-    Tokenizer,
-    from_cache_or_hub,
-    gpt2_tokenizer,
-    quiet_datasets,
-    word_tokenizer,
-)
-
-__all__ = [
-    "Corpus", "CorpusUnavailable", "SourceFile", "TokenSplit", "TrainingBatches",
-    "evaluation_batches", "evaluation_windows", "load_corpus", "num_targets",
-]  # fmt: skip
+from .hub import SourceFile
+from .readers import read_folder, read_wikitext
+from .tokenizers import Tokenizer, gpt2_tokenizer, word_tokenizer
 
 SPLITS = ("train", "validation", "test")
-WIKITEXT_HUB_ID, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
 SYNTHETIC_TOKENS = {"train": 400_000, "validation": 20_000, "test": 40_000}
 SYNTHETIC_SEED = 77  # of the first 150 the one whose validation and test samples lie closest to the exact entropies
 CACHE_FORMAT = 1  # part of every cache key: raise it when ids or document starts of the same text change
-Texts = tuple[dict[str, list[str]], tuple[SourceFile, ...]]  # lines of each split, and the files they came from
 ARTICLE_TITLE = re.compile(r" = [^=](.*[^=])? = \n?")  # of WikiText; section titles have two or more signs on each side
 
 
@@ -94,9 +82,9 @@ def load_corpus(
         raise ValueError(f"synthetic_tokens is for corpus 'synthetic', got corpus {corpus!r}")
     needed = [name for name in SPLITS if name in splits or (tokenizer == "corpus" and name == "train")]
     if corpus == "wikitext-2":
-        lines, files = _read_wikitext(needed, hub_timeout_seconds)
+        lines, files = read_wikitext(needed, hub_timeout_seconds)
     else:
-        lines, files = _read_folder(Path(corpus), needed)
+        lines, files = read_folder(Path(corpus), needed)
     if tokenizer == "corpus":
         encoder = word_tokenizer(lines["train"])
     else:
@@ -106,11 +94,6 @@ def load_corpus(
     return Corpus(corpus, tokenizer, encoder.vocab_size, token_splits, files + encoder.files, None, encoder.decode)
 
 
-def num_targets(ids: torch.Tensor) -> int:
-    """Tokens that are predicted when ids (tokens,) are evaluated: all but the first."""
-    return len(ids) - 1
-
-
 def evaluation_windows(ids: torch.Tensor, n_seq: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields int64 (inputs, targets), both (T,), without overlap; T is n_seq but for a shorter tail that is kept."""
     if n_seq < 1:
@@ -118,60 +101,6 @@ def evaluation_windows(ids: torch.Tensor, n_seq: int) -> Iterator[tuple[torch.Te
     for start in range(0, num_targets(ids), n_seq):
         window = ids[start : start + n_seq + 1].long()
         yield window[:-1], window[1:]
-
-
-def evaluation_batches(
-    ids: torch.Tensor, n_seq: int, batch_size: int, max_batches: int | None = None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields int64 (inputs, targets), both (B T): evaluation_windows in order, never padded.
-
-    The last full windows may make a smaller batch; the shorter tail is a batch of its own. `max_batches` stops early.
-    """
-    if batch_size < 1 or n_seq < 1:
-        raise ValueError(f"batch_size and n_seq must be at least 1, got {batch_size} and {n_seq}")
-    num_full = num_targets(ids) // n_seq
-    batches = [range(first, min(first + batch_size, num_full)) for first in range(0, num_full, batch_size)]
-    spans = [(rows[0] * n_seq, len(rows), n_seq) for rows in batches]
-    if num_targets(ids) > num_full * n_seq:
-        spans.append((num_full * n_seq, 1, num_targets(ids) - num_full * n_seq))
-    for start, rows, length in spans[:max_batches]:
-        span = ids[start : start + rows * length + 1].long()
-        yield span[:-1].reshape(rows, length), span[1:].reshape(rows, length)
-
-
-class TrainingBatches:
-    """Shuffled training windows as a pure function of the step, so that a run can resume anywhere.
-
-    Every epoch cuts ids (tokens,) into non-overlapping windows from another offset and visits each window once.
-    """
-
-    def __init__(self, ids: torch.Tensor, n_seq: int, batch_size: int, seed: int):
-        if n_seq < 1 or batch_size < 1:
-            raise ValueError(f"n_seq and batch_size must be at least 1, got {n_seq} and {batch_size}")
-        if len(ids) <= n_seq:
-            raise ValueError(f"training needs more than n_seq = {n_seq} tokens, got {len(ids)}")
-        self.ids, self.n_seq, self.batch_size, self.seed = ids, n_seq, batch_size, seed
-        self.num_offsets = min(n_seq, len(ids) - n_seq)  # any of these leaves the same number of windows
-        self.windows_per_epoch = (len(ids) - self.num_offsets) // n_seq
-        self._epochs: dict[int, torch.Tensor] = {}
-
-    def window_starts(self, epoch: int) -> torch.Tensor:
-        """int64 (windows_per_epoch,): first token of each window of an epoch, in the order they are visited."""
-        if epoch not in self._epochs:
-            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            offset = int(generator.integers(self.num_offsets))
-            order = torch.from_numpy(generator.permutation(self.windows_per_epoch))
-            self._epochs = {kept: self._epochs[kept] for kept in self._epochs if kept == epoch - 1}
-            self._epochs[epoch] = offset + order * self.n_seq
-        return self._epochs[epoch]
-
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 (inputs, targets), both (batch_size n_seq), of step 0, 1, ...; a batch may straddle two epochs."""
-        visits = range(step * self.batch_size, (step + 1) * self.batch_size)
-        places = [divmod(visit, self.windows_per_epoch) for visit in visits]
-        starts = [self.window_starts(epoch)[place] for epoch, place in places]
-        windows = self.ids[torch.stack(starts)[:, None] + torch.arange(self.n_seq + 1)].long()
-        return windows[:, :-1], windows[:, 1:]
 
 
 def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, int]) -> Corpus:
@@ -189,73 +118,6 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
         made[name] = _token_split(name, ids, np.flatnonzero(ids == 0), num_words=len(ids), num_bytes=len(text))
         files.append(SourceFile.of_bytes(f"muse.data.grammar.Grammar().sample({len(ids)}, seed={seed})", text))
     return Corpus("synthetic", "corpus", grammar.vocab_size, made, tuple(files), grammar.entropy_nats(), grammar.decode)
-
-
-def _read_wikitext(splits: Sequence[str], hub_timeout_seconds: float) -> Texts:
-    import datasets
-
-    def load(local_only: bool):
-        with quiet_datasets(local_only):
-            return datasets.load_dataset(WIKITEXT_HUB_ID, WIKITEXT_CONFIG)
-
-    found = from_cache_or_hub("corpus 'wikitext-2'", WIKITEXT_HUB_ID, "dataset", load, hub_timeout_seconds)
-    lines = {name: _lines_of_rows(found[name]["text"]) for name in splits}
-    source = f"{WIKITEXT_HUB_ID}/{WIKITEXT_CONFIG}"
-    return lines, tuple(SourceFile.of_bytes(f"{source}/{name}", "".join(lines[name]).encode()) for name in splits)
-
-
-def _read_folder(folder: Path, splits: Sequence[str]) -> Texts:
-    """Lines of <split>.txt, or of <split>.parquet or <split>-*.parquet (column text)."""
-    if not folder.is_dir():
-        raise ValueError(f"corpus must be 'synthetic', 'wikitext-2' or an existing folder, got {str(folder)!r}")
-    lines, files = {}, []
-    for name in splits:
-        text = [path for path in (folder / f"{name}.txt",) if path.is_file()]
-        parquet = sorted([*folder.glob(f"{name}.parquet"), *folder.glob(f"{name}-*.parquet")])
-        if bool(text) == bool(parquet):
-            got = "both" if text else "neither"
-            raise ValueError(f"{folder} must hold either {name}.txt or {name}.parquet ({name}-*.parquet), got {got}")
-        rows = [row for path in parquet for row in _rows(path)]
-        lines[name] = _lines(_utf8(text[0])) if text else _lines_of_rows(rows)
-        files += [SourceFile.of_bytes(path, path.read_bytes()) for path in text or parquet]
-    return lines, tuple(files)
-
-
-def _utf8(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8: {error}") from error
-
-
-def _rows(path: Path) -> list[str]:
-    import pyarrow.parquet
-
-    columns = pyarrow.parquet.read_schema(path).names
-    if "text" not in columns:
-        raise ValueError(f"{path} must have a column 'text', got {columns}")
-    rows = pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
-    if not all(isinstance(row, str) for row in rows):
-        raise ValueError(f"column 'text' of {path} must hold text in every row, got other or missing values")
-    return rows
-
-
-def _lines(text: str) -> list[str]:
-    """Lines with their newline; only a newline ends a line (str.splitlines knows ten more ways)."""
-    lines = [line + "\n" for line in text.split("\n")]
-    lines[-1] = lines[-1][:-1]
-    return lines if lines[-1] else lines[:-1]
-
-
-def _lines_of_rows(rows: Sequence[str]) -> list[str]:
-    """Lines of a table whose rows are lines, some of which lost their end.
-
-    The hub's WikiText stores the blank line " \\n" as "". An empty row gets back the line end of the first row with
-    text, so that a table and the text file it came from give the same tokens; any other row gets the newline it lacks.
-    """
-    first = next((row for row in rows if row.strip()), "")
-    blank = " \n" if first.endswith(" \n") else "\n"
-    return _lines("".join(row if row.endswith("\n") else row + "\n" if row else blank for row in rows))
 
 
 def _first_lines(lines: Sequence[str]) -> list[int]:

@@ -20,7 +20,7 @@ from lm_eval.api.registry import register_model
 from torch import nn
 from tqdm import tqdm
 
-from muse.data import corpora
+from muse.data import corpora, readers
 from muse.data.tokenizers import gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
@@ -157,7 +157,7 @@ def load_text(corpus: str | None = None, **unused: object) -> DatasetDict:
     """The test split of a corpus folder (test.txt or parquet) as one row, from `metadata={"corpus": FOLDER}`."""
     if corpus is None:
         raise ValueError("corpus: got nothing, expected a folder: metadata={'corpus': FOLDER}")
-    lines, _ = corpora._read_folder(Path(corpus), ["test"])
+    lines, _ = readers.read_folder(Path(corpus), ["test"])
     return DatasetDict({"test": Dataset.from_dict({"page": ["".join(lines["test"])]})})
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from muse.data.corpora import TokenSplit, evaluation_batches
+from muse.data.batches import evaluation_batches
+from muse.data.corpora import TokenSplit
 from muse.records.schema import Metric, Series
 
 from .bootstrap import loss_interval

@@ -29,7 +29,7 @@ def build_model(
 
         return Phase3Stage1Model(Phase3Stage1Config(use_complex32=use_complex32, **sizes), seed=seed)
     if name == WITH_MEMORY or name in ABLATIONS:
-        from .linear_attention import MemoryOptions
+        from .memory_options import MemoryOptions
         from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
         memory = MemoryOptions(**ABLATIONS.get(name, {}))

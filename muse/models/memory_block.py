@@ -20,17 +20,8 @@ from torch.autograd.function import once_differentiable
 from muse.ops import planar
 
 from . import layers
-from .linear_attention import (
-    FIRST_RATE_CAP,
-    NORM_EPS,
-    MemoryMixer,
-    MemoryOptions,
-    MixerState,
-    RealLinear,
-    gated,
-    reading,
-    writing,
-)
+from .linear_attention import NORM_EPS, MemoryMixer, MixerState, RealLinear, gated, reading, writing
+from .memory_options import FIRST_RATE_CAP, MemoryOptions
 
 EMBEDDING_SCALE = 0.64  # norm of an initial token row, and of what multiplies it back to unit channels
 OUTPUT_GAIN = 0.5  # initial size of the features' channels: logits start with variance (0.64 x 0.5)^2

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +18,11 @@ import torch
 from torch import nn
 
 from muse.host.files import write_atomic
-from muse.training import checkpoint
-from muse.training.checkpoint import CONFIG_FILE, MODEL_FILE, WEIGHTS_FORMAT, CheckpointError
 
+from . import weights
 from .build import build_model
+from .model_card import model_card
+from .weights import CONFIG_FILE, DTYPES, MODEL_FILE, WEIGHTS_FORMAT, CheckpointError, dtype_of
 
 CARD_FILE = "README.md"
 ARCHITECTURES = {
@@ -33,15 +33,8 @@ ARCHITECTURES = {
 }
 """Every class of model with the module that holds it and the name of its configuration."""
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+
 OWN_KEYS = ("architectures", "dtype", "library_name")  # of config.json, beside the configuration's fields
-NO_MIXING = (
-    "This model **does not mix positions**: it sees one token and predicts the next one, so it is a bigram model."
-)
-RESEARCH = (
-    "A research model, trained from scratch and small: no instruction tuning, no filter on what it writes, no claim "
-    "that what it writes is true. It is made to be measured."
-)
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, training: Mapping[str, object] | None = None) -> Path:
@@ -53,12 +46,12 @@ def save_pretrained(model: nn.Module, folder: str | Path, training: Mapping[str,
     """
     folder, path = Path(folder), Path(folder) / CONFIG_FILE
     config = _config_of(model)
-    if path.exists() and "architectures" not in checkpoint.read_json(path):
+    if path.exists() and "architectures" not in weights.read_json(path):
         raise CheckpointError(f"{path}: belongs to something else, expected no folder there or one of a saved model")
     training = _without_folders(training or {})
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # a folder without it is not a model, however the next lines end
-    checkpoint.save_weights(folder / MODEL_FILE, model, training)
+    weights.save_weights(folder / MODEL_FILE, model, training)
     write_atomic(folder / CARD_FILE, model_card(model, training))
     write_atomic(path, json.dumps(config, indent=1, allow_nan=False) + "\n")
     return folder
@@ -72,8 +65,8 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     model_class, config, dtype = _read_config(folder / CONFIG_FILE)
     model = model_class(config).to(dtype)
-    tensors, _ = checkpoint.read_tensors(folder / MODEL_FILE, WEIGHTS_FORMAT, advice="save the model again")
-    checkpoint.fill(checkpoint.model_tensors(model), tensors, folder / MODEL_FILE)
+    tensors, _ = weights.read_tensors(folder / MODEL_FILE, WEIGHTS_FORMAT, advice="save the model again")
+    weights.fill(weights.model_tensors(model), tensors, folder / MODEL_FILE)
     return model.eval()
 
 
@@ -86,11 +79,11 @@ def export_checkpoint(folder: str | Path, out: str | Path, *, float32: bool = Fa
     path = Path(folder) / MODEL_FILE
     if not path.exists():
         raise CheckpointError(f"{folder}: no {MODEL_FILE}, expected a finished training's <model>-s<seed>-<key> folder")
-    model = checkpoint.load_trained(path, build_model)
-    _, about = checkpoint.read_tensors(path, WEIGHTS_FORMAT)
+    model = weights.load_trained(path, build_model)
+    _, about = weights.read_tensors(path, WEIGHTS_FORMAT)
     model = model if float32 else served(model)
     if broken := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
-        raise ValueError(f"{path}: {broken[0]} is not finite in {_dtype_of(model)}; try float32")
+        raise ValueError(f"{path}: {broken[0]} is not finite in {dtype_of(model)}; try float32")
     training = {key: value for key, value in about.items() if key not in ("format", "model_config")}
     save_pretrained(model, out, training)
     return model
@@ -110,22 +103,13 @@ def _config_of(model: nn.Module) -> dict[str, object]:
     name = type(model).__name__
     if name not in ARCHITECTURES:
         raise ValueError(f"model: got {name}, expected one of {', '.join(ARCHITECTURES)}")
-    about = {"architectures": [name], "dtype": _dtype_of(model), "library_name": "muse-workbook"}
+    about = {"architectures": [name], "dtype": dtype_of(model), "library_name": "muse-workbook"}
     return about | asdict(model.config)
-
-
-def _dtype_of(model: nn.Module) -> str:
-    found = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
-    if len(found) != 1 or found[0] not in DTYPES:
-        raise ValueError(
-            f"dtype of the parameters: got {', '.join(found)}, expected one of {', '.join(DTYPES)} for all"
-        )
-    return found[0]
 
 
 def _read_config(path: Path) -> tuple[type[nn.Module], object, torch.dtype]:
     """Class, configuration and storage dtype of a saved model."""
-    values = checkpoint.read_json(path, advice=f"expected the folder of a saved model with {CONFIG_FILE}")
+    values = weights.read_json(path, advice=f"expected the folder of a saved model with {CONFIG_FILE}")
     names = values.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
         raise _wrong(path, "architectures", names, f"a list of one of {', '.join(ARCHITECTURES)}")
@@ -169,58 +153,3 @@ def _without_folders(training: Mapping[str, object]) -> dict[str, object]:
         return dict(training)
     named = {key: Path(str(corpus[key])).name for key in ("name", "tokenizer") if key in corpus}
     return dict(training) | {"corpus": {**corpus, **named}}
-
-
-def model_card(model: nn.Module, training: Mapping[str, object] | None = None) -> str:
-    """The card of a model, Markdown with the hub's front matter: sizes, training, limits, licence."""
-    config, training = model.config, training or {}
-    limits = [RESEARCH, f"It was made for sequences of at most {config.n_seq} tokens."]
-    if getattr(config, "mixer", "") == "none":
-        limits.insert(0, NO_MIXING)
-    title = str(training.get("model_name") or type(model).__name__)
-    parts = [
-        "---\nlicense: mit\nlibrary_name: muse-workbook\npipeline_tag: text-generation\ntags: [muse, causal-lm]\n---",
-        f"# {title}",
-        "A language model of the MUSE workbook, which measures planar complex half-precision models against real ones.",
-        "```python\nfrom muse import from_pretrained\n\nmodel = from_pretrained(FOLDER)  # ids (B T) to logits\n```",
-        "## Sizes",
-        _table(_sizes(model)),
-        "## Training",
-        _table(_settings_of(training)) if training else "Nothing is recorded about it: the weights may be untrained.",
-        "## Limits",
-        "\n".join(f"- {line}" for line in limits),
-        "## Licence",
-        "MIT, like the code that made it. The text it was trained on has a licence of its own.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _sizes(model: nn.Module) -> dict[str, object]:
-    config, parameters = model.config, list(model.parameters())
-    stored = sum(p.numel() * p.element_size() for p in parameters)
-    rows = {"architecture": type(model).__name__, "parameters": f"{sum(p.numel() for p in parameters):,}"}
-    rows |= {f"parameters: {name}": f"{count:,}" for name, count in model.parameter_groups().items()}
-    rows |= {"storage": f"{_dtype_of(model)}, {stored / 2**20:.1f} MiB"}
-    return rows | {name: getattr(config, name) for name in ("vocab_size", "d_model", "n_layers", "n_seq")}
-
-
-def _settings_of(training: Mapping[str, object]) -> dict[str, object]:
-    """What a training recorded about itself, one row each; lists and tables of it by their parts."""
-    rows = {}
-    loss = training.get("validation_loss_nats")
-    if loss is not None:
-        rows["validation loss"] = (
-            f"{loss:.4f} nat per token (perplexity {math.exp(loss):.2f}), in the training's precision"
-        )
-    for key, value in training.items():
-        if isinstance(value, Mapping):
-            rows |= {f"{key}: {name}": part for name, part in value.items() if not isinstance(part, Mapping)}
-        elif key not in ("validation_loss_nats", "model_name"):
-            rows[key] = value
-    return rows
-
-
-def _table(rows: Mapping[str, object]) -> str:
-    return "\n".join(
-        ["| | |", "|---|---|", *(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items())]
-    )

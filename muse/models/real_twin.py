@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
-from .linear_attention import MemoryOptions
+from .memory_options import MemoryOptions
 from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
 REAL = {"numbers": "real", "imaginary_scores": False, "rotation": "none"}

@@ -26,7 +26,7 @@ from muse.ops import cross_entropy, planar
 
 from . import layers, memory_block, zeta
 from .generate import generate
-from .linear_attention import MemoryOptions
+from .memory_options import MemoryOptions
 
 MIXERS = ("none", "memory")
 

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from datetime import datetime
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
-
-from muse.host.files import write_atomic
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from . import earlier as earlier
 
 SCHEMA_VERSION = 1
 READING = "reading"  # the context in which a record of before is given the fields that were sentences then
-PLACES_SHOWN = 5  # of non-finite numbers, in an error
 CRITERIA = ("perplexity", "vram", "stability", "gradients", "layout")
 Verdict = Literal["pass", "fail", "not_measured"]
 Basis = Literal["measured", "estimate", "none"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-R = TypeVar("R", bound=BaseModel)
-
-
-class RecordError(ValueError):
-    """A record that is missing, malformed or holds a number that strict JSON cannot express."""
 
 
 class _Record(BaseModel):
@@ -229,126 +214,3 @@ class BenchRecord(_Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     run: RunInfo
     stage: StageRecord
-
-
-def to_json(record: BaseModel) -> str:
-    """Return strict JSON; RecordError names the record when it holds NaN or infinity."""
-    try:
-        return json.dumps(_plain(record.model_dump(by_alias=True)), allow_nan=False, indent=1, ensure_ascii=False)
-    except ValueError as error:
-        found = _non_finite(record.model_dump(by_alias=True))
-        more = f" and {len(found) - PLACES_SHOWN} more" if len(found) > PLACES_SHOWN else ""
-        places = ", ".join(found[:PLACES_SHOWN])
-        raise RecordError(
-            f"{type(record).__name__} is not strict JSON: non-finite numbers at {places}{more}"
-        ) from error
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="seconds")
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _non_finite(value: object, path: str = "") -> list[str]:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return [f"{path or '/'} = {value}"]
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return [found for key, item in items for found in _non_finite(item, f"{path}/{key}")]
-
-
-def write_record(record: BaseModel, path: str | Path) -> Path:
-    """Write a record as strict JSON, atomically, and return its path."""
-    path = Path(path)
-    write_atomic(path, to_json(record) + "\n")
-    return path
-
-
-def read_record(kind: type[R], path: str | Path) -> R:
-    """Read a record; RecordError names the file and what is wrong with it."""
-    path = Path(path)
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"), context=READING)
-    except FileNotFoundError as error:
-        raise RecordError(f"{path}: no such record; expected a {kind.__name__}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a valid {kind.__name__}: {error}") from error
-
-
-def schema() -> dict[str, object]:
-    """Return the JSON schema of `report.json`."""
-    return Report.model_json_schema(by_alias=True)
-
-
-def utc_now() -> datetime:
-    """Return the present time in UTC, to the second."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
-def git_state(folder: str | Path = ".") -> tuple[str | None, bool | None]:
-    """Return (commit, dirty) of the checkout that holds `folder`.
-
-    Where the code was copied without its history, MUSE_GIT_COMMIT may name the commit (dirty is then unknown); else
-    (None, None).
-    """
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return os.environ.get("MUSE_GIT_COMMIT"), None
-    status = git("status", "--porcelain")
-    return commit, None if status is None else bool(status)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what the numbers mean."""
-    found = {"python": platform.python_version()}
-    for name in ("muse-workbook", "torch", "numpy", "transformers", "datasets", "papermill", "nbconvert", "plotly"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def hardware() -> dict[str, str]:
-    """Return processor, cores, memory and accelerator of this machine, as text."""
-    import torch
-
-    found = {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "torch_threads": str(torch.get_num_threads()),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
-    if sys.platform != "win32":
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        found["memory_gib"] = f"{pages / 2**30:.1f}"
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        found["gpu"] = properties.name
-        found["gpu_memory_gib"] = f"{properties.total_memory / 2**30:.1f}"
-        found["gpu_count"] = str(torch.cuda.device_count())
-        found["cuda"] = str(torch.version.cuda)
-    return found
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

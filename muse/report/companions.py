@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from muse.catalog import WITH_MEMORY
 from muse.params import ParamsError
-from muse.records.schema import Metric, RecordError, Report, StageRecord, read_record
+from muse.records.schema import Metric, Report, StageRecord
+from muse.records.store import RecordError, read_record
 
 RATIO = "perplexity_ratio_to_"
 WHOLE_MEMORY = f"{RATIO}{WITH_MEMORY}"

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,29 +17,20 @@ from pathlib import Path
 from typing import TextIO
 
 from muse import catalog
-from muse.catalog import REPORT, STAGE_NAMES
+from muse.catalog import REPORT
+from muse.host import processes
 from muse.host.files import write_atomic
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
 from muse.params import NO_CUDA, ParamsError, Settings, validate
-from muse.records.criteria import judge, summarise
 from muse.records.criteria import texts as criteria_texts
-from muse.records.scale import in_words, reductions_of
-from muse.records.schema import (
-    Judged,
-    RecordError,
-    Report,
-    RunInfo,
-    StageRecord,
-    git_state,
-    read_record,
-    utc_now,
-    versions,
-    write_record,
-)
+from muse.records.environment import git_state, utc_now, versions
+from muse.records.scale import reductions_of
+from muse.records.schema import Report, RunInfo, StageRecord
+from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
-from muse.report.companions import Companion, check_names, read_companion
+from muse.report.assemble import add_companions, assemble, failed_record
 from muse.report.texts import texts
 
 from . import notebook_calls
@@ -47,8 +38,7 @@ from .folder import check_folder, fresh_folder
 from .notebooks import REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
 
 EXPORT_SECONDS = 600
-COMPANIONS = "companions"
-"""Where, in the folder of a run, the reports of its companions lie."""
+
 
 OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 0, 2, 4, 1, 3, 130
 
@@ -56,61 +46,6 @@ OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 
 def default_out(settings: Settings) -> Path:
     """Return the folder of a run that names none."""
     return Path("reports") / settings.profile
-
-
-def assemble(run_dir: str | Path, language: str = "en") -> Report:
-    """Return the report of a run folder, from its run.json and the records of its stages; reasons in `language`."""
-    run_dir = Path(run_dir)
-    info = read_record(RunInfo, run_dir / "run.json")
-    records = []
-    for stage in (*(name for name in STAGE_NAMES if name in info.params["stages"]), REPORT):
-        path = run_dir / "records" / f"{stage}.json"
-        try:
-            records.append(read_record(StageRecord, path))
-        except RecordError as error:
-            if stage != REPORT:
-                records.append(failed_record(info.params, stage, info.started_utc, f"no valid record: {error}"))
-    stages = [record for record in records if record.stage != REPORT or record.status != "ok"]
-    judged = []
-    for name in info.params.get("candidates", [catalog.REFERENCE]):
-        skipped = bool(info.params.get("skip_phase2"))
-        criteria = judge(stages, candidate=name, skipped_baseline=skipped, language=language)
-        summary = summarise(stages, criteria, candidate=name)
-        judged.append(Judged(model=name, criteria=criteria, summary=summary))
-    return Report.of(info, judged, stages)
-
-
-def companions_of(run_dir: str | Path) -> list[Companion]:
-    """Return the companions that a run's report shows, by name; ParamsError when one of them is broken."""
-    return [read_companion(path, path.stem) for path in sorted(Path(run_dir, COMPANIONS).glob("*.json"))]
-
-
-def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
-    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be read."""
-    check_names(others, run_dir)
-    for other in others:
-        read_companion(other / "report.json", other.name)
-    companions_of(run_dir)
-    for other in others:
-        report = json.loads((other / "report.json").read_text(encoding="utf-8"))
-        compact = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
-        write_atomic(run_dir / COMPANIONS / f"{other.name}.json", compact + "\n")
-
-
-def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:
-    """Return the record of a stage that left none of its own."""
-    smaller = reductions_of(params)
-    return StageRecord(
-        stage=stage,
-        status="failed",
-        error=error,
-        started_utc=started,
-        finished_utc=utc_now(),
-        scale="reduced" if smaller else "published",
-        reductions=smaller,
-        scale_note=in_words(smaller),
-        params=dict(params),
-    )
 
 
 def exit_code(report: Report, gate: bool) -> int:
@@ -203,7 +138,7 @@ class Run:
         minutes, output = self.settings.stage_timeout_minutes, self.executed(notebook)
         (self.records / f"{notebook.stage}.json").unlink(missing_ok=True)  # a record is this stage's own or none
         try:
-            return notebook_calls.call(
+            return processes.call(
                 notebook_calls.execute_notebook,
                 {
                     "notebook": notebook.path,
@@ -263,7 +198,7 @@ class Run:
         error = "no executed notebook"
         if source.exists():
             try:
-                error = notebook_calls.call(
+                error = processes.call(
                     self.export, arguments, log=self.log(stage), environment=os.environ, timeout_seconds=EXPORT_SECONDS
                 )
             except TimeoutError:
@@ -354,7 +289,7 @@ def run(
     found = find_notebooks(settings.stages, notebooks)
     folder = Path(out or default_out(settings)).resolve()
     check_folder(folder)
-    notebook_calls.warm_up()
+    processes.warm_up(notebook_calls.PRELOADED)
     info = run_info(settings, command)
     if settings.device == "cuda" and "gpu" not in info.hardware:
         raise ParamsError(NO_CUDA)
@@ -403,7 +338,7 @@ def render(
     add_companions(folder, [Path(other).resolve() for other in companions])
     for name in ("logs", "notebooks", "pages"):
         (folder / name).mkdir(exist_ok=True)
-    notebook_calls.warm_up()
+    processes.warm_up(notebook_calls.PRELOADED)
     with tempfile.TemporaryDirectory(prefix="muse-") as temporary, Interruptions(wait=False):
         lines = StageLines([REPORT], {}, Path(temporary) / "progress.json", stream)
         failed = {record.stage: record.error or "" for record in assemble(folder).stages if record.status != "ok"}

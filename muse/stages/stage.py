@@ -22,11 +22,13 @@ from muse.host.progress import growing_text, track
 from muse.models.build import build_model
 from muse.models.generate import generate
 from muse.models.pretrained import has_complex32, served
+from muse.models.weights import WithoutDraws, load_trained
 from muse.ops import planar
 from muse.params import NO_CUDA, ParamsError, Settings, validate
+from muse.records.environment import utc_now
 from muse.records.scale import in_words, reductions_of
-from muse.records.schema import Excerpt, InputFile, Metric, Series, StageRecord, utc_now, write_record
-from muse.training.checkpoint import WithoutDraws, load_trained
+from muse.records.schema import Excerpt, InputFile, Metric, Series, StageRecord
+from muse.records.store import write_record
 from muse.training.live import live_curve, training_bar
 from muse.training.recipe import TrainingResult
 from muse.training.tuning import Trained, choose_and_train

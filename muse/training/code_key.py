@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
-NO_EFFECT_ON_RESULTS = ("catalog", "host", "params", "records", "training.checkpoint", "training.code_key")
+NO_EFFECT_ON_RESULTS = (
+    "catalog",
+    "host",
+    "models.weights",
+    "params",
+    "records",
+    "training.checkpoint",
+    "training.code_key",
+)
 """Modules and folders of the package that a hash leaves out: they keep, check and show what others compute."""
 
 

@@ -19,9 +19,9 @@ import torch
 
 from muse.host.files import write_atomic
 from muse.host.signals import Interruptions
+from muse.models.weights import CheckpointError, read_json
 from muse.params import Settings
 
-from .checkpoint import CheckpointError, read_json
 from .recipe import TrainingResult, read_result
 from .tuning import Ended, Job, Plan, result_line
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from muse.host.files import sha256_of, write_atomic
+from muse.models import weights
 from muse.records.schema import Artifact, Metric, Series
 
 from . import checkpoint
@@ -180,11 +181,11 @@ def write_result(folder: Path, result: TrainingResult) -> None:
 
 def read_result(folder: Path) -> TrainingResult:
     path = folder / checkpoint.RESULT_FILE
-    values = checkpoint.read_json(path)
-    if "weights_sha256" not in values and (folder / checkpoint.MODEL_FILE).exists():  # a result of before
-        values["weights_sha256"] = sha256_of(folder / checkpoint.MODEL_FILE)
+    values = weights.read_json(path)
+    if "weights_sha256" not in values and (folder / weights.MODEL_FILE).exists():  # a result of before
+        values["weights_sha256"] = sha256_of(folder / weights.MODEL_FILE)
     if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
-        raise checkpoint.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
+        raise weights.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
     for name in ("training_curve", "validation_curve"):
         values[name] = tuple((tokens, loss) for tokens, loss in values[name])
     for name in ("tokens_per_second_samples", "resumed_from_steps"):

@@ -13,21 +13,23 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from muse.data.corpora import Corpus, TrainingBatches, evaluation_batches, num_targets
+from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
+from muse.data.corpora import Corpus
 from muse.host.files import sha256_of
 from muse.host.signals import Interrupted, Interruptions
+from muse.models import weights
 from muse.ops.cuda_graph import Replayed, let_capture
-from muse.records.schema import versions
+from muse.records.environment import versions
 
 from . import checkpoint
 from .code_key import code_sha256
+from .feed import Feed
 from .recipe import PRECISIONS, Bar, OnReport, Recipe, Report, TrainingResult, no_bar, read_result, write_result
 
 BETAS = (0.9, 0.95)  # AdamW
@@ -81,7 +83,7 @@ def train(
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
-    with checkpoint.WithoutDraws():
+    with weights.WithoutDraws():
         config = _config(model_name, build(dropout=recipe.dropout, seed=recipe.seed), recipe, corpus, device)
     key = checkpoint.training_key(config)
     folder = Path(directory) / f"{model_name}-s{recipe.seed}-{key[:12]}"
@@ -136,30 +138,6 @@ def _random_state(device: torch.device, seed: int) -> Iterator[None]:
                 torch.set_float32_matmul_precision(products)
 
 
-class _Feed:
-    """Batches of a step on the device; on CUDA the next one is drawn and pinned while this one is used."""
-
-    def __init__(self, batches: TrainingBatches, device: torch.device) -> None:
-        self.batches, self.device = batches, device
-        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self.ahead: tuple[int, object] = (-1, None)
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        if self.pool is None:
-            return self.batches.batch(step)
-        ready, future = self.ahead
-        pinned = future.result() if ready == step else self._pinned(step)
-        self.ahead = step + 1, self.pool.submit(self._pinned, step + 1)
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in pinned)
-
-    def _pinned(self, step: int) -> tuple[Tensor, Tensor]:
-        return tuple(tensor.pin_memory() for tensor in self.batches.batch(step))
-
-    def close(self) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
-
-
 class _Training:
     """One training between its first and its last step; `save` and `restore` carry all of it."""
 
@@ -179,7 +157,7 @@ class _Training:
         replays = recipe.compile and self.device.type == "cuda" and not self.scaler.is_enabled()
         self.update = Replayed(self.optimizer_step) if replays else self.optimizer_step
         ids = corpus.splits["train"].ids
-        self.feed = _Feed(TrainingBatches(ids, recipe.n_seq, recipe.batch_size, recipe.seed), self.device)
+        self.feed = Feed(TrainingBatches(ids, recipe.n_seq, recipe.batch_size, recipe.seed), self.device)
         self.step = 0
         self.training: list[tuple[int, float]] = []
         self.validation: list[tuple[int, float]] = []
@@ -323,7 +301,7 @@ class _Training:
             self.best_step, self.best_loss = self.step, loss
             read = self.config["corpus"] | _names_of(self.corpus)
             about = self.config | {"corpus": read, "step": self.step, "validation_loss_nats": loss}
-            checkpoint.save_weights(self.best_weights, self.model, about)
+            weights.save_weights(self.best_weights, self.model, about)
         self.validation.append((self.tokens, loss))
         self.report()
         self.mark = time.perf_counter()
@@ -373,7 +351,7 @@ class _Training:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scalars["scaler"])
         if self.best_step and not self.best_weights.exists():
-            raise checkpoint.CheckpointError(f"{self.best_weights}: missing; remove {self.folder} to start again")
+            raise weights.CheckpointError(f"{self.best_weights}: missing; remove {self.folder} to start again")
         self.forget_weights(keep=self.best_weights)
 
     def forget_weights(self, keep: Path | None) -> None:
@@ -383,8 +361,8 @@ class _Training:
 
     def finish(self) -> TrainingResult:
         """Name the best weights, write the result and drop the state that nobody needs any more."""
-        path = self.folder / checkpoint.MODEL_FILE
-        checkpoint.write_tensors(path, *checkpoint.read_tensors(self.best_weights, checkpoint.WEIGHTS_FORMAT))
+        path = self.folder / weights.MODEL_FILE
+        weights.write_tensors(path, *weights.read_tensors(self.best_weights, weights.WEIGHTS_FORMAT))
         recipe = self.recipe
         result = TrainingResult(
             self.name,

@@ -1,0 +1,83 @@
+"""Where a run was made: time, commit, versions and hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from . import earlier as earlier
+
+
+def utc_now() -> datetime:
+    """Return the present time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def git_state(folder: str | Path = ".") -> tuple[str | None, bool | None]:
+    """Return (commit, dirty) of the checkout that holds `folder`.
+
+    Where the code was copied without its history, MUSE_GIT_COMMIT may name the commit (dirty is then unknown); else
+    (None, None).
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return os.environ.get("MUSE_GIT_COMMIT"), None
+    status = git("status", "--porcelain")
+    return commit, None if status is None else bool(status)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what the numbers mean."""
+    found = {"python": platform.python_version()}
+    for name in ("muse-workbook", "torch", "numpy", "transformers", "datasets", "papermill", "nbconvert", "plotly"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, str]:
+    """Return processor, cores, memory and accelerator of this machine, as text."""
+    import torch
+
+    found = {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "torch_threads": str(torch.get_num_threads()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if sys.platform != "win32":
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found["memory_gib"] = f"{pages / 2**30:.1f}"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = properties.name
+        found["gpu_memory_gib"] = f"{properties.total_memory / 2**30:.1f}"
+        found["gpu_count"] = str(torch.cuda.device_count())
+        found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

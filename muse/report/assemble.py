@@ -1,0 +1,77 @@
+"""The folder of a run to its report: records, verdicts, companions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from muse import catalog
+from muse.catalog import REPORT, STAGE_NAMES
+from muse.host.files import write_atomic
+from muse.records.criteria import judge, summarise
+from muse.records.environment import utc_now
+from muse.records.scale import in_words, reductions_of
+from muse.records.schema import Judged, Report, RunInfo, StageRecord
+from muse.records.store import RecordError, read_record
+
+from .companions import Companion, check_names, read_companion
+
+COMPANIONS = "companions"
+"""Where, in the folder of a run, the reports of its companions lie."""
+
+
+def assemble(run_dir: str | Path, language: str = "en") -> Report:
+    """Return the report of a run folder, from its run.json and the records of its stages; reasons in `language`."""
+    run_dir = Path(run_dir)
+    info = read_record(RunInfo, run_dir / "run.json")
+    records = []
+    for stage in (*(name for name in STAGE_NAMES if name in info.params["stages"]), REPORT):
+        path = run_dir / "records" / f"{stage}.json"
+        try:
+            records.append(read_record(StageRecord, path))
+        except RecordError as error:
+            if stage != REPORT:
+                records.append(failed_record(info.params, stage, info.started_utc, f"no valid record: {error}"))
+    stages = [record for record in records if record.stage != REPORT or record.status != "ok"]
+    judged = []
+    for name in info.params.get("candidates", [catalog.REFERENCE]):
+        skipped = bool(info.params.get("skip_phase2"))
+        criteria = judge(stages, candidate=name, skipped_baseline=skipped, language=language)
+        summary = summarise(stages, criteria, candidate=name)
+        judged.append(Judged(model=name, criteria=criteria, summary=summary))
+    return Report.of(info, judged, stages)
+
+
+def companions_of(run_dir: str | Path) -> list[Companion]:
+    """Return the companions that a run's report shows, by name; ParamsError when one of them is broken."""
+    return [read_companion(path, path.stem) for path in sorted(Path(run_dir, COMPANIONS).glob("*.json"))]
+
+
+def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
+    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be read."""
+    check_names(others, run_dir)
+    for other in others:
+        read_companion(other / "report.json", other.name)
+    companions_of(run_dir)
+    for other in others:
+        report = json.loads((other / "report.json").read_text(encoding="utf-8"))
+        compact = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
+        write_atomic(run_dir / COMPANIONS / f"{other.name}.json", compact + "\n")
+
+
+def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:
+    """Return the record of a stage that left none of its own."""
+    smaller = reductions_of(params)
+    return StageRecord(
+        stage=stage,
+        status="failed",
+        error=error,
+        started_utc=started,
+        finished_utc=utc_now(),
+        scale="reduced" if smaller else "published",
+        reductions=smaller,
+        scale_note=in_words(smaller),
+        params=dict(params),
+    )
