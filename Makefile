@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INTERPRETER := $(VENV)/.interpreter
 LOG := $(VENV)/setup.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off
+EXPLAINED = { code=$$?; exec >&2; tail -n 12 $(LOG); \
+	echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; exit $$code; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab clean
+.PHONY: help setup report test kernels lab clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -19,9 +22,7 @@ $(READY): requirements.lock pyproject.toml
 		{ echo "Python 3.11 or newer is needed; got $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(VENV): installing pinned packages (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@{ $(PIP) -r requirements.lock && $(PIP) --no-deps -e .; } >$(LOG) 2>&1 || \
-		{ code=$$?; tail -n 12 $(LOG); echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; \
-		exit $$code; } >&2
+	@{ $(PIP) -r requirements.lock && $(PIP) --no-deps -e .; } >$(LOG) 2>&1 || $(EXPLAINED)
 	@touch $(READY)
 	@echo "Set-up done."
 
@@ -31,6 +32,14 @@ report: $(READY) ## run params/quick.yaml and print the path of the report
 test: $(READY) ## lint, then run every test
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest
+
+kernels: $(INTERPRETER) ## test the CUDA kernels without a GPU, by Triton's interpreter (three minutes)
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels
+
+# The pin of the extra alone, so that pip leaves torch as it is.
+$(INTERPRETER): $(READY)
+	@$(PIP) --no-deps "$$(sed -n 's/^kernels = \["\(.*\)"\].*/\1/p' pyproject.toml)" >$(LOG) 2>&1 || $(EXPLAINED)
+	@touch $(INTERPRETER)
 
 lab: $(READY) ## open JupyterLab on notebooks/
 	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks

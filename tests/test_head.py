@@ -2,24 +2,19 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from devices import CUDA, DEVICE, INTERPRETED, needs_cuda, needs_kernels
 from torch.autograd import gradcheck
 
 from muse.ops import cross_entropy, cross_entropy_blocks, planar
 
 N, D, V = 23, 11, 53
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 kernels = cross_entropy.cross_entropy_triton
-needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-needs_kernels = pytest.mark.skipif(
-    kernels is None or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"), reason="needs CUDA and Triton"
-)
+needs_kernels = needs_kernels(kernels)
 
 
 def head_problem(dtype=torch.float64, tokens=N, width=D, vocab=V, bias=True, ignored=True, seed=0):
@@ -388,7 +383,8 @@ def plain_kernels(z, targets, block):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("tokens", "width", "columns"), [(13, 1, 1), (13, 64, 53), (13, 1152, 1105), (131, 576, 530), (1, 2048, 2048)]
+    ("tokens", "width", "columns"),
+    [(13, 1, 1), (13, 64, 53), (13, 1152, 1105), (37 if INTERPRETED else 131, 576, 530), (1, 2048, 2048)],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of an interpreted token that is not there: inf - inf
 def test_kernels_of_the_loss(tokens, width, columns, bias, dtype):
@@ -417,6 +413,22 @@ def test_kernels_of_the_loss(tokens, width, columns, bias, dtype):
     torch.testing.assert_close(summed.cpu().double(), want[3], rtol=1e-5, atol=1e-3)  # of terms up to 256
     assert kernels.gradient_(again, *given[1:], summed=False) is None
     assert torch.equal(again, logits)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_kernels_give_a_chunk_its_loss_and_gradients(pieces, bias):
+    """The weight whole, or as its full rows and a padded rest, to which the kernels add the bias."""
+    x, weight, b, targets = (t if t is None else t.detach() for t in head_problem(torch.float32, bias=bias))
+    padded = F.pad(weight, (0, 0, 0, 64 - V)), None if b is None else F.pad(b, (0, 64 - V))
+    weights = padded[0].to(DEVICE).split([64] if pieces == 1 else [48, 16])
+    late = None if b is None else padded[1].to(DEVICE)
+    found = cross_entropy._chunk_loss_by_kernels(x.to(DEVICE), weights, late, targets.to(DEVICE), V, True)
+    exact = [t if t is None else t.double() for t in (x, padded[0], padded[1])]
+    want = cross_entropy._chunk_loss(exact[0], (exact[1],), exact[2], targets, V, torch.float64, True)
+    for got, expected in zip(found, (want[0], F.pad(want[1][:, :V], (0, 64 - V)), want[2]), strict=True):
+        assert got is expected or reference.rms_error(got.cpu(), expected) < 1e-6
 
 
 def cuda_problem(tokens, width, vocab, dtype, weight_dtype, bias=True):

@@ -6,6 +6,7 @@ import math
 import pytest
 import reference
 import torch
+from devices import DEVICE, INTERPRETED, needs_kernels
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -287,10 +288,18 @@ def test_compiled_layers_have_the_gradients_of_eager_ones(name, dtype):
         assert reference.rms_error(got, want) < {torch.bfloat16: 5e-3, torch.float32: 1e-6}.get(dtype, 1e-14)
 
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares the CUDA kernels with the plain path")
-CUDA = "cuda"
+needs_kernels = needs_kernels(layers.norms_triton)
 SHAPES = [(1, 512), (3, 7), (700, 33), (1301, 512), (5, 4096)]
+SHAPES = [(1, 70), (3, 7), (5, 33)] if INTERPRETED else SHAPES
+ROWS = 7 if INTERPRETED else 700
 BOUNDS = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The interpreter gets what is on a CPU, but float64, as on CUDA."""
+    if INTERPRETED:
+        monkeypatch.setattr(layers, "_has_kernel", lambda z: z.dtype != torch.float64)
 
 
 def stream_and_update(rows, channels, z_dtype, h_dtype):
@@ -300,15 +309,15 @@ def stream_and_update(rows, channels, z_dtype, h_dtype):
 
 def assert_kernel_matches_float64(module, inputs, out_dtype, **options):
     """module(*inputs) and all gradients against the plain path, which float64 takes on CUDA too."""
-    exact, module = copy.deepcopy(module).to(CUDA), module.to(CUDA, inputs[0].dtype)
+    exact, module = copy.deepcopy(module).to(DEVICE), module.to(DEVICE, inputs[0].dtype)
     exact.load_state_dict(module.state_dict())  # the rounded parameters
-    inputs = [x.to(CUDA).requires_grad_() for x in inputs]
+    inputs = [x.to(DEVICE).requires_grad_() for x in inputs]
     exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
     assert all(map(layers._has_kernel, inputs))
     got, want = module(*inputs, **options), exact(*exact_inputs)
     assert (got.dtype, got.is_contiguous()) == (out_dtype, True)
     assert reference.rms_error(got, want) < BOUNDS[out_dtype]
-    direction = planar_noise(*got.shape, seed=5, dtype=out_dtype).to(CUDA)
+    direction = planar_noise(*got.shape, seed=5, dtype=out_dtype).to(DEVICE)
     inputs = [*inputs, *module.parameters()]
     got_grads = torch.autograd.grad(got, inputs, direction)
     want_grads = torch.autograd.grad(want, [*exact_inputs, *exact.parameters()], direction.double())
@@ -317,7 +326,8 @@ def assert_kernel_matches_float64(module, inputs, out_dtype, **options):
         assert reference.rms_error(got_grad, want_grad) < BOUNDS[x.dtype]
 
 
-@cuda
+@needs_kernels
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize(
     ("z_dtype", "h_dtype"),
@@ -335,7 +345,8 @@ def test_cuda_residual_norm_kernel(rows, channels, z_dtype, h_dtype, dropped):
     assert_kernel_matches_float64(End(channels, rows, dropped), inputs, z_dtype)
 
 
-@cuda
+@needs_kernels
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize(
@@ -348,7 +359,8 @@ def test_cuda_residual_norms_kernel(rows, channels, z_dtype, h_dtype, dropped, a
     assert_kernel_matches_float64(EndAndNext(channels, rows, dropped, alone), inputs, z_dtype)
 
 
-@cuda
+@needs_kernels
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     ("dtype", "out_dtype"),
     [
@@ -365,26 +377,28 @@ def test_cuda_norm_kernel(rows, channels, dtype, out_dtype):
     assert_kernel_matches_float64(norm, [planar_noise(rows, 2 * channels, dtype=dtype)], out_dtype, dtype=out_dtype)
 
 
-@cuda
+@needs_kernels
+@pytest.mark.usefixtures("kernels")
 def test_cuda_kernels_take_any_strides_and_no_tokens():
-    norm = layers.ComplexLayerNorm(D).to(CUDA)
-    z = planar_noise(2 * D, 3, 5, dtype=torch.float32).to(CUDA).permute(2, 1, 0).requires_grad_()
+    norm = layers.ComplexLayerNorm(D).to(DEVICE)
+    z = planar_noise(2 * D, 3, 5, dtype=torch.float32).to(DEVICE).permute(2, 1, 0).requires_grad_()
     got, want = norm(z), norm(z.contiguous())
     assert torch.equal(got, want)
-    direction = planar_noise(2 * D, 3, 5, seed=5, dtype=torch.float32).to(CUDA).permute(2, 1, 0)
+    direction = planar_noise(2 * D, 3, 5, seed=5, dtype=torch.float32).to(DEVICE).permute(2, 1, 0)
     pairs = (torch.autograd.grad(y, z, direction)[0] for y in (got, want))
     assert torch.equal(*pairs)
-    empty = torch.zeros(0, 2 * D, device=CUDA, requires_grad=True)
-    end = End(D, 0).to(CUDA, torch.float32)
+    empty = torch.zeros(0, 2 * D, device=DEVICE, requires_grad=True)
+    end = End(D, 0).to(DEVICE, torch.float32)
     end(empty, empty).sum().backward()
     assert empty.grad.shape == empty.shape
     assert not any(p.grad.any() for p in end.parameters())
 
 
-@cuda
+@needs_kernels
+@pytest.mark.usefixtures("kernels")
 def test_cuda_kernels_keep_nan_and_give_equal_sums_again():
-    end = End(64, 700).to(CUDA, torch.float32)
-    z, h = (planar_noise(700, 128, seed=i, dtype=torch.float32).to(CUDA) for i in (7, 8))
+    end = End(64, ROWS).to(DEVICE, torch.float32)
+    z, h = (planar_noise(ROWS, 128, seed=i, dtype=torch.float32).to(DEVICE) for i in (7, 8))
     results = []
     for _ in range(2):
         end.zero_grad()
@@ -392,7 +406,7 @@ def test_cuda_kernels_keep_nan_and_give_equal_sums_again():
         results.append([p.grad for p in end.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     h[3, 5] = math.nan
-    assert torch.equal(end(z, h).isnan().all(-1), torch.arange(700, device=CUDA) == 3)
+    assert torch.equal(end(z, h).isnan().all(-1), torch.arange(ROWS, device=DEVICE) == 3)
 
 
 def test_initial_values_have_the_stated_variances():

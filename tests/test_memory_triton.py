@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 
 import pytest
 import reference
 import torch
+from devices import CUDA, DEVICE, INTERPRETED, needs_cuda, needs_kernels
 
 from muse.models import hebbian
 from muse.ops import linear_attention
 
 kernels = linear_attention.linear_attention_triton
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-needs_cuda = pytest.mark.skipif(not CUDA, reason="needs CUDA")
-needs_kernels = pytest.mark.skipif(
-    kernels is None or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"), reason="needs CUDA and Triton"
-)
+needs_kernels = needs_kernels(kernels)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16][: 3 if CUDA else 2]  # the interpreter has no bfloat16 products
 BOUNDS = {torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-HEADS = [(16, False), (32, True), (64, False), (64, True), (128, False), (128, True)]
+HEADS = [(16, False), (32, True), (64, False), (64, True), (128, False), (128, True)][: 2 if INTERPRETED else None]
+LENGTHS = [1, 37] if INTERPRETED else [1, 31, 64, 131]
 
 
-def drawn(tokens, width, dtype, decay=0.3, batch=2, heads=3, device=DEVICE):
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    """As many chunks as on CUDA for the shorter texts of the interpreter."""
+    if INTERPRETED:
+        monkeypatch.setattr(kernels, "CHUNK", dict.fromkeys(kernels.CHUNK, 16))
+
+
+def some(tokens):
+    """So many on CUDA; an interpreted program takes some 0.1 s."""
+    return min(tokens, 20) if INTERPRETED else tokens
+
+
+def drawn(tokens, width, dtype, decay=0.3, batch=1 if INTERPRETED else 2, heads=3, device=DEVICE):
     """q, k, v (B H T X) as views of one projection (B T 3 H X), and log_decay (B H T) of (B T H)."""
     generator = torch.Generator().manual_seed(tokens + width)
     qkv = torch.randn(batch, tokens, 3, heads, width, generator=generator, dtype=torch.float64)
@@ -64,9 +72,9 @@ def compare(got, want, bound):
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("width", "imaginary_scores"), HEADS)
-@pytest.mark.parametrize("tokens", [1, 31, 64, 131])
+@pytest.mark.parametrize("tokens", LENGTHS)
 def test_cuda_kernels_and_their_gradients_are_the_recurrence(tokens, width, imaginary_scores, dtype):
-    inputs = drawn(tokens, width, dtype)
+    inputs = drawn(tokens, width, dtype, batch=2)
     got = kernels.remembered(*inputs, imaginary_scores)
     assert (got[0].dtype, got[1].dtype) == (dtype, torch.float32)
     want, wide = exact(inputs, imaginary_scores)
@@ -81,7 +89,7 @@ def test_cuda_kernels_and_their_gradients_are_the_recurrence(tokens, width, imag
 @pytest.mark.parametrize(("decay", "bound"), [(0.0, 5e-6), (1e-3, 5e-6), (20.0, 1e-4)])
 @pytest.mark.parametrize("imaginary_scores", [True, False])
 def test_cuda_kernels_with_weak_and_strong_decays(decay, bound, imaginary_scores):
-    inputs = drawn(131, 32, torch.float32, decay)
+    inputs = drawn(some(131), 32, torch.float32, decay)
     want, wide = exact(inputs, imaginary_scores)
     got = kernels.remembered(*inputs, imaginary_scores)
     weights = upstream(*got)
@@ -96,7 +104,7 @@ def test_cuda_kernels_follow_the_precision_of_float32_products(imaginary_scores)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        inputs = drawn(67, 64, torch.float32)
+        inputs = drawn(some(67), 64, torch.float32)
         got = kernels.remembered(*inputs, imaginary_scores)
         gradients = torch.autograd.grad(got, inputs, weights := upstream(*got))
     finally:
@@ -108,7 +116,7 @@ def test_cuda_kernels_follow_the_precision_of_float32_products(imaginary_scores)
 
 @needs_kernels
 def test_cuda_kernels_survive_total_forgetting():
-    q, k, v, log_decay = drawn(67, 32, torch.float32)
+    q, k, v, log_decay = drawn(some(67), 32, torch.float32)
     log_decay = torch.full_like(log_decay, -1e4).requires_grad_()
     y, _ = kernels.remembered(q, k, v, log_decay, False)
     compare([y], [((q * k).sum(-1, keepdim=True) * v).detach().cpu()], 1e-6)
@@ -118,7 +126,7 @@ def test_cuda_kernels_survive_total_forgetting():
 @needs_kernels
 @pytest.mark.parametrize("which", [0, 1])
 def test_cuda_kernels_take_the_gradient_of_either_result_alone(which):
-    inputs = drawn(45, 32, torch.float32)
+    inputs = drawn(some(45), 32, torch.float32)
     want, wide = exact(inputs, True)
     got = kernels.remembered(*inputs, True)
     (weight,) = upstream(got[which])
@@ -130,7 +138,7 @@ def test_cuda_kernels_take_the_gradient_of_either_result_alone(which):
 
 @needs_kernels
 def test_cuda_kernels_take_any_strides():
-    plain = drawn(45, 32, torch.float32)
+    plain = drawn(some(45), 32, torch.float32)
     odd = [x.detach().mT.contiguous().mT if x.ndim == 4 else x.detach() for x in plain]
     odd = [x.requires_grad_() for x in odd]
     results = []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 
 import pytest
 import reference
 import torch
+from devices import DEVICE, INTERPRETED, needs_kernels
 
 from muse.models import linear_attention
 from muse.models.linear_attention import MemoryMixer
 from muse.models.memory_options import MemoryOptions
+from muse.ops import planar
 
 REAL = {"numbers": "real", "imaginary_scores": False}
 OPTIONS = (
@@ -25,10 +28,21 @@ SIZES = (
     (5, 64, 128, 2),
     (2, 37, 42, 3),
 )  # B T D H; H of complex numbers, even for real
+SIZES = ((3, 11, 12, 2),) if INTERPRETED else SIZES
+MODES = list(itertools.product([False, True], [None, torch.bfloat16]))[:: 3 if INTERPRETED else 1]
+BACKEND = "aot_eager" if INTERPRETED else "inductor"
+needs_kernels = needs_kernels(linear_attention.qkv_triton)
 
-needs_kernels = pytest.mark.skipif(
-    not torch.cuda.is_available() or linear_attention.qkv_triton is None, reason="needs CUDA and Triton"
-)
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The interpreter gets what is on a CPU, but float64, as on CUDA; tokens and batch still make several programs."""
+    if INTERPRETED:
+        for name in ("PREPARE", "PREPARE_BACKWARD", "WRITE", "WRITE_BACKWARD"):
+            monkeypatch.setattr(linear_attention.qkv_triton, f"{name}_PAIRS", 64)
+            monkeypatch.setattr(linear_attention.qkv_triton, f"{name}_BATCHES", 2)
+        there = linear_attention.qkv_triton is not None
+        monkeypatch.setattr(linear_attention, "_has_kernels", lambda x: there and x.dtype != torch.float64)
 
 
 def noise(*shape, seed):
@@ -69,8 +83,8 @@ def test_the_state_goes_on_where_the_tokens_ended(tokens, taps):
 
 
 @needs_kernels
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("compiled", "autocast"), MODES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_cuda_kernels_are_the_pytorch_form(options, autocast, compiled, monkeypatch):
     """As near to float64 as the PyTorch form, up to the luck of rounding, in outputs, state and every gradient."""
@@ -80,12 +94,12 @@ def test_cuda_kernels_are_the_pytorch_form(options, autocast, compiled, monkeypa
             continue
         if autocast and tokens < 10:
             continue  # the rounding of products outside of the kernels decides
-        made = randomised(d_model, heads, **options).cuda()
-        u = noise(batch, tokens, 2 * d_model, seed=7).float().cuda()
+        made = randomised(d_model, heads, **options).to(DEVICE)
+        u = noise(batch, tokens, 2 * d_model, seed=7).float().to(DEVICE)
         want = everything(copy.deepcopy(made).double(), u.double())
-        context = torch.autocast("cuda", autocast) if autocast else contextlib.nullcontext()
+        context = torch.autocast(DEVICE, autocast) if autocast else contextlib.nullcontext()
         with context:
-            got = everything(made, u, torch.compile(made, fullgraph=True) if compiled else None)
+            got = everything(made, u, torch.compile(made, fullgraph=True, backend=BACKEND) if compiled else None)
             with monkeypatch.context() as patch:
                 patch.setattr(linear_attention, "qkv_triton", None)
                 plain = everything(copy.deepcopy(made), u)
@@ -100,22 +114,25 @@ def test_cuda_kernels_are_the_pytorch_form(options, autocast, compiled, monkeypa
 
 
 @needs_kernels
+@pytest.mark.usefixtures("kernels")
 def test_cuda_kernels_give_the_served_form_and_equal_sums_in_equal_runs():
-    made, u = randomised(96, 4).cuda(), noise(3, 131, 192, seed=7).float().cuda()
+    batch, tokens, d_model, heads = SIZES[0]
+    made, u = randomised(d_model, heads).to(DEVICE), noise(batch, tokens, 2 * d_model, seed=7).float().to(DEVICE)
     first, again = everything(made, u), everything(copy.deepcopy(made), u)
     for name in ("taps", "turn_bias", "norm_gain"):
         assert torch.equal(first[name], again[name])
-    with torch.no_grad():
+    with torch.no_grad(), planar.cpu_compute("storage"):
         served, state = copy.deepcopy(made).half()(u.half())
     assert served.dtype == state.recent.dtype == torch.float16
     assert reference.rms_error(served, first["out"]) < 2e-2
 
 
 @needs_kernels
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("planes", "width"), [(2, 704), (1, 1500), (2, 5)])
 def test_cuda_gate_is_the_pytorch_form(planes, width, dtype):
-    inputs = [noise(3, 7, n * width, seed=n).to("cuda", dtype).requires_grad_() for n in (planes, 1)]
+    inputs = [noise(3, 7, n * width, seed=n).to(DEVICE, dtype).requires_grad_() for n in (planes, 1)]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     got, want = (linear_attention.gated(*x, planes) for x in (inputs, exact))
     upstream = noise(*got.shape, seed=5).to(got)

@@ -1,0 +1,20 @@
+"""Where the CUDA kernels are tested: on a GPU, or on any CPU by Triton's interpreter with TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+INTERPRETED = not CUDA and os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if CUDA else "cpu"
+needs_cuda = pytest.mark.skipif(not CUDA, reason="needs CUDA")
+
+
+def needs_kernels(module):
+    """Marks a test of a module's kernels, `kernels` for short; asked to interpret without Triton, it fails."""
+    absent = not INTERPRETED and (module is None or not CUDA)
+    skip = pytest.mark.skipif(absent, reason="needs Triton, and CUDA or TRITON_INTERPRET=1")
+    return lambda test: pytest.mark.kernels(skip(test))
