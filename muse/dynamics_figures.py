@@ -7,7 +7,7 @@ from statistics import median
 
 import plotly.graph_objects as go
 
-from .drawing import NEUTRAL, axis, join, log_axis, make_figure, metric_label, need, number, rounded, say, style
+from .drawing import NEUTRAL, alike, axis, join, log_axis, make_figure, metric_label, need, number, rounded, say, style
 from .records import Metric, StageRecord
 from .texts import texts
 
@@ -35,7 +35,7 @@ def plane_use(record: StageRecord, language: str = "en") -> go.Figure:
                 marker={"symbol": look.symbol, "size": 9},
             )
         )
-        items.append(f"{name}{words['colon']} {join(language, map(number, rounded(found.samples)))}")
+        items.append(f"{name}{words['colon']} {join(language, alike(rounded(found.samples)))}")
     return make_figure(
         "plane_use",
         traces,
