@@ -142,7 +142,7 @@ def test_changes_of_the_memory_are_the_ratios_of_the_companion():
     assert (twin.name, twin.x[0]) == ("Real twin", 1.25)
     assert (rotation.name, rotation.x[0]) == ("Memory without rotation", 1.05)
     assert list(seeds.x) == [1.02, 1.08]
-    assert "Memory without rotation 1.05 (1 – 1.125)" in figure.layout.meta["alt"]
+    assert "Memory without rotation 1.050 (1.000 – 1.125)" in figure.layout.meta["alt"]
     assert "(abl)" in figure.layout.title.text
 
 
@@ -252,13 +252,17 @@ def test_the_table_of_repeats_has_a_verdict_in_words(main, again, verdict, css, 
     assert css in badge["class"]
     assert texts(language)[f"repeat.{verdict}"] in badge.text
     cells = [cell.text for cell in page.select_one("tbody tr").select("td")]
-    assert cells[1:5] == ["0", "50", number(again), f"+{number(again - 50)}"]
-    assert ("50 " in cells[5]) == (verdict != "unknown")
+    places = 0 if again == 60 else 2  # whole numbers have none
+    assert cells[1:5] == ["0", *(f"{value:+.{places}f}".removeprefix(sign) for value, sign in
+                                 ((50, "+"), (again, "+"), (again - 50, "")))]  # fmt: skip
+    assert (f"{50:.{places}f} " in cells[5]) == (verdict != "unknown")
     assert "2.828" in page.get_text()
 
 
-def number(value):
-    return f"{value:g}"
+def test_a_difference_that_is_not_zero_never_reads_like_zero():
+    again = make_report(perplexities((50.00004,), ("stage1_memory",)))
+    cells = soup(companion_tables.tables(MAIN, beside(again))).select_one("tbody tr").select("td")
+    assert [cell.text for cell in cells[2:5]] == ["50.00000", "50.00004", "+0.00004"]
 
 
 def test_headline_numbers_of_every_companion_are_folded():

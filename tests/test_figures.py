@@ -6,11 +6,13 @@ import html
 import json
 import re
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from muse.measure import dynamics
 from muse.records.schema import Metric, Series, StageRecord
 from muse.report import figures
 from muse.report.figures import stage
@@ -90,8 +92,8 @@ def test_loss_curves_hold_every_series_and_say_the_last_validation_loss():
     figure = figures.loss_curves(record("train", series=[*curves, series("other")]))
     assert [trace.name for trace in figure.data] == ["Stage 1, training", "Stage 1, validation", "Phase 2, validation"]
     assert list(figure.data[1].y) == [5.1, 4.2, 3.71]
-    assert "Stage 1 3.71; Phase 2 3.5" in figure.layout.meta["caption"]
-    assert "5.1 to 3.71" in figure.layout.meta["alt"]
+    assert "Stage 1 3.710; Phase 2 3.500" in figure.layout.meta["caption"]
+    assert "5.100 to 3.710" in figure.layout.meta["alt"]
 
 
 def test_seeds_share_an_entry_of_the_legend_and_of_the_caption():
@@ -99,7 +101,7 @@ def test_seeds_share_an_entry_of_the_legend_and_of_the_caption():
     curves = [series("validation_loss", name, y=(5.0, 3.5 + i), seed=s) for i, (name, s) in enumerate(names)]
     figure = figures.loss_curves(record("train", series=curves))
     assert [trace.showlegend for trace in figure.data] == [True, False, True]
-    assert "Stage 1 3.5, 4.5; Phase 2 5.5" in figure.layout.meta["caption"]
+    assert "Stage 1 3.500, 4.500; Phase 2 5.500" in figure.layout.meta["caption"]
 
 
 def test_perplexity_shows_interval_and_floors():
@@ -243,6 +245,42 @@ def test_planar_values_are_split_and_zeros_have_no_phase():
         figures.phase_magnitude([complex("nan")])
 
 
+ONE_PHASE = {"en": ("one phase", "one direction"), "ja": ("一つの位相", "一方向")}
+EVENLY = {"en": "spread evenly over the circle", "ja": "円周上に均等に広がる"}
+
+
+def claims(caption):
+    """What a caption says that 0 and 1 mean: {0: words, 1: words}."""
+    found = re.findall(r"[(（]([01])[:：] ?(.*?)[,、] ?([01])[:：] ?(.*?)[)）]", caption)
+    ((first, of_first, second, of_second),) = found
+    return {int(first): of_first, int(second): of_second}
+
+
+def phases(kind):
+    angles = 2 * np.pi * np.arange(64) / 64 if kind == "even" else np.full(64, 0.7)
+    return np.tile([1, 2], 32) * np.exp(1j * angles)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", ["one", "even"])
+def test_captions_say_what_the_ends_of_their_measures_mean(kind, language):
+    """Values of one phase, and of phases all around the circle, are measured; the caption must describe what it got."""
+    z = torch.tensor(phases(kind))[None, :, None]
+    memory_of_one_head = SimpleNamespace(
+        log_decay=lambda u: -torch.ones(1, 64, 1), remembered=lambda u: [torch.ones(1, 1, 64, 1)], turn_bias=None
+    )
+    spread = dynamics._layer(memory_of_one_head, z, torch.cat([z.real, z.imag], -1)).phase_spread
+    layers = metric("phase_spread", "stage1_memory", samples=[spread], labels=["layer 0"])
+    plane = figures.plane_use(record("dynamics", metrics=[layers]), language).layout.meta["caption"]
+    assert spread == pytest.approx(round(spread))
+    length = abs(np.mean(phases(kind) / abs(phases(kind))))
+    directions = figures.phase_magnitude(phases(kind), language).layout.meta["caption"]
+    for caption, measured in ((plane, spread), (directions, length)):
+        said = claims(caption)[round(measured)]
+        assert (EVENLY[language] in said) == (kind == "even")
+        assert any(words in said for words in ONE_PHASE[language]) == (kind == "one")
+
+
 def test_complex_plane_is_thinned():
     figure = figures.complex_plane(np.arange(1001) + 3j, max_points=100)
     assert len(figure.data[0].x) == 91
@@ -292,7 +330,7 @@ def test_plane_use_shows_both_shares_behind_each_layer():
     assert [list(trace.y) for trace in figure.data] == [[0.5, 0.25], [0.9, 0.625]]
     assert [list(trace.x) for trace in figure.data] == [[0, 1]] * 2
     assert figure.data[0].line.dash != figure.data[1].line.dash
-    assert "energy in the imaginary plane: 0.5; 0.25; spread of phases: 0.9; 0.625" in figure.layout.meta["alt"]
+    assert "energy in the imaginary plane: 0.500; 0.250; spread of phases: 0.900; 0.625" in figure.layout.meta["alt"]
 
 
 def test_half_lives_say_how_long_what_is_read_lives():
@@ -344,6 +382,7 @@ def test_bundle_serves_the_lab_and_the_page():
     figure = figures.loss_curves(record(series=[series("training_loss", "evil </script><b>")]))
     bundle = mimebundle(figure, caption="a < b", alt='say "hi"')
     assert bundle[PLOTLY_MIME]["data"][0]["y"] == [5.0, 4.0, 3.5]
+    assert bundle[PLOTLY_MIME]["config"]["showSendToCloud"] is False, "plotly's own default offers an upload"
     page = bundle["text/html"]
     assert page.startswith('<figure role="img" aria-label="say &quot;hi&quot;"')
     assert "a &lt; b" in page

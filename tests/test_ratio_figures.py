@@ -45,9 +45,9 @@ def test_values_intervals_and_seeds_stand_where_the_record_says():
 def test_the_words_name_every_model_with_its_interval():
     figure = drawn(NEAR)
     assert [note.text for note in figure.layout.annotations] == [
-        "Real twin: <b>1.062</b>", "Stage 1 with memory: <b>0.875 (0.75 – 1.125)</b>"
+        "Real twin: <b>1.062</b>", "Stage 1 with memory: <b>0.875 (0.750 – 1.125)</b>"
     ]  # fmt: skip
-    assert "Real twin 1.062; Stage 1 with memory 0.875 (0.75 – 1.125)" in figure.layout.meta["alt"]
+    assert "Real twin 1.062; Stage 1 with memory 0.875 (0.750 – 1.125)" in figure.layout.meta["alt"]
     assert figure.layout.title.text == "Perplexity against Phase 2"
 
 
@@ -79,7 +79,7 @@ def test_a_stage_shows_one_figure_for_each_baseline_of_its_own(language):
     found = figures.of_stage(record(metrics=[*NEAR, ratio("phase2", 0.5, baseline="gpt2")]), language)
     assert [figure.data[0].name.removesuffix(" (1)") for figure in found] == [
         {"en": "Phase 2", "ja": "Phase 2"}[language],
-        {"en": "Stage 1 with memory", "ja": "記憶付き Stage 1"}[language],
+        {"en": "Stage 1 with memory", "ja": "複素メモリ付き Stage 1"}[language],
     ]
     assert list(found[1].data[1].x) == [2.0]
     for figure in found:

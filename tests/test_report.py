@@ -13,6 +13,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from muse.catalog import STAGE_NAMES
+from muse.records import criteria
 from muse.records.scale import reductions_of
 from muse.records.schema import (
     CRITERIA,
@@ -59,6 +60,10 @@ def run_info(**values):
     return RunInfo(**about | values)
 
 
+def asked(criteria):
+    return Report.of(run_info(), [Judged(model="stage1", criteria=criteria, summary=Summary())], [])
+
+
 def make_report(stages=(), run=None, verdicts=VERDICTS):
     criteria = [criterion(name, verdict) for name, verdict in verdicts.items()]
     return Report.of(run or run_info(), [Judged(model="stage1", criteria=criteria, summary=Summary())], stages)
@@ -78,6 +83,86 @@ def test_further_candidates_have_cards_and_a_headline_of_their_own():
     counts = [list(VERDICTS.values()).count(verdict) for verdict in ("pass", "fail", "not_measured")]
     assert first == "Stage 1: {} of the five criteria pass, {} fail, {} not measured.".format(*counts)
     assert second == "Stage 1 with memory: All five Stage 1 criteria are met."
+
+
+def two_candidates(**peaks):
+    """A report on Stage 1 and Stage 1 with memory, with peaks of memory: {variant: (ours, with memory, Phase 2's)}."""
+    models = ("stage1", "stage1_memory", "phase2")
+    found = [
+        Metric(name=f"peak_memory{variant and '_'}{variant}", model=model, value=value, unit="GiB", basis=basis)
+        for variant, (values, basis) in peaks.items()
+        for model, value in zip(models, values, strict=True)
+        if value is not None
+    ]
+    other = Judged(model="stage1_memory", criteria=[criterion(name) for name in CRITERIA], summary=Summary())
+    run = run_info(params={"candidates": ["stage1", "stage1_memory"]})
+    only = make_report([stage("memory", metrics=found)], run)
+    return Report.of(only.run, [*only.judged, other], only.stages)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_card_asks_about_its_own_model_with_the_limit_and_the_baseline(language):
+    words, cards = texts(language), soup(report.verdict_table(two_candidates(), language)).select(".muse-card")
+    first, second = words["model.stage1"], words["model.stage1_memory"]
+    assert len(cards) == 2 * len(CRITERIA)
+    for place, card in enumerate(cards):
+        question = card.select_one("p").text
+        assert (second in question) == (place >= len(CRITERIA))
+        assert first in question
+        assert "{" not in card.text
+        if card["data-criterion"] in ("perplexity", "vram"):
+            limit = {"perplexity": criteria.PERPLEXITY_RATIO, "vram": criteria.VRAM_RATIO}[card["data-criterion"]]
+            assert str(limit) in question
+            assert words["model.phase2"] in question
+            assert words["model.phase2"] in card.select_one(".value").text
+
+
+def test_the_limit_of_the_question_is_the_one_of_the_verdict(monkeypatch):
+    for name, limit in (("perplexity", criteria.PERPLEXITY_RATIO), ("vram", criteria.VRAM_RATIO)):
+        (judged,) = [found for found in criteria.judge([]) if found.name == name]
+        assert f" {limit} times that of Phase 2" in judged.target
+    monkeypatch.setitem(report.LIMITS, "vram", 0.625)
+    assert "at most 0.625 times the peak memory" in soup(report.verdict_table(two_candidates())).text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_memory_card_says_what_was_measured_and_what_is_harder(language):
+    peaks = {
+        "": ((0.4, 0.8, 1.0), "measured"),
+        "with_optimizer": ((1.5, 2.1, 1.4), "measured"),
+        "matched": ((0.7, None, 1.0), "measured"),
+        "recomputed": ((0.32, 0.4, 0.64), "estimate"),
+    }
+    words = texts(language)
+    cards = soup(report.verdict_table(two_candidates(**peaks), language)).select("[data-criterion=vram]")
+    wanted = (
+        {"with_optimizer": "1.071", "matched": "0.700", "recomputed": "0.500"},
+        {"with_optimizer": "1.500", "recomputed": "0.625"},
+    )
+    for card, ratios in zip(cards, wanted, strict=True):
+        value, *lines = [line.text for line in card.select("dd")]
+        assert value.startswith("1.250")
+        estimate = {"recomputed": f"{words['basis.estimate']} "}
+        assert lines[: len(ratios)] == [
+            words[f"criterion.vram.{variant}"].format(value=estimate.get(variant, "") + ratio)
+            for variant, ratio in ratios.items()
+        ]
+        assert lines[len(ratios) :] == ["at most <1.03>", words["basis.measured"]], "nothing else stands beside it"
+    assert "float32" not in str(soup(report.verdict_table(two_candidates(), language)).select("[data-criterion=vram]"))
+    failed = two_candidates(**peaks)
+    failed = failed.model_copy(update={"stages": [failed.stages[0].model_copy(update={"status": "failed"})]})
+    assert "float32" not in report.verdict_table(failed, language)
+
+
+def test_the_memory_question_does_not_speak_of_a_training():
+    for language, training in (("en", "training"), ("ja", "学習")):
+        assert training not in texts(language)["criterion.vram.question"]
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.52004, "0.52004"), (0.52, "0.520"), (0.3948, "0.395")])
+def test_a_ratio_on_a_card_never_reads_like_its_limit_without_being_on_it(value, words):
+    found = asked([criterion("vram", value=value)])
+    assert soup(report.verdict_table(found)).select_one(".value").text.split()[0] == words
 
 
 def soup(text):
@@ -158,9 +243,7 @@ def test_cards_tell_verdict_value_target_basis_and_reason(language):
 
 
 def test_an_estimate_is_called_one_beside_its_value_and_no_value_is_none():
-    found = make_report().model_copy(
-        update={"criteria": [criterion("vram", "not_measured", basis="estimate"), criterion("layout", value=None)]}
-    )
+    found = asked([criterion("vram", "not_measured", basis="estimate"), criterion("layout", value=None)])
     values = [value.text for value in soup(report.verdict_table(found)).select(".value")]
     assert values[0].startswith("estimate 1.25")
     assert values[1] == "no value"
@@ -223,7 +306,7 @@ def test_numbers_table_shows_every_metric():
     none = Metric(name="odd", value=None, unit="1", note="overflow")
     rows = soup(report.numbers_table(stage(metrics=[metric, none]))).select("tbody tr")
     cells = [cell.text for cell in rows[0].select("td")]
-    assert cells == ["peak memory", "Phase 2", "1.5", "GiB", "30", "1.25 – 1.75", "estimate", "a<b"]
+    assert cells == ["peak memory", "Phase 2", "1.500", "GiB", "30", "1.250 – 1.750", "estimate", "a<b"]
     assert "–" in rows[1].text
     assert "overflow" in rows[1].text
     assert "no numbers" in report.numbers_table(stage())
@@ -301,7 +384,7 @@ def test_a_page_keeps_everything_and_folds_code(tmp_path):
     )
     found = soup(page.read_text())
     assert [h.text for h in found.select("h1")] == ["Own title"]
-    assert found.title.text == "A title"
+    assert found.title.text == "Own title – A title"
     assert "out <b>" in found.select_one("pre.output").text
     assert "a <message>" in found.text
     assert "for the notebook" not in found.text
@@ -499,6 +582,8 @@ def test_good_pages_have_no_problems(good):
         ('<details class="toc">', '<details class="gone">', "no table of contents"),
         ('<details class="code"><summary>code', '<details class="code" open><summary>code', "code that is not folded"),
         ("window.musePlotly=", "window.other=", "figures without the script that draws them"),
+        ("showSendToCloud: false", "showSendToCloud: true", "figures with a button that uploads them"),
+        ("showSendToCloud: false, ", "", "figures with a button that uploads them"),
         ("<main", '<a href="gone.html">x</a><main', "broken link gone.html"),
         ("<main", '<a href="#gone">x</a><main', "broken link #gone"),
         ("aria-label=\"Line", 'data-label="Line', "figure without a text alternative"),
@@ -511,6 +596,12 @@ def test_check_finds(good, old, new, problem):
     assert old in text
     page.write_text(text.replace(old, new))
     assert f"index.html: {problem}" in check.check_run(good)
+
+
+def test_check_reads_the_script_that_stage_pages_share(good):
+    script = good / "assets" / "figures.js"
+    script.write_text(script.read_text().replace("showSendToCloud: false", "showSendToCloud: true"))
+    assert check.check_run(good) == ["03_perplexity.html: figures with a button that uploads them"]
 
 
 def test_check_wants_the_scale_on_every_page(good):
@@ -543,3 +634,75 @@ def test_a_browser_draws_every_figure_without_network(good):
     assert [problem for problem in problems if not problem.startswith("04_memory.html")] == []
     assert "04_memory.html: asked the network for http://remote.invalid/x.png" in problems
     assert any("figure 1 was not drawn: SyntaxError" in problem for problem in problems)
+
+
+def changed(page, name, *changes):
+    """A copy of a page beside it, with changes (old, new)."""
+    text = page.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    page.with_name(name).write_text(text)
+    return page.with_name(name)
+
+
+@pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
+def test_a_browser_finds_figures_that_are_cut_on_paper_or_offer_an_upload(good):
+    pytest.importorskip("playwright")
+    page = good / "index.html"
+    wide = changed(page, "wide.html", ("print.addEventListener", "root.addEventListener"))
+    cloud = changed(page, "cloud.html", ("showSendToCloud: false, ", ""))
+    problems = check.check_in_browser([page, wide, cloud], check.find_browser())
+    assert [problem.rpartition(" by ")[0] or problem for problem in problems] == [
+        "wide.html: figure 1 is cut on paper", "cloud.html: a button that sends a figure elsewhere: Share chart..."
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def dark_tab():
+    """A tab of a browser, dark and 1280 pixels wide."""
+    if check.find_browser() is None:
+        pytest.skip("no Chromium installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=check.find_browser(), args=list(check.BROWSER_FLAGS))
+        yield browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
+        browser.close()
+
+
+STATE = """() => {
+  const { width, height, font } = document.querySelector(".js-plotly-plot")._fullLayout;
+  return [width, height, font.color];
+}"""
+
+
+def test_printing_fits_figures_to_paper_in_light_colours_and_the_screen_comes_back(good, dark_tab):
+    tall = changed(good / "index.html", "tall.html", ('"height":380', '"height":1400'))
+    dark_tab.goto(tall.resolve().as_uri())
+    dark_tab.wait_for_function("document.documentElement.dataset.figures === 'done'")
+    screen = dark_tab.evaluate(STATE)
+    paper, back = (
+        dark_tab.evaluate(f"() => {{ dispatchEvent(new Event('{event}')); return ({STATE})(); }}")
+        for event in ("beforeprint", "afterprint")
+    )
+    assert screen[0] > check.PAPER > paper[0] > 600
+    assert screen[1] == 1400
+    assert paper[1] < 900, "it would be cut between two sheets"
+    assert paper[2] == "#3d444d" != screen[2]
+    assert back == screen
+
+
+def test_a_stage_without_figures_has_its_numbers_on_paper(tmp_path, dark_tab):
+    numbers = report.numbers_table(stage(metrics=[Metric(name="perplexity", value=20.0, unit="1")]))
+    drawn = [
+        shown({"text/html": report.heading("Drawn", 3)}),
+        shown(mimebundle(figure())),
+        shown({"text/html": numbers}),
+    ]
+    bare = [shown({"text/html": report.heading("Bare", 3)}), shown({"text/html": numbers})]
+    page = export_cells(tmp_path, code("x", *drawn, *bare), page="index.html", inline_assets=True)
+    dark_tab.goto(page.resolve().as_uri())
+    heights = "[...document.querySelectorAll('table')].map(table => table.checkVisibility() && table.offsetHeight > 0)"
+    assert dark_tab.evaluate(heights) == [False, False]
+    dark_tab.emulate_media(media="print")
+    assert dark_tab.evaluate(heights) == [False, True]

@@ -46,7 +46,7 @@ def test_the_conclusion_follows_from_the_interval_and_the_number_of_seeds(expect
 def test_the_doubt_names_what_the_interval_and_the_seeds_are():
     several = soup(twin_note(twin((1.021, 1.048), SEEDS))).text
     assert "1.034 times" in several
-    assert "(95 % over documents and seeds: 1.021 to 1.048; 3 paired seeds: 1.03 to 1.039)" in several
+    assert "(95 % over documents and seeds: 1.021 to 1.048; 3 paired seeds: 1.030 to 1.039)" in several
     single = soup(twin_note(twin((1.021, 1.048), SEEDS[:1]))).text
     assert "(95 % over documents: 1.021 to 1.048)" in single
     assert "noise between seeds is not known" in single
@@ -70,7 +70,7 @@ def test_without_the_twin_or_its_interval_there_is_no_note():
 def test_the_share_of_the_gain_that_the_twin_has_is_counted_in_nats():
     against = [ratio("stage1_memory", 0.81, None, SEEDS), ratio("real_twin", 0.9, None, SEEDS)]
     text = soup(twin_note(record(metrics=[*twin((1.021, 1.048), SEEDS).metrics, *against]))).text
-    assert "0.81 times with complex numbers and 0.9 times with real ones: 50 % of the gain" in text
+    assert "0.810 times with complex numbers and 0.900 times with real ones: 50 % of the gain" in text
 
 
 @pytest.mark.parametrize("twin_ratio", [None, 1.0, 1.2])
@@ -90,7 +90,10 @@ def test_companions_that_take_complex_parts_away_are_quoted_with_their_conclusio
     text, words = soup(twin_note(twin((1.021, 1.048), SEEDS), language, [companion])).text, texts(language)
     assert "ablations" in text
     for model, (least, most) in parts.items():
-        told = words["twin.part"].format(part=words[f"model.{model}"], value="1.02", low=least, high=most, n=3)
+        low_end, high_end = f"{least:.3f}", f"{most:.3f}"
+        told = words["twin.part"].format(
+            part=words[f"model.{model}"], value="1.020", low=low_end, high=high_end, n=3
+        )
         assert told in text
     assert words["model.stage1_memory_untied"] not in text
     assert (words["twin.none_missed"] in text) != missed

@@ -5,6 +5,7 @@ First the files themselves, then, where a Chromium is installed, the drawn pages
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,25 @@ SOURCES = {
     "video": "src",
     "object": "data",
 }
+DRAWS, KEEPS = "window.musePlotly=", "showSendToCloud: false"
+"""What the script has that draws figures, and what it says so that plotly offers no upload of them."""
+
+PAPER = 718
+"""Width of A4 in CSS pixels between the narrowest usual margins, 10 mm."""
+
+FAR_BUTTONS = """buttons => buttons.map(button => button.dataset.title || button.ariaLabel || "")
+  .filter(name => /cloud|share|studio|upload/i.test(name))"""
+"""Names of the buttons that would send a figure elsewhere."""
+
+CUT = """paper => [...document.querySelectorAll(".muse-figure")].map(box => {
+  const left = box.getBoundingClientRect().left;
+  const frame = box.querySelector(".svg-container")?.getBoundingClientRect();
+  return Math.max(0, ...[...box.querySelectorAll(".main-svg, .main-svg text")].map(part => {
+    const { left: start, right: end, width } = part.getBoundingClientRect();
+    return width && Math.max(left - start, end - left - paper, end - frame.right);
+  }));
+})"""
+"""By how many pixels each figure reaches over the paper, or its text over the figure's own edges."""
 
 
 def check_page(page: Path) -> list[str]:
@@ -96,12 +116,19 @@ def _figure_problems(soup: BeautifulSoup, page: Path) -> list[str]:
         return ["not a page made by muse (no muse-figures)"]
     figures, wanted = soup.select("figure .muse-figure"), int(about["content"])
     problems = [] if len(figures) == wanted else [f"{len(figures)} figures where the notebook had {wanted}"]
-    if figures and not any(
-        "window.musePlotly=" in tag.text or tag.get("src", "").endswith("figures.js") for tag in soup("script")
-    ):
+    scripts = [script for script in _scripts(soup, page) if DRAWS in script]
+    if figures and not scripts:
         problems.append("figures without the script that draws them")
+    problems += ["figures with a button that uploads them"] * any(KEEPS not in script for script in scripts)
     unnamed = [figure for figure in soup.select("figure:has(.muse-figure)") if not figure.get("aria-label")]
     return problems + ["figure without a text alternative"] * len(unnamed)
+
+
+def _scripts(soup: BeautifulSoup, page: Path) -> list[str]:
+    """The scripts of a page: its own, and those of files beside it."""
+    files = [page.parent / unquote(tag["src"]) for tag in soup.select("script[src]")]
+    own = [tag.get_text() for tag in soup.select("script:not([src])")]
+    return own + [file.read_text(encoding="utf-8") for file in files if file.is_file()]
 
 
 def find_browser() -> str | None:
@@ -110,7 +137,10 @@ def find_browser() -> str | None:
 
 
 def check_in_browser(pages: Sequence[Path], browser: str) -> list[str]:
-    """Open pages without network and return what goes wrong: undrawn figures, requests, errors on the console."""
+    """Open pages without network and return what goes wrong.
+
+    That is: figures that are not drawn, offer an upload or are cut on paper, requests, errors on the console.
+    """
     from playwright.sync_api import sync_playwright
 
     problems: list[str] = []
@@ -155,11 +185,23 @@ def _look_at(context, page: Path) -> list[str]:
             problems.append(
                 f"figure {index + 1} was not drawn: {boxes.nth(index).get_attribute('data-error') or 'no plot'}"
             )
+    sending = tab.eval_on_selector_all(".modebar-btn", FAR_BUTTONS)
+    problems += [f"a button that sends a figure elsewhere: {name}" for name in dict.fromkeys(sending)]
     too_wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     if too_wide > 1:
         problems.append(f"wider than the window by {too_wide} px")
+    problems += _on_paper(tab)
     tab.close()
     return problems
+
+
+def _on_paper(tab) -> list[str]:
+    """Turn a drawn page to paper and return the figures that do not fit."""
+    tab.emulate_media(media="print")
+    with contextlib.suppress(Exception):  # playwright's own TimeoutError: what does not fit is named below
+        tab.wait_for_function(f"Math.max(0, ...({CUT})({PAPER})) < 1", timeout=5_000)
+    over = tab.evaluate(CUT, PAPER)
+    return [f"figure {place} is cut on paper by {round(px)} px" for place, px in enumerate(over, 1) if px >= 1]
 
 
 def check_run(folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ from .companions import (
     same_data,
     stage_of,
 )
-from .figures.style import join, number, say, style
+from .figures.style import alike, decimals, join, metric_decimals, number, say, style, told
 from .page import badge, commit, folded, heading, table
 from .texts import texts
 
@@ -92,32 +92,25 @@ def _repeats(main: Report, companion: Companion, language: str) -> str:
     title = f"{words['repeat.title']} ({companion.name})"
     head = [words["numbers.model"], words["companions.seed"]]
     head += [words[f"repeat.{key}"] for key in ("first", "again", "difference", "spread", "verdict")]
-    rows = [
-        [
-            _e(style(found.model, language).label),
-            _e(found.seed),
-            number(found.first),
-            number(found.again),
-            _signed(found.difference),
-            _e(_spread(found, language)),
-            _verdict(found, words),
-        ]
-        for found in repeats(main, companion.report)
-    ]
+    rows = [_repeat_row(found, language) for found in repeats(main, companion.report)]
     return heading(title, 3) + table(head, rows, numeric=[1, 2, 3, 4], caption=title)
 
 
-def _signed(value: float) -> str:
-    sign = "−" if value < 0 else "+" if value > 0 else ""
-    return f"{sign}{number(abs(value))}"
+def _repeat_row(found: Repeat, language: str) -> list[str]:
+    """The numbers of one training and of its repetition, all with the same decimals."""
+    values = [found.first, found.again, abs(found.difference), *found.of_seeds]
+    first, again, difference, *of_seeds = alike(values, decimals(values, marks=(0,)))
+    sign = "−" if found.difference < 0 else "+" if found.difference > 0 else ""
+    model, spread = style(found.model, language).label, _spread(found, of_seeds, language)
+    return [_e(model), _e(found.seed), first, again, sign + difference, _e(spread), _verdict(found, texts(language))]
 
 
-def _spread(found: Repeat, language: str) -> str:
+def _spread(found: Repeat, told: Sequence[str], language: str) -> str:
+    """The lowest and the highest of the seeds, which are also given as they are told, and their deviation."""
     if found.sd is None:
         return texts(language)["repeat.one_seed"]
-    low, high = min(found.of_seeds), max(found.of_seeds)
-    fields = {"low": number(low), "high": number(high), "sd": number(found.sd), "n": len(found.of_seeds)}
-    return say(language, "repeat.of_seeds", **fields)
+    low, high = (told[found.of_seeds.index(pick(found.of_seeds))] for pick in (min, max))
+    return say(language, "repeat.of_seeds", low=low, high=high, sd=number(found.sd), n=len(found.of_seeds))
 
 
 def _verdict(found: Repeat, words: dict[str, str]) -> str:
@@ -147,22 +140,19 @@ def _headline_rows(companion: Companion, language: str) -> list[list[str]]:
             name,
             _e(style(metric.model, language).label),
             length,
-            number(metric.value),
-            " – ".join(map(number, metric.interval)) if metric.interval else "",
+            value,
+            " – ".join(ends),
             str(len(metric.samples)) if metric.samples else "",
             _e(metric.reason if metric.value is None else _ratios(record.metrics, metric.model, language)),
         ]
         for metric in found
+        for value, *ends in [told(metric)]
     ]
 
 
 def _ratios(metrics: Sequence[Metric], model: str, language: str) -> str:
     """Return `baseline ratio` for every baseline that a model was compared with."""
-    return join(
-        language,
-        (
-            f"{style(metric.name.removeprefix(RATIO), language).label} {number(metric.value)}"
-            for metric in metrics
-            if metric.model == model and metric.name.startswith(RATIO) and metric.value is not None
-        ),
-    )
+    found = [m for m in metrics if m.model == model and m.name.startswith(RATIO) and m.value is not None]
+    values = alike([metric.value for metric in found], metric_decimals(found))
+    labels = [style(metric.name.removeprefix(RATIO), language).label for metric in found]
+    return join(language, map(" ".join, zip(labels, values, strict=True)))

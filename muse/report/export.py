@@ -206,6 +206,8 @@ def _add_title_and_contents(soup: BeautifulSoup, title: str) -> None:
         for section in reversed(before.find_previous_siblings("section")):
             main.append(section)  # parameters that stand before the title
     main.insert(0, heading)
+    if (question := heading.get_text().strip()) != title:
+        soup.title.string = f"{question} – {title}"
     taken = {tag["id"] for tag in soup.find_all(id=True) if tag.name not in ("h1", "h2", "h3")}
     for heading in main.find_all(["h1", "h2", "h3"]):
         heading["id"] = _slug(heading.get_text(), taken)

@@ -6,16 +6,18 @@ Every function returns HTML as text. Words come from the language files and numb
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from muse import catalog
+from muse.catalog import BASELINE
+from muse.records.criteria import PERPLEXITY_RATIO, VRAM_RATIO
 from muse.records.schema import Criterion, Report, StageRecord
 
 from .export import export_html, scale_label, template_text, write_assets
-from .figures.style import metric_label, number, style
+from .figures.style import alike, column_decimals, decimals, metric_label, number, say, style, told
 from .texts import texts
 
 __all__ = [
@@ -39,6 +41,11 @@ __all__ = [
     "verdict_table",
     "write_assets",
 ]
+
+LIMITS = {"perplexity": PERPLEXITY_RATIO, "vram": VRAM_RATIO}
+HARDER_MEMORY = ("with_optimizer", "matched", "recomputed")
+"""Variants of the memory measurement that stand beside the one of the criterion."""
+
 ICONS = {"pass": "✓", "fail": "✕", "not_measured": "–"}
 
 
@@ -120,34 +127,65 @@ def verdict_table(report: Report, language: str = "en") -> str:
 
     Further candidates follow, each under a heading of its own.
     """
-    tables = [_cards(report.criteria, language)]
-    for other in report.others:
-        title = texts(language)["verdict.of_model"].format(model=style(other.model, language).label)
-        tables.append(heading(title, 3) + _cards(other.criteria, language))
-    return "".join(tables)
+    parts = []
+    for one in report.judged:
+        if parts:
+            parts.append(heading(texts(language)["verdict.of_model"].format(model=style(one.model, language).label), 3))
+        parts.append(_cards(one.criteria, one.model, report.stages, language))
+    return "".join(parts)
 
 
-def _cards(criteria: Sequence[Criterion], language: str) -> str:
-    cards = "".join(_card(criterion, language) for criterion in criteria)
+def _cards(criteria: Sequence[Criterion], model: str, stages: Sequence[StageRecord], language: str) -> str:
+    cards = "".join(_card(criterion, model, stages, language) for criterion in criteria)
     return f'<div class="muse muse-cards">{cards}</div>'
 
 
-def _card(criterion: Criterion, language: str) -> str:
+def _card(criterion: Criterion, model: str, stages: Sequence[StageRecord], language: str) -> str:
     words, name = texts(language), criterion.name
-    value = words["verdict.none"] if criterion.value is None else number(criterion.value)
-    meaning = "" if criterion.value is None else f" <small>{_e(words[f'criterion.{name}.value'])}</small>"
-    if criterion.basis == "estimate":
-        value = f"{words['basis.estimate']} {value}"
+    asked = {"model": style(model, language).label, "baseline": style(BASELINE, language).label}
+    question = say(language, f"criterion.{name}.question", **asked, limit=LIMITS.get(name))
+    value = _criterion_value(criterion, words)
+    meaning = (
+        "" if criterion.value is None else f" <small>{_e(say(language, f'criterion.{name}.value', **asked))}</small>"
+    )
+    beside = _harder_memory(model, stages, language) if name == "vram" else []
     return (
         f'<article class="muse-card {criterion.verdict}" data-criterion="{name}">'
         f"<header><h3>{_e(words[f'criterion.{name}'])}</h3>"
         f"{badge(criterion.verdict, words[f'verdict.{criterion.verdict}'])}</header>"
-        f"<p>{_e(words[f'criterion.{name}.question'])}</p>"
+        f"<p>{_e(question)}</p>"
         f'<dl><dt>{_e(words["verdict.value"])}</dt><dd class="value">{_e(value)}{meaning}</dd>'
+        f"{''.join(f'<dd>{_e(line)}</dd>' for line in beside)}"
         f"<dt>{_e(words['verdict.target'])}</dt><dd>{_e(criterion.target)}</dd>"
         f"<dt>{_e(words['verdict.basis'])}</dt><dd>{_e(words[f'basis.{criterion.basis}'])}</dd></dl>"
         f'<p class="reason">{_e(criterion.reason)}</p></article>'
     )
+
+
+def _criterion_value(criterion: Criterion, words: Mapping[str, str]) -> str:
+    """The value for reading; a ratio never reads like its limit unless it is on it."""
+    if criterion.value is None:
+        return words["verdict.none"]
+    limit = LIMITS.get(criterion.name)
+    value = number(criterion.value)
+    if limit is not None:
+        value = alike([criterion.value], decimals([criterion.value], marks=(limit,)))[0]
+    return f"{words['basis.estimate']} {value}" if criterion.basis == "estimate" else value
+
+
+def _harder_memory(model: str, stages: Sequence[StageRecord], language: str) -> list[str]:
+    """A line for each further way in which the memory stage has measured a model and the baseline: its ratio."""
+    record = next((stage for stage in stages if stage.stage == "memory" and stage.status == "ok"), None)
+    lines = []
+    for variant in HARDER_MEMORY if record else ():
+        ours, theirs = (record.find(f"peak_memory_{variant}", name) for name in (model, BASELINE))
+        if ours and theirs and ours.value is not None and theirs.value:
+            ratio = ours.value / theirs.value
+            value = alike([ratio], decimals([ratio], marks=(VRAM_RATIO,)))[0]
+            if "estimate" in (ours.basis, theirs.basis):
+                value = f"{texts(language)['basis.estimate']} {value}"
+            lines.append(say(language, f"criterion.vram.{variant}", value=value))
+    return lines
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = (), caption: str = "") -> str:
@@ -221,14 +259,15 @@ def numbers_table(stage: StageRecord, language: str = "en") -> str:
         [
             _e(metric_label(metric.name, language)),
             _e(style(metric.model, language).label),
-            _e(number(metric.value)),
+            _e(value),
             _e(metric.unit),
             _e(number(metric.n)),
-            _e(" – ".join(map(number, metric.interval))) if metric.interval else "",
+            _e(" – ".join(ends)),
             _e(words[f"basis.{metric.basis}"]),
             f'<div class="muse-long">{_e(metric.note)}</div>' if metric.note else "",
         ]
-        for metric in stage.metrics
+        for metric, places in zip(stage.metrics, column_decimals(stage.metrics), strict=True)
+        for value, *ends in [told(metric, places)]
     ]
     caption = f"{stage_title(stage.stage, language)}{words['colon']} {words[title]}"
     found = table(head, rows, numeric=[2, 4, 5], caption=caption)

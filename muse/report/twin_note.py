@@ -10,7 +10,7 @@ from muse.catalog import BASELINE, TWIN, WITH_MEMORY
 from muse.records.schema import Metric, StageRecord
 
 from .companions import WHOLE_MEMORY, Companion, metrics_of
-from .figures.style import join, number, say, style
+from .figures.style import alike, join, metric_decimals, number, say, style, told
 from .texts import texts
 
 COMPLEX_PARTS = ("stage1_memory_no_rotation", "stage1_memory_real_scores")
@@ -27,7 +27,7 @@ def twin_note(record: StageRecord, language: str = "en", companions: Sequence[Co
         return ""
     words = texts(language)
     sentences = [words["twin.toy_scale"]] if record.scale == "reduced" else []
-    sentences.append(say(language, "twin.ratio", value=number(ratio.value), doubt=_doubt(ratio, language)))
+    sentences.append(say(language, "twin.ratio", value=told(ratio)[0], doubt=_doubt(ratio, language)))
     sentences.append(say(language, f"twin.{conclusion(ratio)}", percent=number(round(abs(ratio.value - 1) * 100, 2))))
     sentences += [*_share(record, language), words["twin.not_isolated"]]
     sentences += _parts(companions, language) or [words["twin.companions"]]
@@ -45,10 +45,11 @@ def conclusion(ratio: Metric) -> str:
 
 def _doubt(ratio: Metric, language: str) -> str:
     """The interval and, where there are two or more paired seeds, their lowest and highest ratio."""
-    low, high = map(number, ratio.interval)
+    _, low, high = told(ratio)
     if len(ratio.samples) < 2:
         return say(language, "twin.documents", low=low, high=high)
-    seeds = {"n": len(ratio.samples), "lowest": number(min(ratio.samples)), "highest": number(max(ratio.samples))}
+    lowest, highest = alike([min(ratio.samples), max(ratio.samples)], metric_decimals([ratio]))
+    seeds = {"n": len(ratio.samples), "lowest": lowest, "highest": highest}
     return say(language, "twin.documents_and_seeds", low=low, high=high, **seeds)
 
 
@@ -59,7 +60,8 @@ def _share(record: StageRecord, language: str) -> list[str]:
         return []
     memory, twin = (metric.value for metric in found)
     percent = f"{100 * math.log(twin) / math.log(memory):.0f}"
-    return [say(language, "twin.share", memory=number(memory), twin=number(twin), percent=percent)]
+    of_memory, of_twin = alike([memory, twin])
+    return [say(language, "twin.share", memory=of_memory, twin=of_twin, percent=percent)]
 
 
 def _parts(companions: Sequence[Companion], language: str) -> list[str]:
@@ -68,19 +70,14 @@ def _parts(companions: Sequence[Companion], language: str) -> list[str]:
     for companion in companions:
         ratios = metrics_of(companion.report, "perplexity", WHOLE_MEMORY)
         if found := [metric for metric in ratios if metric.model in COMPLEX_PARTS and metric.interval is not None]:
-            told = [
-                say(
-                    language,
-                    "twin.part",
-                    part=style(metric.model, language).label,
-                    value=number(metric.value),
-                    low=number(metric.interval[0]),
-                    high=number(metric.interval[1]),
-                    n=len(metric.samples),
-                )
-                for metric in found
-            ]
-            sentences.append(say(language, "twin.parts", name=companion.name, parts=join(language, told)))
+            parts = join(language, (_part(metric, metric_decimals(found), language) for metric in found))
+            sentences.append(say(language, "twin.parts", name=companion.name, parts=parts))
             if not any(metric.interval[0] > 1 for metric in found):
                 sentences.append(texts(language)["twin.none_missed"])
     return sentences
+
+
+def _part(metric: Metric, places: int, language: str) -> str:
+    value, low, high = told(metric, places)
+    part = style(metric.model, language).label
+    return say(language, "twin.part", part=part, value=value, low=low, high=high, n=len(metric.samples))

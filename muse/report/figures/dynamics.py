@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from muse.records.schema import Metric, StageRecord
 
 from ..texts import texts
-from .style import NEUTRAL, axis, join, log_axis, make_figure, metric_label, need, number, rounded, say, style
+from .style import NEUTRAL, alike, axis, join, log_axis, make_figure, metric_label, need, number, rounded, say, style
 
 PLANE = {"imaginary_energy_share": "solid", "phase_spread": "dash"}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -36,7 +36,7 @@ def plane_use(record: StageRecord, language: str = "en") -> go.Figure:
                 marker={"symbol": look.symbol, "size": 9},
             )
         )
-        items.append(f"{name}{words['colon']} {join(language, map(number, rounded(found.samples)))}")
+        items.append(f"{name}{words['colon']} {join(language, alike(rounded(found.samples)))}")
     return make_figure(
         "plane_use",
         traces,

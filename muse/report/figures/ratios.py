@@ -18,6 +18,7 @@ from .style import (
     join,
     log_axis,
     make_figure,
+    metric_decimals,
     need,
     rounded,
     say,
@@ -55,10 +56,10 @@ def perplexity_ratios(
     need(found, f"metric {metric_name}", record)
     found.sort(key=lambda metric: -metric.value)
     label, labels, items = style(baseline, language).label, [], []
-    traces = [_line_at_one(len(found), label)]
+    traces, places = [_line_at_one(len(found), label)], metric_decimals(found)
     for row, metric in enumerate(found):
-        model, told = style(metric.model, language).label, with_interval(metric)
-        traces += _row(metric, row, language)
+        model, told = style(metric.model, language).label, with_interval(metric, places)
+        traces += _row(metric, row, language, told)
         labels.append(f"{model}{texts(language)['colon']} <b>{told}</b>")
         items.append(f"{model} {told}")
     x = _ratio_axis(found, label, language)
@@ -80,10 +81,10 @@ def _line_at_one(rows: int, label: str) -> go.Scatter:
     return go.Scatter(x=x, y=y, mode="lines", name=f"{label} (1)", line=line, hoverinfo="skip")
 
 
-def _row(metric: Metric, row: int, language: str) -> list[go.Scatter]:
+def _row(metric: Metric, row: int, language: str, told: str) -> list[go.Scatter]:
     """The value with its whiskers, and below it the seeds."""
     look = style(metric.model, language)
-    text = f"{look.label}{texts(language)['colon']} {with_interval(metric)}"
+    text = f"{look.label}{texts(language)['colon']} {told}"
     about = {"name": look.label, "mode": "markers", "showlegend": False, "hovertext": text, "hoverinfo": "text"}
     marker = {"color": look.color, "symbol": look.symbol, "size": 9}
     stroke = {"color": look.color, "symbol": "line-ns-open", "size": 7, "line": {"width": 1.5}}

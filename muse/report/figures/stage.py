@@ -21,6 +21,7 @@ from .style import (
     CLEAR,
     NEUTRAL,
     NothingToDraw,
+    alike,
     axis,
     bar_rows,
     join,
@@ -59,7 +60,7 @@ def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
         items.append(say(language, "loss_curves.item", model=look.label, kind=kind, **_ends(curve)))
         if validation:
             last.setdefault(look.label, []).append(curve.y[-1])
-    ends = [f"{label} {words['and'].join(number(loss) for loss in losses)}" for label, losses in last.items()]
+    ends = [f"{label} {words['and'].join(alike(losses))}" for label, losses in last.items()]
     return make_figure(
         "loss_curves",
         traces,
@@ -77,8 +78,8 @@ def _line(curve: Series, label: str, language: str, line: dict[str, object], mod
 
 
 def _ends(curve: Series) -> dict[str, str]:
-    ends = {"first": curve.y[0], "last": curve.y[-1], "low": curve.x[0], "high": curve.x[-1]}
-    return {name: number(value) for name, value in ends.items()}
+    first, last = alike([curve.y[0], curve.y[-1]])
+    return {"first": first, "last": last, "low": number(curve.x[0]), "high": number(curve.x[-1])}
 
 
 def loss_by_position(record: StageRecord, language: str = "en") -> go.Figure:

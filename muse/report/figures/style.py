@@ -19,8 +19,12 @@ from muse.records.schema import Metric, StageRecord
 from ..texts import texts
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
+PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False}
+"""How plotly behaves in JupyterLab; pages have the same in `figures.js`. Its own default offers to upload a figure."""
+
 NEUTRAL, GRID = "#7b8290", "rgba(128,136,150,0.25)"
 CLEAR = "rgba(0,0,0,0)"
+RATIO = "_ratio_to_"  # in the name of a metric, between what is divided and the model it is divided by
 
 
 class NothingToDraw(ValueError):  # noqa: N818  it tells the state of the record, nothing went wrong
@@ -72,7 +76,7 @@ def style(model: str, language: str = "en") -> Style:
 
 def metric_label(name: str, language: str = "en") -> str:
     """Return the name of a metric in words: the language file's, else its own; a ratio to a model names both."""
-    measured, _, model = name.partition("_ratio_to_")
+    measured, _, model = name.partition(RATIO)
     if model:
         of, over = metric_label(measured, language), style(model, language).label
         return say(language, "metric.ratio", metric=of, model=over)
@@ -93,6 +97,43 @@ def number(value: float | None) -> str:
     mantissa = mantissa.rstrip("0").rstrip(".")
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return power if mantissa == "1" else f"{mantissa}×{power}"
+
+
+MOST_DECIMALS = 6
+
+
+def decimals(values: Iterable[float | None], marks: Sequence[float] = ()) -> int:
+    """Return with how many decimals numbers that stand together are shown, all of them with the same.
+
+    The largest has four digits (ratios three decimals), the distance between the farthest two. There are more where a
+    number would else read like one of the marks without being it, and none where all numbers are whole.
+    """
+    values = [float(value) for value in values if value is not None and math.isfinite(value)]
+    if all(value.is_integer() for value in values):
+        return 0
+    largest, distance = max(map(abs, values)), max(values) - min(values)
+    found = max(3 - _power(max(1, largest)), 1 - _power(largest), 1 - _power(distance) if distance else 0, 0)
+    found = min(found, MOST_DECIMALS)
+    beside = [(value, mark) for value in values for mark in marks if value != mark]
+    while found < MOST_DECIMALS and any(round(value, found) == mark for value, mark in beside):
+        found += 1
+    return found
+
+
+def _power(value: float) -> int:
+    return math.floor(math.log10(value))
+
+
+def alike(values: Iterable[float | None], places: int | None = None) -> list[str]:
+    """Return numbers of one kind for reading, all with the same decimals; very small or large ones as `number` does."""
+    values = list(values)
+    places = decimals(values) if places is None else places
+    finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    plain = any(size >= 1e-3 for size in finite) and all(size < 1e15 for size in finite)
+    return [
+        f"{value:,.{places}f}" if plain and value is not None and math.isfinite(value) else number(value)
+        for value in values
+    ]
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
@@ -159,11 +200,39 @@ def whiskers(metric: Metric) -> dict[str, object] | None:
     }
 
 
-def with_interval(metric: Metric) -> str:
-    """Return a metric's value for reading, with its interval where it has one."""
-    if metric.interval is None:
-        return number(metric.value)
-    return f"{number(metric.value)} ({' – '.join(map(number, metric.interval))})"
+def metric_decimals(metrics: Iterable[Metric]) -> int:
+    """Return the decimals that the values and intervals of these metrics share in one column.
+
+    An end of an interval never reads like 1 unless it is 1: there a ratio changes sides.
+    """
+    return max((decimals((m.value, *(m.interval or ())), (1,) if m.interval else ()) for m in metrics), default=0)
+
+
+def column_decimals(metrics: Sequence[Metric]) -> list[int | None]:
+    """Return for each metric of a table the decimals of its column: those of all ratios of its name, else None."""
+    ratios: dict[str, list[Metric]] = {}
+    for metric in metrics:
+        if RATIO in metric.name:
+            ratios.setdefault(metric.name, []).append(metric)
+    places = {name: metric_decimals(found) for name, found in ratios.items()}
+    return [places.get(metric.name) for metric in metrics]
+
+
+def told(metric: Metric, places: int | None = None) -> list[str]:
+    """Return a metric's value for reading and then the ends of its interval, if it has one: with the same decimals.
+
+    Their number is `places`, in a column, else the metric's own.
+    """
+    if metric.interval is None and places is None:
+        return [number(metric.value)]
+    places = metric_decimals([metric]) if places is None else places
+    return alike([metric.value, *(metric.interval or ())], places)
+
+
+def with_interval(metric: Metric, places: int | None = None) -> str:
+    """Return a metric's value for reading, with its interval in brackets where it has one."""
+    value, *ends = told(metric, places)
+    return f"{value} ({' – '.join(ends)})" if ends else value
 
 
 def make_figure(
@@ -218,7 +287,7 @@ def mimebundle(figure: go.Figure, caption: str = "", alt: str = "") -> dict[str,
     meta = meta if isinstance(meta, dict) else {}
     caption, alt = caption or meta.get("caption", ""), alt or meta.get("alt", "")
     return {
-        PLOTLY_MIME: {"data": plain["data"], "layout": plain["layout"], "config": {"displaylogo": False}},
+        PLOTLY_MIME: {"data": plain["data"], "layout": plain["layout"], "config": PLOTLY_CONFIG},
         "text/html": figure_html(plain, caption, alt),
         "text/plain": alt or caption,
     }

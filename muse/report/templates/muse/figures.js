@@ -1,8 +1,10 @@
 // Unpacks plotly (gzip, base64, in window.musePlotly) and draws every .muse-figure in the colours of the page.
 (() => {
-  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
+  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)"), print = matchMedia("print");
+  const PAPER = { width: 680, height: 860 }; // pixels: what fits on A4 and on Letter between margins of 15 mm
+  let onPaper = print.matches;
   const font = 'system-ui, -apple-system, "Segoe UI", Roboto, "Hiragino Sans", "Noto Sans CJK JP", sans-serif';
-  const colors = () => dark.matches
+  const colors = () => dark.matches && !onPaper
     ? { text: "#c6ccd4", line: "rgba(160,170,185,.24)", card: "#232830" }
     : { text: "#3d444d", line: "rgba(90,100,115,.2)", card: "#ffffff" };
 
@@ -27,12 +29,13 @@
   }
 
   function laidOut(box, layout) {
-    const narrow = box.clientWidth < 560;
+    const narrow = !onPaper && box.clientWidth < 560;
     const legend = narrow ? { orientation: "h", x: 0, y: -75 / Math.max(80, (layout.height || 380) - 90), yanchor: "top" } : layout.legend;
     const margin = { l: 8, r: 16, b: 8, ...layout.margin, t: 12 };
-    const size = narrow ? { size: 11 } : {};
-    const font = { ...layout.font, ...size };
-    return { ...layout, legend, margin, font, ...themed({ ...layout, font }), autosize: true, dragmode: false, height: layout.height || 380 };
+    const font = { ...layout.font, ...(narrow ? { size: 11 } : {}) };
+    const height = layout.height || 380;
+    const size = onPaper ? { autosize: false, width: PAPER.width, height: Math.min(height, PAPER.height) } : { autosize: true, height };
+    return { ...layout, legend, margin, font, ...themed({ ...layout, font }), ...size, dragmode: false };
   }
 
   const drawn = [];
@@ -42,7 +45,7 @@
       const plot = document.createElement("div");
       box.append(plot);
       await Plotly.newPlot(plot, figure.data, laidOut(box, figure.layout), {
-        responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+        responsive: true, displaylogo: false, showSendToCloud: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
       });
       box.classList.add("drawn");
       drawn.push([box, plot, figure]);
@@ -75,9 +78,20 @@
       boxes.forEach((box) => fail(box, error));
     }
     root.dataset.figures = "done";
-    dark.addEventListener("change", () => {
-      for (const [box, plot, figure] of drawn) Plotly.react(plot, figure.data, laidOut(box, figure.layout));
-    });
+    dark.addEventListener("change", redraw);
   }
+
+  function redraw() {
+    for (const [box, plot, figure] of drawn) Plotly.react(plot, figure.data, laidOut(box, figure.layout));
+  }
+  // A page on its way to paper keeps the sizes of the screen, and a browser without a window only changes the medium.
+  function turn(toPaper) {
+    if (onPaper === toPaper) return;
+    onPaper = toPaper;
+    redraw();
+  }
+  addEventListener("beforeprint", () => turn(true));
+  addEventListener("afterprint", () => turn(false));
+  print.addEventListener("change", () => turn(print.matches));
   main();
 })();
