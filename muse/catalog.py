@@ -83,7 +83,7 @@ BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")
 """What `muse bench` compares, in the order in which it runs."""
 
 TEXTS = Path(__file__).parent / "report" / "texts"
-LANGUAGES = tuple(sorted(path.stem for path in TEXTS.glob("*.json") if "." not in path.stem))
+LANGUAGES = tuple(sorted(path.stem for path in TEXTS.glob("*.json")))
 """The languages of the report: those that it has texts in."""
 
 

@@ -7,10 +7,12 @@ import string
 
 import pytest
 
-from muse.records.criteria import judge, summarise, texts
+from muse.records import criteria
+from muse.records.criteria import summarise
 from muse.records.environment import utc_now
 from muse.records.scale import reductions_of
 from muse.records.schema import CRITERIA, Metric, StageRecord
+from muse.report.texts import texts
 
 NAN, INF = math.nan, math.inf
 
@@ -19,6 +21,10 @@ def record(stage, *metrics, **changes):
     now = utc_now()
     fields = {"started_utc": now, "finished_utc": now, "scale": "published", "metrics": list(metrics)} | changes
     return StageRecord(stage=stage, **fields)
+
+
+def judge(stages, language="en", **options):
+    return criteria.judge(stages, texts(language), **options)
 
 
 def metric(name, model, value, **changes):

@@ -10,6 +10,7 @@ from muse.catalog import STAGE_NAMES
 from muse.params import ModelName, ParamsError, Settings, load_params, validate
 from muse.records.scale import PUBLISHED, in_words, reductions_of
 from muse.records.schema import Reduction
+from muse.report.texts import texts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -24,7 +25,7 @@ def test_the_defaults_are_the_published_protocol():
     settings = Settings()
     assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
     assert reductions_of(settings.model_dump() | {"corpus": "wikitext-2"}) == []
-    assert in_words(reductions_of(settings.model_dump())) == "synthetic corpus (published: WikiText-2)"
+    assert in_words(reductions_of(settings.model_dump()), texts("en")) == "synthetic corpus (published: WikiText-2)"
 
 
 def test_an_empty_mapping_gives_the_defaults(tmp_path):
@@ -130,11 +131,11 @@ def test_a_setting_below_the_published_one_is_reduced():
 
 def test_reductions_are_said_in_each_language():
     smaller = reductions_of({"corpus": "synthetic", "max_ppl_batches": 10, "n_seq": 8}) * 2
-    assert in_words(smaller) == (
+    assert in_words(smaller, texts("en")) == (
         "synthetic corpus (published: WikiText-2), n_seq 8 (published: 1024), max_ppl_batches 10 (published: all)"
     )
-    assert "合成コーパス" in in_words(smaller, "ja")
-    assert in_words([], "ja") == ""
+    assert "合成コーパス" in in_words(smaller, texts("ja"))
+    assert in_words([], texts("ja")) == ""
 
 
 def test_every_setting_is_described_and_the_stages_are_known():

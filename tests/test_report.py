@@ -119,7 +119,7 @@ def test_every_card_asks_about_its_own_model_with_the_limit_and_the_baseline(lan
 
 def test_the_limit_of_the_question_is_the_one_of_the_verdict(monkeypatch):
     for name, limit in (("perplexity", criteria.PERPLEXITY_RATIO), ("vram", criteria.VRAM_RATIO)):
-        (judged,) = [found for found in criteria.judge([]) if found.name == name]
+        (judged,) = [found for found in criteria.judge([], texts("en")) if found.name == name]
         assert f" {limit} times that of Phase 2" in judged.target
     monkeypatch.setitem(report.LIMITS, "vram", 0.625)
     assert "at most 0.625 times the peak memory" in soup(report.verdict_table(two_candidates())).text

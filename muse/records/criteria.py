@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cached_property
 from statistics import fmean, stdev
 
 from muse.catalog import BASELINE, REFERENCE
@@ -26,16 +24,12 @@ ROUNDING = 1e-12
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom."""
 
+PREFIX = "criteria."
+"""Of the keys of its sentence templates among the texts of a language."""
+
 NAMES_SHOWN = 5
 NOT_ITS_SCALE = {"stability": ("gradient_",), "gradients": ("stability_",), "layout": ("gradient_", "stability_")}
 """Settings of a shared stage that say nothing about how large the named criterion was measured."""
-
-
-@cache
-def texts(language: str) -> dict[str, str]:
-    """Return the sentence templates of a language, `en` or `ja`, by code: the criteria and the plain pages."""
-    path = Path(__file__).parent.parent / "report" / "texts" / f"criteria.{language}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -46,12 +40,12 @@ class Question:
     candidate: str
     baseline: str
     skipped_baseline: bool
-    language: str
+    words: Mapping[str, str]
 
-    @property
+    @cached_property
     def text(self) -> dict[str, str]:
-        """The sentence templates of the language."""
-        return texts(self.language)
+        """The sentence templates of the criteria by code."""
+        return {key.removeprefix(PREFIX): text for key, text in self.words.items() if key.startswith(PREFIX)}
 
     def model(self, name: str) -> str:
         """Return the name of a model as readers know it."""
@@ -70,15 +64,18 @@ class Finding:
 
 def judge(
     stages: Sequence[StageRecord],
+    words: Mapping[str, str],
     *,
     candidate: str = REFERENCE,
     baseline: str = BASELINE,
     skipped_baseline: bool = False,
-    language: str = "en",
 ) -> list[Criterion]:
-    """Return the five criteria, always all and always in order, judged from the stages' records."""
-    text = texts(language)
-    question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, language)
+    """Return the five criteria, always all and always in order, judged from the stages' records.
+
+    `words` are a language's texts: verdicts come from numbers, targets and reasons are said in them.
+    """
+    question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, words)
+    text = question.text
     base, (low, high) = question.model(baseline), GRADIENT_NORM
     targets = {
         "perplexity": text["target.perplexity"].format(limit=PERPLEXITY_RATIO, baseline=base),
@@ -155,7 +152,7 @@ def _ask(
     own = [reduction for reduction in record.reductions if not reduction.setting.startswith(foreign)]
     if record.scale == "reduced" and (own or not record.reductions):
         template = text["reduced" if own else "reduced_without_note"]
-        reason = template.format(scale_note=in_words(own, question.language), reason=finding.reason)
+        reason = template.format(scale_note=in_words(own, question.words), reason=finding.reason)
         return Finding(finding.verdict, reason, finding.value, finding.basis)
     return finding
 

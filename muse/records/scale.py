@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from muse.report.texts import texts
-
 from .schema import Reduction
 
 PUBLISHED = {
@@ -48,9 +46,8 @@ def reductions_of(settings: Mapping[str, object]) -> list[Reduction]:
     return found
 
 
-def in_words(reductions: Sequence[Reduction], language: str = "en") -> str:
-    """Return the reductions as one enumeration, each of them once; an empty text for none."""
-    words = texts(language)
+def in_words(reductions: Sequence[Reduction], words: Mapping[str, str]) -> str:
+    """Return the reductions as one enumeration, each of them once, in a language's words; an empty text for none."""
     return words["and"].join(dict.fromkeys(_in_words(reduction, words) for reduction in reductions))
 
 

@@ -17,6 +17,7 @@ from muse.records.schema import Judged, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record
 
 from .companions import Companion, check_names, read_companion
+from .texts import texts
 
 COMPANIONS = "companions"
 """Where, in the folder of a run, the reports of its companions lie."""
@@ -38,7 +39,7 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
     judged = []
     for name in info.params.get("candidates", [catalog.REFERENCE]):
         skipped = bool(info.params.get("skip_phase2"))
-        criteria = judge(stages, candidate=name, skipped_baseline=skipped, language=language)
+        criteria = judge(stages, texts(language), candidate=name, skipped_baseline=skipped)
         summary = summarise(stages, criteria, candidate=name)
         judged.append(Judged(model=name, criteria=criteria, summary=summary))
     return Report.of(info, judged, stages)
@@ -72,6 +73,6 @@ def failed_record(params: Mapping[str, object], stage: str, started: datetime, e
         finished_utc=utc_now(),
         scale="reduced" if smaller else "published",
         reductions=smaller,
-        scale_note=in_words(smaller),
+        scale_note=in_words(smaller, texts("en")),
         params=dict(params),
     )

@@ -65,7 +65,7 @@ def _warnings(main: Report, report: Report, language: str) -> list[str]:
         found.append(words["companions.settings"].format(list=join(language, told)))
     smaller = _reductions(report) - _reductions(main)
     if smaller:
-        told = in_words(sorted(smaller, key=lambda reduction: reduction.setting), language)
+        told = in_words(sorted(smaller, key=lambda reduction: reduction.setting), words)
         found.append(words["scale.where"].format(note=told).strip())
     if failed := sum(stage.status == "failed" for stage in report.stages):
         found.append(words["summary.stage_failed"].format(n=failed, total=len(report.stages)))

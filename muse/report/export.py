@@ -115,7 +115,7 @@ def scale_label(reductions: Sequence[Reduction], language: str) -> str:
     words = texts(language)
     if not reductions:
         return ""
-    return words["scale.reduced"] + words["scale.where"].format(note=in_words(reductions, language))
+    return words["scale.reduced"] + words["scale.where"].format(note=in_words(reductions, words))
 
 
 def export_html(

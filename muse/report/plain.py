@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from muse.records.criteria import texts
 from muse.records.schema import Criterion, Metric, Report
+
+from .texts import texts
 
 
 def page(title: str, language: str, body: str) -> str:
@@ -49,8 +50,9 @@ def index_body(lead: str, rows: list[tuple[str, str, str, str]], criteria: Seque
 
 def verdict_table(report: Report) -> list[str]:
     """Return a line for each criterion and candidate: its name, verdict, value and target."""
-    asked = [(c.name, c) for c in report.criteria]
-    asked += [(f"{other.model} {c.name}", c) for other in report.others for c in other.criteria]
+    first, *others = report.judged
+    asked = [(c.name, c) for c in first.criteria]
+    asked += [(f"{other.model} {c.name}", c) for other in others for c in other.criteria]
     rows = [
         (name, c.verdict.replace("_", " "), "-" if c.value is None else f"{c.value:.4g}", c.target) for name, c in asked
     ]

@@ -24,7 +24,6 @@ from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
 from muse.params import NO_CUDA, ParamsError, Settings, validate
-from muse.records.criteria import texts as criteria_texts
 from muse.records.environment import git_state, utc_now, versions
 from muse.records.scale import reductions_of
 from muse.records.schema import Report, RunInfo, StageRecord
@@ -213,7 +212,7 @@ class Run:
     def label(self, notebook: Notebook) -> str:
         """Return a page's name in the report's language."""
         if notebook.stage == REPORT:
-            return criteria_texts(self.settings.language)["fallback.report"]
+            return texts(self.settings.language)["fallback.report"]
         return texts(self.settings.language).get(f"stage.{notebook.stage}", notebook.title)
 
     def plain_stage(self, notebook: Notebook) -> None:
@@ -224,7 +223,7 @@ class Run:
 
     def row(self, notebook: Notebook, up: str = "") -> tuple[str, str, str, str]:
         """Return (title, outcome, page, log) of a stage for the plain pages."""
-        text = criteria_texts(self.settings.language)
+        text = texts(self.settings.language)
         outcome = self.errors.get(notebook.stage) or (text["fallback.ok"] if notebook.stage in self.done else "-")
         page = "" if notebook.stage == REPORT else up + catalog.page(notebook.stage)
         return self.label(notebook), outcome, page, f"{up}logs/{notebook.stage}.log"
@@ -232,7 +231,7 @@ class Run:
     def plain_index(self, interrupted: bool) -> None:
         """Write the honest little index of a run whose report could not be made."""
         language = self.settings.language
-        text, rows = criteria_texts(language), [self.row(notebook) for notebook in self.notebooks]
+        text, rows = texts(language), [self.row(notebook) for notebook in self.notebooks]
         lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
         body = plain.index_body(lead, rows, assemble(self.folder, language).criteria, language)
         title = text["fallback.title"].format(profile=self.settings.profile)

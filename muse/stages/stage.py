@@ -29,6 +29,7 @@ from muse.records.environment import utc_now
 from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Excerpt, InputFile, Metric, Series, StageRecord
 from muse.records.store import write_record
+from muse.report.texts import texts
 from muse.training.live import live_curve, training_bar
 from muse.training.recipe import TrainingResult
 from muse.training.tuning import Trained, choose_and_train
@@ -283,7 +284,7 @@ class Stage:
             finished_utc=utc_now(),
             scale="reduced" if smaller else "published",
             reductions=smaller,
-            scale_note=in_words(smaller),
+            scale_note=in_words(smaller, texts("en")),
             params=with_short_paths(self.params) | {"device": str(self.device)},
             inputs=[
                 InputFile(path=shortened(file.path, read), sha256=file.sha256, num_bytes=file.num_bytes)
