@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from muse.ops.cross_entropy import head_logits, head_loss
+from muse.ops.cross_entropy import head_loss
+from muse.ops.logits import head_logits
 
 
 @dataclass(frozen=True)

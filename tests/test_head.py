@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from devices import CUDA, DEVICE, INTERPRETED, needs_cuda, needs_kernels
 from torch.autograd import gradcheck
 
-from muse.ops import cross_entropy, cross_entropy_blocks, planar
+from muse.ops import cross_entropy, cross_entropy_blocks, logits, planar
 
 N, D, V = 23, 11, 53
 kernels = cross_entropy.cross_entropy_triton
@@ -41,7 +41,7 @@ def reduced(nll, targets, reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(("chunk", "multiple"), [(None, 1), (1, 1), (7, 1), (7, 64), (100, 8)])
 def test_loss_and_gradients_match_cross_entropy(bias, ignored, reduction, chunk, multiple, monkeypatch):
-    monkeypatch.setitem(cross_entropy.VOCAB_MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(logits.VOCAB_MULTIPLE, "cpu", multiple)
     x, weight, b, targets = head_problem(bias=bias, ignored=ignored)
     got = cross_entropy.head_loss(x, weight, b, targets, reduction=reduction, chunk_tokens=chunk)
     want = F.cross_entropy(F.linear(x, weight, b), targets, reduction=reduction)
@@ -62,7 +62,7 @@ def test_loss_and_gradients_match_cross_entropy(bias, ignored, reduction, chunk,
 @pytest.mark.parametrize("mode", ["float32", "storage"])
 @pytest.mark.parametrize("multiple", [1, 64])
 def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, monkeypatch):
-    monkeypatch.setitem(cross_entropy.VOCAB_MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(logits.VOCAB_MULTIPLE, "cpu", multiple)
     found = []
     for rows, added in ((N, V + multiple), (3, 5)):
         monkeypatch.setattr(cross_entropy, "CACHED_NUMEL", rows * V + 1)
@@ -80,8 +80,8 @@ def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
 def test_logits_by_blocks_are_rounded_as_the_whole_is(shape, block, compute, monkeypatch):
     """Whole numbers whose sums are exact in any order, up to where float16 rounds them (bfloat16 always fits in it)."""
-    monkeypatch.setattr(cross_entropy, "LOGIT_TOKENS", block[0])
-    monkeypatch.setattr(cross_entropy, "LOGIT_ROWS", block[1])
+    monkeypatch.setattr(logits, "LOGIT_TOKENS", block[0])
+    monkeypatch.setattr(logits, "LOGIT_ROWS", block[1])
     monkeypatch.setattr(planar, "product_dtypes", lambda z: (compute, torch.float16))
     generator, largest = torch.Generator().manual_seed(1), {torch.bfloat16: 4, torch.float32: 64}[compute]
 
@@ -92,19 +92,19 @@ def test_logits_by_blocks_are_rounded_as_the_whole_is(shape, block, compute, mon
         features, weight = whole_numbers(*shape), whole_numbers(V, D)
         bias = whole_numbers(V) if with_bias else None
         want = F.linear(features.to(compute), weight.to(compute), bias.to(compute) if with_bias else None).half()
-        assert torch.equal(cross_entropy.head_logits(features, weight, bias), want)
+        assert torch.equal(logits.head_logits(features, weight, bias), want)
         with torch.no_grad():
-            assert torch.equal(cross_entropy.head_logits(features, weight, bias), want)
+            assert torch.equal(logits.head_logits(features, weight, bias), want)
 
 
 def test_large_logits_have_the_values_of_small_ones_and_outlive_the_call(monkeypatch):
     monkeypatch.setattr(planar, "product_dtypes", lambda z: (torch.float32, torch.float16))
     features, weight, bias = (torch.randn(shape).half() for shape in ((40, D), (5 * V, D), (5 * V,)))
     with torch.no_grad():
-        want = cross_entropy.head_logits(features, weight, bias)
-        monkeypatch.setattr(cross_entropy, "MAPPED_BYTES", 0)
-        mapped = cross_entropy.head_logits(features, weight, bias)
-        other = cross_entropy.head_logits(features + 1, weight, bias)  # another mapping, not the same memory
+        want = logits.head_logits(features, weight, bias)
+        monkeypatch.setattr(logits, "MAPPED_BYTES", 0)
+        mapped = logits.head_logits(features, weight, bias)
+        other = logits.head_logits(features + 1, weight, bias)  # another mapping, not the same memory
     gc.collect()
     assert torch.equal(mapped, want)
     assert not torch.equal(other, want)
@@ -179,7 +179,7 @@ def test_autocast():
     want_grads = torch.autograd.grad(want, (x, weight, b))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = cross_entropy.head_loss(x, weight, b, targets, chunk_tokens=32)
-        assert cross_entropy.head_logits(x, weight, b).dtype == torch.bfloat16
+        assert logits.head_logits(x, weight, b).dtype == torch.bfloat16
     assert got.dtype == torch.float32
     assert reference.rms_error(got, want) < 1e-2
     for got_grad, want_grad in zip(torch.autograd.grad(got, (x, weight, b)), want_grads, strict=True):
@@ -189,11 +189,11 @@ def test_autocast():
 
 @pytest.mark.parametrize("multiple", [1, 64])
 def test_logits(multiple, monkeypatch):
-    monkeypatch.setitem(cross_entropy.VOCAB_MULTIPLE, "cpu", multiple)
+    monkeypatch.setitem(logits.VOCAB_MULTIPLE, "cpu", multiple)
     for bias in (True, False):
         x, weight, b, _ = head_problem(bias=bias)
         x = x.reshape(1, N, D)
-        got = cross_entropy.head_logits(x, weight, b)
+        got = logits.head_logits(x, weight, b)
         assert got.shape == (1, N, V)
         assert reference.rms_error(got, F.linear(x, weight, b)) < 1e-15
         got.square().sum().backward()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from muse.models import layers
-from muse.ops import planar
+from muse.ops import norms, planar
 
 D = 7
 
@@ -39,7 +39,7 @@ def cases():
             linear,
             lambda z: reference.linear(z, linear.weight_real, linear.weight_imag, linear.bias_real, linear.bias_imag),
         ),
-        "modrelu": (activation, lambda z: reference.modrelu(z, activation.bias, layers.MAGNITUDE_EPS)),
+        "modrelu": (activation, lambda z: reference.modrelu(z, activation.bias, norms.MAGNITUDE_EPS)),
         "norm": (norm, lambda z: reference.layer_norm(z, norm.gamma, norm.beta)),
     }
 
@@ -153,7 +153,7 @@ def test_norm_in_float16_survives_values_whose_squares_overflow():
 def test_modrelu_at_zero(bias, dtype):
     z = torch.zeros(2, 2 * D, dtype=dtype, requires_grad=True)
     b = torch.full((D,), bias, dtype=dtype, requires_grad=True)
-    out = layers.modrelu(z, b)
+    out = norms.modrelu(z, b)
     out.sum().backward()
     assert not out.any()
     assert z.grad.isfinite().all()
@@ -166,8 +166,8 @@ def test_modrelu_is_the_textbook_away_from_zero():
     z = torch.where(z.abs() < 0.1, z.sign() * 0.1, z)
     bias = planar_noise(D, seed=3)
     want = reference.planes(reference.modrelu(reference.native(z), bias))
-    assert reference.rms_error(layers.modrelu(z, bias), want) < 1e-6
-    closed = layers.modrelu(z, torch.full((D,), -10.0, dtype=torch.float64))
+    assert reference.rms_error(norms.modrelu(z, bias), want) < 1e-6
+    closed = norms.modrelu(z, torch.full((D,), -10.0, dtype=torch.float64))
     assert not closed.any()
 
 
@@ -186,8 +186,8 @@ def test_embedding_looks_up_both_parts():
 def test_dropout_keeps_or_drops_whole_complex_elements():
     torch.manual_seed(0)
     z = torch.ones(50, 2 * 100)
-    assert layers.dropout(z, 0.3, training=False) is z
-    x, y = planar.unpack(layers.dropout(z, 0.3, training=True))
+    assert norms.dropout(z, 0.3, training=False) is z
+    x, y = planar.unpack(norms.dropout(z, 0.3, training=True))
     assert torch.equal(x, y)
     assert set(x.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
     assert abs((x == 0).float().mean().item() - 0.3) < 0.02
@@ -205,7 +205,7 @@ class End(nn.Module):
 
     def forward(self, z, h):
         keep = None if self.keep is None else self.keep.to(h.dtype)
-        return layers.residual_norm(z, h, keep, self.activation, self.norm)
+        return norms.residual_norm(z, h, keep, self.activation, self.norm)
 
 
 class EndAndNext(End):
@@ -218,7 +218,7 @@ class EndAndNext(End):
 
     def forward(self, z, h):
         keep = None if self.keep is None else self.keep.to(h.dtype)
-        y, n = layers.residual_norms(z, h, keep, self.activation, self.norm, self.following, z.dtype)
+        y, n = norms.residual_norms(z, h, keep, self.activation, self.norm, self.following, z.dtype)
         return n if self.alone else y + n
 
 
@@ -227,7 +227,7 @@ def test_residual_norms_are_two_steps_in_one():
     y = End.forward(end, *inputs)
     assert torch.equal(end(*inputs), y + end.following(y))
     keep, modules = end.keep, (end.activation, end.norm, end.following)
-    pair = layers.residual_norms(*inputs, keep, *modules, torch.bfloat16)
+    pair = norms.residual_norms(*inputs, keep, *modules, torch.bfloat16)
     assert [x.dtype for x in pair] == [torch.float64, torch.bfloat16]
 
 
@@ -253,11 +253,11 @@ def test_residual_norm_refuses_other_shapes():
 def test_dropout_is_its_mask():
     z = planar_noise(5, 2 * D, dtype=torch.float32)
     torch.manual_seed(0)
-    keep = layers.dropout_mask(z, 0.3, training=True)
+    keep = norms.dropout_mask(z, 0.3, training=True)
     assert keep.shape == (5, D)
     torch.manual_seed(0)
-    assert torch.equal(layers.dropout(z, 0.3, training=True), z * keep.repeat(1, 2))
-    assert layers.dropout_mask(z, 0.0, training=True) is None
+    assert torch.equal(norms.dropout(z, 0.3, training=True), z * keep.repeat(1, 2))
+    assert norms.dropout_mask(z, 0.0, training=True) is None
 
 
 def test_norm_rounds_once_to_another_dtype():
@@ -288,7 +288,7 @@ def test_compiled_layers_have_the_gradients_of_eager_ones(name, dtype):
         assert reference.rms_error(got, want) < {torch.bfloat16: 5e-3, torch.float32: 1e-6}.get(dtype, 1e-14)
 
 
-needs_kernels = needs_kernels(layers.norms_triton)
+needs_kernels = needs_kernels(norms.norms_triton)
 SHAPES = [(1, 512), (3, 7), (700, 33), (1301, 512), (5, 4096)]
 SHAPES = [(1, 70), (3, 7), (5, 33)] if INTERPRETED else SHAPES
 ROWS = 7 if INTERPRETED else 700
@@ -313,7 +313,7 @@ def assert_kernel_matches_float64(module, inputs, out_dtype, **options):
     exact.load_state_dict(module.state_dict())  # the rounded parameters
     inputs = [x.to(DEVICE).requires_grad_() for x in inputs]
     exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
-    assert all(map(layers._has_kernel, inputs))
+    assert all(map(norms._has_kernel, inputs))
     got, want = module(*inputs, **options), exact(*exact_inputs)
     assert (got.dtype, got.is_contiguous()) == (out_dtype, True)
     assert reference.rms_error(got, want) < BOUNDS[out_dtype]

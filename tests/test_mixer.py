@@ -11,10 +11,9 @@ import reference
 import torch
 from devices import DEVICE, INTERPRETED, needs_kernels
 
-from muse.models import linear_attention
 from muse.models.linear_attention import MemoryMixer
 from muse.models.memory_options import MemoryOptions
-from muse.ops import planar
+from muse.ops import gate, planar, qkv
 
 REAL = {"numbers": "real", "imaginary_scores": False}
 OPTIONS = (
@@ -31,18 +30,19 @@ SIZES = (
 SIZES = ((3, 11, 12, 2),) if INTERPRETED else SIZES
 MODES = list(itertools.product([False, True], [None, torch.bfloat16]))[:: 3 if INTERPRETED else 1]
 BACKEND = "aot_eager" if INTERPRETED else "inductor"
-needs_kernels = needs_kernels(linear_attention.qkv_triton)
+needs_kernels = needs_kernels(qkv.qkv_triton)
 
 
 @pytest.fixture
 def kernels(monkeypatch):
     """The interpreter gets what is on a CPU, but float64, as on CUDA; tokens and batch still make several programs."""
     if INTERPRETED:
-        for name in ("PREPARE", "PREPARE_BACKWARD", "WRITE", "WRITE_BACKWARD"):
-            monkeypatch.setattr(linear_attention.qkv_triton, f"{name}_PAIRS", 64)
-            monkeypatch.setattr(linear_attention.qkv_triton, f"{name}_BATCHES", 2)
-        there = linear_attention.qkv_triton is not None
-        monkeypatch.setattr(linear_attention, "_has_kernels", lambda x: there and x.dtype != torch.float64)
+        for module, name in ((qkv.qkv_triton, "PREPARE"), (gate.gate_triton, "WRITE")):
+            for stem in (name, f"{name}_BACKWARD"):
+                monkeypatch.setattr(module, f"{stem}_PAIRS", 64)
+                monkeypatch.setattr(module, f"{stem}_BATCHES", 2)
+        for module in (qkv, gate):
+            monkeypatch.setattr(module, "has_kernels", lambda x: x.dtype != torch.float64)
 
 
 def noise(*shape, seed):
@@ -101,7 +101,8 @@ def test_cuda_kernels_are_the_pytorch_form(options, autocast, compiled, monkeypa
         with context:
             got = everything(made, u, torch.compile(made, fullgraph=True, backend=BACKEND) if compiled else None)
             with monkeypatch.context() as patch:
-                patch.setattr(linear_attention, "qkv_triton", None)
+                for module in (qkv, gate):
+                    patch.setattr(module, "has_kernels", lambda x: False)
                 plain = everything(copy.deepcopy(made), u)
         for name, value in got.items():
             assert (value.dtype, value.shape) == (plain[name].dtype, plain[name].shape), name
@@ -134,7 +135,7 @@ def test_cuda_kernels_give_the_served_form_and_equal_sums_in_equal_runs():
 def test_cuda_gate_is_the_pytorch_form(planes, width, dtype):
     inputs = [noise(3, 7, n * width, seed=n).to(DEVICE, dtype).requires_grad_() for n in (planes, 1)]
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    got, want = (linear_attention.gated(*x, planes) for x in (inputs, exact))
+    got, want = (gate.gated(*x, planes) for x in (inputs, exact))
     upstream = noise(*got.shape, seed=5).to(got)
     pairs = zip(
         (got, *torch.autograd.grad(got, inputs, upstream)),

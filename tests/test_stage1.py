@@ -8,9 +8,8 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from muse.models import layers
 from muse.models.stage1 import Block, Phase3Stage1Config, Phase3Stage1Model
-from muse.ops import planar
+from muse.ops import norms, planar
 
 
 def tiny(seed=0, **changes):
@@ -244,7 +243,7 @@ def test_block_is_its_equation_bit_for_bit(precision):
 
     def one_after_the_other(z):
         update = block.activation(block.linear(block.norm1(z)))
-        return block.norm2(z + layers.dropout(update, 0.4, training=True))
+        return block.norm2(z + norms.dropout(update, 0.4, training=True))
 
     for run in (block, one_after_the_other):
         block.zero_grad()

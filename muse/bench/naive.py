@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muse.models import layers
-from muse.ops import planar
+from muse.ops import norms, planar
 
 Pair = tuple[Tensor, Tensor]
 
@@ -39,7 +39,7 @@ def modrelu(x: Tensor, y: Tensor, bias: Tensor) -> Pair:
     """relu(|z| + b) z / |z|, |z| smoothed as in muse.layers; magnitudes in float32."""
     dtype = planar.accumulate_dtype(x.dtype)
     real, imag = x.to(dtype), y.to(dtype)
-    magnitude = torch.sqrt(real * real + imag * imag + layers.MAGNITUDE_EPS**2)
+    magnitude = torch.sqrt(real * real + imag * imag + norms.MAGNITUDE_EPS**2)
     scale = torch.relu(magnitude + bias.to(dtype)) / magnitude
     return (real * scale).to(x.dtype), (imag * scale).to(x.dtype)
 
@@ -110,7 +110,7 @@ class PlanarStack(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         for linear, activation, norm in zip(self.linears, self.activations, self.norms, strict=True):
-            z = layers.residual_norm(z, linear(z), None, activation, norm)
+            z = norms.residual_norm(z, linear(z), None, activation, norm)
         return z
 
 

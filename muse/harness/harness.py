@@ -27,7 +27,7 @@ from muse.measure.common import training_mode
 from muse.models.generate import generate
 from muse.models.pretrained import from_pretrained
 from muse.ops import planar
-from muse.ops.cross_entropy import head_logits
+from muse.ops.logits import head_logits
 
 TASKS = Path(__file__).parent / "tasks"
 LINE = re.compile(r"[^\n]*\n|[^\n]+")

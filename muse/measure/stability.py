@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from muse.ops.cross_entropy import head_logits, head_loss
+from muse.ops.cross_entropy import head_loss
+from muse.ops.logits import head_logits
 from muse.records.schema import Metric, Series
 
 from .common import Progress, all_finite, device_of, dropout_seed, passthrough, random_batch, tensors_in, training_mode

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from muse.ops import cross_entropy
+from muse.ops import logits
 
 from . import layers
 
@@ -104,7 +104,7 @@ class Recurrent:
                 states.append(state)
             features = model.read(z[:, -1:])
             self.states, self.position = states, self.position + new.shape[1]
-            return cross_entropy.head_logits(features, *model.head_parameters())[:, 0]
+            return logits.head_logits(features, *model.head_parameters())[:, 0]
 
 
 class Window:
@@ -120,7 +120,7 @@ class Window:
         self.seen = seen[:, -self.model.config.n_seq :]
         with _evaluation(self.model):
             features = self.model.features(self.seen)[:, -1:]
-            return cross_entropy.head_logits(features, *self.model.head_parameters())[:, 0]
+            return logits.head_logits(features, *self.model.head_parameters())[:, 0]
 
 
 class _evaluation:  # noqa: N801 - used like a function

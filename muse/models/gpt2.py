@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from muse.ops.cross_entropy import head_logits, head_loss
+from muse.ops.cross_entropy import head_loss
+from muse.ops.logits import head_logits
 
 from .layers import check_token_ids, keep_input_only
 

@@ -21,19 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from muse.ops import planar
-from muse.ops.linear_attention import memory_chunked, memory_step, turn, zero_state
+from muse.ops import gate, planar, qkv
+from muse.ops.linear_attention import memory_chunked, memory_step, zero_state
+from muse.ops.qkv import NORM_EPS
 
 from . import layers
 from .memory_options import MemoryOptions
 
-try:
-    from muse.ops import qkv_triton
-except ImportError:  # Triton comes with CUDA builds of PyTorch
-    qkv_triton = None
-
-
-NORM_EPS = 1e-6
 SHORTEST_TOKENS = 2  # initial memory of the fastest head, 1 / gamma
 SLOWEST_TURN = 1e-4  # radians per token; the fastest channel turns about 1
 
@@ -107,10 +101,10 @@ class MemoryMixer(nn.Module):
             elapsed = torch.ones(1, 1, u.shape[1], device=u.device, dtype=log_decay.dtype).cumsum(-1)
         else:
             elapsed = pace.cumsum(-1)
-        if _has_kernels(seen) and not (self.options.qk_norm or self.options.input_scaling):
+        if qkv.has_kernels(seen) and not (self.options.qk_norm or self.options.input_scaling):
             frequencies = None if self.turn_bias is None else self.frequencies()
             given = None if pace is None else elapsed
-            q, k, v = qkv_triton.prepare(seen, self.taps, frequencies, given, self.options.planes, self.n_heads)
+            q, k, v = qkv.by_kernels(seen, self.taps, frequencies, given, self.options.planes, self.n_heads)
         else:
             angle = elapsed[..., None] * self.frequencies()[:, None]  # (B H T X/2)
             q, k, v = self._prepared(self._preceded(seen), log_decay, angle)
@@ -164,50 +158,19 @@ class MemoryMixer(nn.Module):
 
     def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k turned by angle (B H T X/2)."""
-        options = self.options
-        split = self._convolved(seen).unflatten(-1, (options.planes, 3, self.n_heads, -1))
-        split = split.permute(3, 0, 4, 1, 2, 5).flatten(-2)  # (3 B H T X), planes apart within a head
-        qk, v = split[:2], split[2]
-        if options.qk_norm:
-            wide = qk.to(planar.accumulate_dtype(qk.dtype))
-            qk = (wide * wide.square().sum(-1, keepdim=True).add(NORM_EPS).rsqrt()).to(qk.dtype)
-        if self.turn_bias is not None:
-            qk = turn(qk, angle)
-        # Without it, the memory of a trained model overflows float16; the norm per head takes both factors out again.
-        q, k = (qk / self.head_width).unbind(0)
+        options, turned = self.options, None if self.turn_bias is None else angle
+        q, k, v = qkv.prepared(seen, self.taps, turned, options.planes, self.n_heads, options.qk_norm)
         if options.input_scaling and options.decay != "none":
             k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
         return q, k, v
 
-    def _convolved(self, seen: Tensor) -> Tensor:
-        """Causal convolution of each channel, planes alike: (B taps-1+T 3 planes D) -> (B T 3 planes D)."""
-        if self.taps is None:
-            return seen
-        weight = self.taps.repeat(self.options.planes, 1).to(seen.dtype)
-        length = seen.shape[1] - weight.shape[1] + 1
-        return sum(seen[:, i : i + length] * weight[:, i] for i in range(weight.shape[1]))
-
     def _write(self, y: Tensor, u: Tensor) -> Tensor:
         """What the heads read, normed per head, gated by u and projected: y (B H T X), u r(B T 2D) -> r(B T 2D)."""
-        if _has_kernels(y):
-            gate, (dtype, _) = None if self.gate is None else self.gate(u), planar.product_dtypes(u)
-            return self.writing(qkv_triton.write(y, gate, self.norm_gain, self.options.planes, self.eps, dtype))
-        y = F.rms_norm(y.to(planar.accumulate_dtype(y.dtype)), y.shape[-1:], eps=self.eps).to(u.dtype)
-        y = y.unflatten(-1, (self.options.planes, -1)).permute(0, 2, 3, 1, 4).flatten(-2)  # (B T planes D)
-        gain = self.norm_gain if self.gate is None else F.silu(self.gate(u)) * self.norm_gain
-        return self.writing((y * gain.unsqueeze(-2)).flatten(-2).to(u.dtype))
-
-
-def gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
-    """value (.. planes F) times silu(gate) r(.. F)."""
-    if _has_kernels(value):
-        return qkv_triton.gated(value, gate, planes)
-    return (value.unflatten(-1, (planes, -1)) * F.silu(gate).unsqueeze(-2)).flatten(-2)
-
-
-def _has_kernels(x: Tensor) -> bool:
-    """Whether `qkv_triton` computes with x."""
-    return qkv_triton is not None and x.is_cuda and x.dtype != torch.float64
+        g = None if self.gate is None else self.gate(u)
+        given = y, g, self.norm_gain, self.options.planes, self.eps
+        if gate.has_kernels(y):
+            return self.writing(gate.written_by_kernels(*given, planar.product_dtypes(u)[0]))
+        return self.writing(gate.written(*given, u.dtype))
 
 
 class _Exact(torch.autograd.Function):

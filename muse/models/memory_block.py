@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from muse.ops import planar
+from muse.ops import norms, planar
+from muse.ops.gate import gated
+from muse.ops.qkv import NORM_EPS
 
 from . import layers
-from .linear_attention import NORM_EPS, MemoryMixer, MixerState, RealLinear, gated, reading, writing
+from .linear_attention import MemoryMixer, MixerState, RealLinear, reading, writing
 from .memory_options import FIRST_RATE_CAP, MemoryOptions
 
 EMBEDDING_SCALE = 0.64  # norm of an initial token row, and of what multiplies it back to unit channels
@@ -173,7 +175,7 @@ class MemoryBlock(nn.Module):
 
 def drop(z: Tensor, probability: float, training: bool, planes: int) -> Tensor:
     """Dropout of whole numbers: complex ones lose both planes together."""
-    return layers.dropout(z, probability, training) if planes == 2 else F.dropout(z, probability, training)
+    return norms.dropout(z, probability, training) if planes == 2 else F.dropout(z, probability, training)
 
 
 def make_blocks(config) -> nn.ModuleList:

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muse.ops.cross_entropy import head_logits, head_loss
+from muse.ops.cross_entropy import head_loss
 from muse.ops.green import left_green
+from muse.ops.logits import head_logits
 
 from .hebbian import HebbianMemory
 from .layers import check_token_ids, compute_again, run_blocks

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muse.ops import cross_entropy, planar
+from muse.ops import cross_entropy, logits, norms, planar
 
 from . import layers, memory_block, zeta
 from .generate import generate
@@ -74,16 +74,16 @@ class Block(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         _, storage = planar.product_dtypes(z)  # under autocast the norm rounds to what the product reads
         h = self.linear(self.norm1(z, storage))
-        keep = layers.dropout_mask(h, self.dropout, self.training)
-        return layers.residual_norm(z, h, keep, self.activation, self.norm2)
+        keep = norms.dropout_mask(h, self.dropout, self.training)
+        return norms.residual_norm(z, h, keep, self.activation, self.norm2)
 
     def advance(
         self, z: Tensor, n: Tensor, following: layers.ComplexLayerNorm, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """From z and n = norm1(z) to the block's output and the norm that follows it, in `dtype`."""
         h = self.linear(n)
-        keep = layers.dropout_mask(h, self.dropout, self.training)
-        return layers.residual_norms(z, h, keep, self.activation, self.norm2, following, dtype)
+        keep = norms.dropout_mask(h, self.dropout, self.training)
+        return norms.residual_norms(z, h, keep, self.activation, self.norm2, following, dtype)
 
 
 class Phase3Stage1Model(nn.Module):
@@ -161,7 +161,7 @@ class Phase3Stage1Model(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Ids (B T) to logits r(B T V) in the storage dtype (under autocast: its dtype)."""
-        return cross_entropy.head_logits(self.features(token_ids), *self.head_parameters())
+        return logits.head_logits(self.features(token_ids), *self.head_parameters())
 
     def loss(self, token_ids: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross entropy in nats of ids (B T) against targets (B T) without a (B T V) tensor; "none" gives (B T)."""

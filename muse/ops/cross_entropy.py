@@ -12,9 +12,6 @@ Weights stored in half precision have such a gradient: on CUDA `head_blocks` the
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,69 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from . import cross_entropy_blocks, planar
 from .cross_entropy_blocks import GRADIENT_SCALE, IGNORE_INDEX, cross_entropy_triton
+from .logits import CACHED_NUMEL, cut, products, wants_grad
 
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
-LOGIT_TOKENS, LOGIT_ROWS = 4096, 1024  # tokens and rows of W whose logits a CPU multiplies and rounds at a time
-MAPPED_BYTES = 2**25  # glibc's malloc gives larger pieces back to the system, whatever was freed before
-CACHED_NUMEL = 2**21  # logits in float32 that a CPU works on at a time, 8 MiB: they stay in its caches
-VOCAB_MULTIPLE = {"cuda": 64}  # an odd number of columns makes the CUDA fp16 product several times slower
 
 
 def default_chunk_tokens(num_tokens: int) -> int:
     """An eighth of the tokens, within 256 .. 4096: up to 32k tokens dW is read and written at most nine times."""
     return min(max(num_tokens // 8, 256), 4096)
-
-
-def _missing_rows(weight: Tensor) -> int:
-    """How many rows V lacks to the device's multiple."""
-    return -weight.shape[0] % VOCAB_MULTIPLE.get(weight.device.type, 1)
-
-
-def _cut(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """W and b in `dtype` with V rounded up to the device's multiple by zeros; W in one piece if it is copied anyway.
-
-    Else in two: the rows that fill the multiple, uncopied, and the rest, padded.
-    """
-    vocab, missing = weight.shape[0], _missing_rows(weight)
-    if bias is not None:
-        bias = F.pad(bias.to(dtype), (0, missing)) if missing else bias.to(dtype)
-    if not missing:
-        return (weight.to(dtype),), bias
-    if weight.dtype != dtype:
-        whole = weight.new_empty(vocab + missing, weight.shape[1], dtype=dtype)
-        whole[:vocab] = weight
-        whole[vocab:] = 0
-        return (whole,), bias
-    full = vocab + missing - VOCAB_MULTIPLE[weight.device.type]
-    pieces = weight[:full], F.pad(weight[full:], (0, 0, 0, missing))
-    return tuple(part for part in pieces if len(part)), bias
-
-
-def _wants_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _padded(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """W and b in `dtype` with V rounded up to the device's multiple."""
-    extra = _missing_rows(weight)
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    if extra:
-        weight = torch.cat([weight, weight.new_zeros(extra, weight.shape[1])])  # twice as fast as F.pad
-        bias = None if bias is None else F.pad(bias, (0, extra))
-    return weight, bias
-
-
-def _products(x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Tensor:
-    """W x + b, r(n V) with V as padded; the padded logits are 0."""
-    logits = x.new_empty(x.shape[0], sum(map(len, pieces)))
-    start = 0
-    for w in pieces:
-        b = None if bias is None else bias[start : start + len(w)]
-        cross_entropy_blocks.product_(logits[:, start : start + len(w)], x, w, b)
-        start += len(w)
-    return logits
 
 
 def _log_probabilities(logits: Tensor, storage: torch.dtype) -> Tensor:
@@ -101,12 +45,12 @@ def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
 def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, gradient: bool):
     """-log p of each target, r(n), g = GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 if ignored, and its sum r(V).
 
-    x r(n D), pieces of W and the bias as _cut returns them, targets (n,). Without `gradient`, None for the last two;
+    x r(n D), pieces of W and the bias as cut returns them, targets (n,). Without `gradient`, None for the last two;
     without a bias, for the last one. g overwrites the logits.
     """
     if x.is_cuda and cross_entropy_triton is not None and x.dtype != torch.float64:
         return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
-    logits = _products(x, pieces, bias)
+    logits = products(x, pieces, bias)
     nll = x.new_empty(len(x), dtype=planar.accumulate_dtype(storage))
     rows = len(x) if x.is_cuda else max(1, CACHED_NUMEL // vocab)
     for z, y, out in zip(logits[:, :vocab].split(rows), targets.split(rows), nll.split(rows), strict=True):
@@ -124,7 +68,7 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
 def _chunk_loss_by_kernels(x, pieces, bias, targets, vocab: int, gradient: bool):
     """The same on CUDA."""
     whole = len(pieces) == 1  # a product that fills its buffer adds the bias for nothing
-    logits, late_bias = _products(x, pieces, bias if whole else None), None if whole else bias
+    logits, late_bias = products(x, pieces, bias if whole else None), None if whole else bias
     log_sums, picked = (x.new_zeros(len(x), dtype=torch.float32) for _ in range(2))
     cross_entropy_triton.log_sum_(logits, late_bias, targets, 0, vocab, log_sums, picked)
     nll = (log_sums - picked).masked_fill(targets == IGNORE_INDEX, 0.0)
@@ -156,7 +100,7 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Summed loss, and GRADIENT_SCALE times its dx r(N D), dW r(V D) and db r(V) (empty without a bias)."""
     accumulate, vocab = planar.accumulate_dtype(storage), weight.shape[0]
-    pieces, bias = _cut(weight, bias, compute)
+    pieces, bias = cut(weight, bias, compute)
     padded = sum(map(len, pieces))
     loss = torch.zeros((), dtype=accumulate, device=x.device)
     dx = torch.empty(x.shape, dtype=compute, device=x.device)
@@ -219,13 +163,13 @@ def _nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, storag
     return _picked_nll(_log_probabilities(F.linear(x, weight, bias), storage), targets)
 
 
-def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wants_grad) -> Tensor:
+def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wanted) -> Tensor:
     """-log p of each target, r(N), chunk by chunk; a backward pass computes each chunk's logits again."""
     parts = zip(x.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-    if wants_grad:
+    if wanted:
         w, b = weight.to(compute), None if bias is None else bias.to(compute)
         return torch.cat([checkpoint(_nll, x_.to(compute), w, b, y, storage, use_reentrant=False) for x_, y in parts])
-    (pieces, b), vocab = _cut(weight, bias, compute), weight.shape[0]
+    (pieces, b), vocab = cut(weight, bias, compute), weight.shape[0]
     chunks = [_chunk_loss(x_.to(compute), pieces, b, y, vocab, storage, gradient=False) for x_, y in parts]
     return torch.cat([nll for nll, *_ in chunks])
 
@@ -246,67 +190,6 @@ def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, ch
             raise ValueError(
                 f"targets must lie in [0, {weight.shape[0]}) or be {IGNORE_INDEX}, got {targets[bad][0].item()}"
             )
-
-
-def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
-    """W x + b in the storage dtype, r(... V) with V rounded up to the device's multiple; x is in the compute dtype."""
-    if x.device.type == "cpu" and x.dtype != storage and not _wants_grad(x, weight, bias):
-        return _logits_by_blocks(x, weight, bias, storage)
-    w, b = _padded(weight, bias, x.dtype)
-    rows = x.reshape(-1, x.shape[-1])  # with more dimensions, a strided x gets its bias in a second pass
-    return planar.rounded(F.linear(rows, w, b), storage).view(*x.shape[:-1], len(w))
-
-
-def _room(rows: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised r(rows columns) on a CPU; a large one in pages of 2 MiB where Linux gives them.
-
-    What malloc maps anew at each call is filled in by the kernel page by page: of 4 KiB, 100,000 for a batch of logits.
-    """
-    num_bytes = len(rows) * columns * dtype.itemsize
-    if num_bytes < MAPPED_BYTES or type(rows) is not Tensor or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return rows.new_empty(len(rows), columns, dtype=dtype)
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without such pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(len(rows), columns)  # which keeps the memory alive
-
-
-def _logits_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
-    """The same on a CPU that multiplies in another dtype than it stores: a block is rounded while caches hold it."""
-    rows = x.reshape(-1, x.shape[-1])
-    out = _room(rows, len(weight), storage)
-    size = min(len(rows), LOGIT_TOKENS) * min(len(weight), LOGIT_ROWS)
-    products, floats = x.new_empty(size), None if x.dtype == torch.float32 else x.new_empty(size, dtype=torch.float32)
-    for start in range(0, len(weight), LOGIT_ROWS):
-        block = slice(start, start + LOGIT_ROWS)
-        w, b = planar.rounded(weight[block], x.dtype), None if bias is None else bias[block].to(x.dtype)
-        for some, target in zip(rows.split(LOGIT_TOKENS), out[:, block].split(LOGIT_TOKENS), strict=True):
-            z = cross_entropy_blocks.product_(products[: target.numel()].view(target.shape), some, w, b)
-            if floats is not None:  # by way of float32, as planar.rounded does, but into memory that is there
-                z = floats[: target.numel()].view(target.shape).copy_(z)
-            target.copy_(z)
-    return out.view(*x.shape[:-1], len(weight))
-
-
-_logits_op = torch.library.custom_op(
-    "muse::logits", _logits, mutates_args=()
-)  # one step for a compiler, which would add the bias and round in further passes over the logits
-
-
-@_logits_op.register_fake
-def _(x, weight, bias, storage):
-    return x.new_empty(*x.shape[:-1], weight.shape[0] + _missing_rows(weight), dtype=storage)
-
-
-def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """W x + b: features r(... D), weight r(V D), bias r(V) to logits r(... V) in the storage (autocast: compute) dtype.
-
-    On CUDA the result is a view of a buffer whose rows are padded to a multiple of 64 columns.
-    """
-    compute, storage = planar.product_dtypes(features)
-    for_compiler = torch.compiler.is_compiling() and not _wants_grad(features, weight, bias)
-    call = _logits_op if for_compiler else _logits
-    return call(features.to(compute), weight, bias, storage)[..., : weight.shape[0]]
 
 
 def head_loss(
@@ -330,15 +213,15 @@ def head_loss(
     _check(features, weight, targets, reduction, chunk_tokens)
     x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1).long()
     compute, storage = planar.product_dtypes(x)
-    wants_grad = _wants_grad(x, weight, bias)
-    by_rows = reduction != "none" and wants_grad and cross_entropy_blocks.serves(x, weight, compute)
+    wanted = wants_grad(x, weight, bias)
+    by_rows = reduction != "none" and wanted and cross_entropy_blocks.serves(x, weight, compute)
     tokens = chunk_tokens or default_chunk_tokens(x.shape[0])
     if by_rows:
         loss = cross_entropy_blocks.SummedLoss.apply(x, weight, bias, y, chunk_tokens)
-    elif reduction != "none" and wants_grad:
+    elif reduction != "none" and wanted:
         loss = _SummedLoss.apply(x, weight, bias, y, tokens, compute, storage)
     else:
-        nll = _chunked_nll(x, weight, bias, y, tokens, compute, storage, wants_grad)
+        nll = _chunked_nll(x, weight, bias, y, tokens, compute, storage, wanted)
         if reduction == "none":
             return nll.reshape(targets.shape)
         loss = nll.sum()
