@@ -34,7 +34,8 @@
     const margin = { l: 8, r: 16, b: 8, ...layout.margin, t: 12 };
     const font = { ...layout.font, ...(narrow ? { size: 11 } : {}) };
     const height = layout.height || 380;
-    const size = onPaper ? { autosize: false, width: PAPER.width, height: Math.min(height, PAPER.height) } : { autosize: true, height };
+    const onOneSheet = height > PAPER.height * 1.35 ? height : Math.min(height, PAPER.height); // rows lower still would not hold their text
+    const size = onPaper ? { autosize: false, width: PAPER.width, height: onOneSheet } : { autosize: true, height };
     return { ...layout, legend, margin, font, ...themed({ ...layout, font }), ...size, dragmode: false };
   }
 
