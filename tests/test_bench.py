@@ -14,12 +14,16 @@ import torch
 from reference import rms_error
 
 from muse import cli
-from muse.bench import bench, bench_layers
-from muse.bench.bench import OTHERS, Bench, BenchSizes, measure_bench
+from muse.bench import bench
+from muse.bench import paths as ways
+from muse.bench import stack as stack_bench
+from muse.bench.bench import GROUPS, measure_bench
+from muse.bench.context import BenchSizes, Context
 from muse.bench.gates import Check, check, check_gradients, gradients, relative_rms, worst_gradient
 from muse.bench.naive import NaiveStage1, PlanarStack, stir
 from muse.bench.peers import PathMissingError
 from muse.bench.race import Trial, race
+from muse.bench.training import OTHERS, race_models
 from muse.catalog import BENCH_GROUPS
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
@@ -57,7 +61,7 @@ def quick_ceilings(monkeypatch):
 
 @pytest.fixture
 def without_compiler(monkeypatch):
-    monkeypatch.setattr(bench_layers, "compiler_problem", lambda device: "no compiler: none for this test")
+    monkeypatch.setattr(ways, "compiler_problem", lambda device: "no compiler: none for this test")
 
 
 def paths(result, group):
@@ -175,7 +179,7 @@ def test_peers_that_are_not_installed_are_reported(monkeypatch, without_compiler
     def absent(name, stack):
         raise PathMissingError(f"{name} is not here")
 
-    monkeypatch.setattr(bench_layers, "build_peer", absent)
+    monkeypatch.setattr(stack_bench, "build_peer", absent)
     result = tiny(groups=("stack",))
     found = paths(result, "stack")
     for name in ("complex64", "complextorch", "complexPyTorch"):
@@ -187,9 +191,9 @@ def test_peers_that_are_not_installed_are_reported(monkeypatch, without_compiler
 def test_without_a_compiler_the_reason_is_given(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("CXX", "some-compiler")
-    assert bench_layers.compiler_problem(CPU) == "no compiler: some-compiler is not on this machine"
+    assert ways.compiler_problem(CPU) == "no compiler: some-compiler is not on this machine"
     with pytest.raises(PathMissingError, match="some-compiler"):
-        bench_layers.compiled(lambda: None, CPU)
+        ways.compiled(lambda: None, CPU)
 
 
 def test_without_cuda_models_say_so_and_memory_is_an_estimate():
@@ -202,14 +206,14 @@ def test_without_cuda_models_say_so_and_memory_is_an_estimate():
 
 
 def test_other_models_race_against_gpt2(without_compiler):
-    racing = Bench(build, TINY.for_device("cpu"), CPU, torch.float32, passthrough)
-    result = racing.race_models("eager", 2)
+    racing = Context(build, TINY.for_device("cpu"), CPU, torch.float32, passthrough)
+    result = race_models(racing, "eager", 2)
     assert {path.name: path.status for path in result.paths} == dict.fromkeys(OTHERS, "timed")
     shares = {m.model: m.value for m in result.metrics(1.0, 1.0) if m.name == "bench_models_eager_2x11_matrix_share"}
     times = {path.name: statistics.median(path.seconds) for path in result.paths}
     flops = {name: 3 * flops_per_token(build(name, use_complex32=False), 11) for name in OTHERS}
     assert shares == {name: pytest.approx(22 * flops[name] / times[name]) for name in OTHERS}
-    assert {path.status for path in racing.race_models("compiled", 2).paths} == {"missing"}
+    assert {path.status for path in race_models(racing, "compiled", 2).paths} == {"missing"}
 
 
 def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_compiler):
@@ -217,7 +221,7 @@ def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_com
         raise MemoryError("too large")
         yield
 
-    monkeypatch.setattr(Bench, "forward", broken)
+    monkeypatch.setitem(GROUPS, "forward", broken)
     result = tiny(groups=("forward", "head"))
     assert [race.group for race in result.races] == ["head_17"]
     (metric,) = [metric for metric in result.metrics() if metric.name == "bench_forward_speed"]
@@ -232,12 +236,12 @@ def test_every_group_is_handed_over_as_soon_as_it_is_done(without_compiler):
 
 
 def test_trials_of_the_stack_do_not_share_their_input(without_compiler):
-    racing = Bench(build, replace(TINY, n_layers=1), CPU, torch.float32, passthrough)
+    racing = Context(build, replace(TINY, n_layers=1), CPU, torch.float32, passthrough)
     stack = stir(PlanarStack(6, 1), 0)
     z, g = torch.randn(2, 2, 11, 12, generator=torch.Generator().manual_seed(0))
-    want = bench_layers.stack_reference(stack, z, g)
-    for module in (stack, bench_layers.like(stack)):
-        checks = bench_layers.stack_trial(racing, z, g, want, module, None).check()
+    want = stack_bench.stack_reference(stack, z, g)
+    for module in (stack, stack_bench.like(stack)):
+        checks = stack_bench.stack_trial(racing, z, g, want, module, None).check()
         assert all(check.ok for check in checks), checks
         assert not z.requires_grad
 
@@ -348,5 +352,5 @@ def test_bad_parameters_give_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_groups_are_methods_of_the_bench():
-    assert all(callable(getattr(Bench, group)) for group in BENCH_GROUPS)
+def test_every_group_of_the_catalog_can_be_raced():
+    assert set(GROUPS) == set(BENCH_GROUPS)

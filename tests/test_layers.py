@@ -299,7 +299,7 @@ BOUNDS = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 def kernels(monkeypatch):
     """The interpreter gets what is on a CPU, but float64, as on CUDA."""
     if INTERPRETED:
-        monkeypatch.setattr(layers, "_has_kernel", lambda z: z.dtype != torch.float64)
+        monkeypatch.setattr(norms, "_has_kernel", lambda z: z.dtype != torch.float64)
 
 
 def stream_and_update(rows, channels, z_dtype, h_dtype):

@@ -25,7 +25,7 @@ class LayerDynamics:
     """One layer: the residual stream behind it and the decays and turns of its memory."""
 
     imaginary_share: float  # energy of the imaginary plane over that of both, 0.5 for circular numbers
-    phase_spread: float  # 1 - |sum z| / sum |z| over tokens, mean over channels: 0 one phase each, 1 all phases alike
+    phase_spread: float  # 1 - |sum z| / sum |z| over tokens, mean over channels: 0 one phase each, 1 spread evenly
     half_life_tokens: tuple[tuple[float, ...], ...]  # per head: QUANTILES over tokens of ln 2 / gamma
     read_share: tuple[float, ...]  # per head: energy of what it reads, before its norm, over that of all heads
     periods_tokens: tuple[tuple[float, ...], ...]  # per head and channel: 2 pi / theta; empty without rotation

@@ -58,7 +58,7 @@ def exit_code(report: Report, gate: bool) -> int:
 def run_info(settings: Settings, command: str) -> RunInfo:
     """Return what is known at the start; the hardware is asked in another process, which then frees the GPU."""
     started = utc_now()
-    question = "import json; from muse.records.schema import hardware; print(json.dumps(hardware()))"
+    question = "import json; from muse.records.environment import hardware; print(json.dumps(hardware()))"
     try:
         answer = subprocess.run(
             [sys.executable, "-c", question], capture_output=True, text=True, timeout=120, check=True

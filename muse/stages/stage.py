@@ -14,7 +14,8 @@ from torch import nn
 
 from muse import measure
 from muse.bench import bench
-from muse.bench.bench import BenchResult, BenchSizes
+from muse.bench.bench import BenchResult
+from muse.bench.context import BenchSizes
 from muse.catalog import BASELINE, REFERENCE, memory_models
 from muse.data.corpora import Corpus, load_corpus
 from muse.host.paths import shortened, with_short_paths

@@ -1,0 +1,99 @@
+"""Head with cross entropy, forward and backward: this package against plain forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muse.ops.cross_entropy import head_loss
+
+from .context import Context
+from .gates import Check, check, check_gradients
+from .paths import extra_bytes
+from .peers import PathMissingError
+from .race import RaceResult, Trial
+
+HEAD_WEIGHT_STD = 0.05  # logits with a standard deviation near 1: some tokens are likelier than others
+HEAD_LOSS_SCALE = 16  # times the number of tokens: keeps float16 gradients of a mean loss above their smallest number
+
+
+def head_race(bench: Context) -> RaceResult:
+    """Race mean cross entropy of (N D) features with all its gradients; inputs are the same numbers in every dtype."""
+    n, vocab, d = bench.sizes.head_tokens, bench.sizes.vocab_size, bench.sizes.d_model
+    drawn = bench.draw(n, d), bench.draw(vocab, d, seed=1) * HEAD_WEIGHT_STD, bench.draw(vocab, seed=2) * 0.1
+    # Rounded to both half precisions, so that no path starts from other numbers than the reference.
+    inputs = {name: t.bfloat16().half().float().to(bench.device) for name, t in zip("xwb", drawn, strict=True)}
+    generator = torch.Generator().manual_seed(bench.sizes.seed)
+    targets = torch.randint(vocab, (n,), generator=generator).to(bench.device)
+    want = head_reference(inputs, targets)
+    trial = partial(head_trial, bench, inputs, targets, want)
+    candidates = {
+        "muse eager": lambda: trial(muse_head, torch.float16),
+        "naive": lambda: trial(naive_head, torch.bfloat16),
+        "naive float32": lambda: trial(naive_head, torch.float32),
+        "torch": lambda: trial(native_head(None), torch.bfloat16),
+        "torch chunked": lambda: trial(native_head("LinearCrossEntropyOptions"), torch.bfloat16),
+    }
+    half_bytes = sum(2 * 2 * t.numel() for t in inputs.values())  # read once, gradients written once
+    return bench.race(f"head_{n}", candidates, tokens_per_call=n, flops_per_token=6 * vocab * d, least_bytes=half_bytes)
+
+
+def muse_head(x: Tensor, w: Tensor, b: Tensor, targets: Tensor) -> Tensor:
+    return head_loss(x, w, b, targets)
+
+
+def naive_head(x: Tensor, w: Tensor, b: Tensor, targets: Tensor) -> Tensor:
+    """Logits of all tokens in the dtype of x, cross entropy of a float32 copy."""
+    return F.cross_entropy(F.linear(x, w, b).float(), targets)
+
+
+def native_head(options: str | None) -> Callable:
+    """Return torch's own F.linear_cross_entropy, with default options of that name or in its reference form."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise PathMissingError(f"torch {torch.__version__} has no F.linear_cross_entropy")
+    chosen = {"options": getattr(nn, options)()} if options else {}
+    return lambda x, w, b, targets: F.linear_cross_entropy(x, w, targets, linear_bias=b, **chosen)
+
+
+def head_reference(inputs: Mapping[str, Tensor], targets: Tensor, rows: int = 512) -> tuple[float, dict[str, Tensor]]:
+    """Return mean loss and gradients in float64 with the formulas of softmax, some rows at a time."""
+    x, w, b = (inputs[name].double() for name in "xwb")
+    total, grads = 0.0, {"x": torch.empty_like(x), "w": torch.zeros_like(w), "b": torch.zeros_like(b)}
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        log_p = torch.log_softmax(x[part] @ w.t() + b, -1)
+        total -= log_p.gather(1, targets[part, None]).sum().item()
+        g = log_p.exp_().scatter_add_(1, targets[part, None], -log_p.new_ones(len(log_p), 1)).div_(len(x))
+        grads["x"][part] = g @ w
+        grads["w"].addmm_(g.t(), x[part])
+        grads["b"] += g.sum(0)
+    return total / len(x), grads
+
+
+def head_trial(
+    bench: Context, inputs: Mapping[str, Tensor], targets: Tensor, want: tuple[float, dict], loss_of, dtype: torch.dtype
+) -> Trial:
+    leaves = {name: value.to(dtype, copy=True).requires_grad_() for name, value in inputs.items()}
+    scale = float(HEAD_LOSS_SCALE * len(targets))
+    products = bench.complex32 if dtype == torch.float16 else dtype
+
+    def call() -> Tensor:
+        for leaf in leaves.values():
+            leaf.grad = None
+        loss = loss_of(*leaves.values(), targets)
+        (loss.float() * scale).backward()
+        return loss
+
+    def compared() -> list[Check]:
+        loss = call().item()
+        got = {name: leaf.grad.float() / scale for name, leaf in leaves.items()}
+        return [check("loss", abs(loss - want[0]), products), *check_gradients(got, want[1], products)]
+
+    eager = not hasattr(loss_of, "_torchdynamo_orig_callable")
+    clear = [lambda leaf=leaf: setattr(leaf, "grad", None) for leaf in leaves.values()]
+    measurable = bench.device.type == "cuda" or eager
+    return Trial(call, compared, partial(extra_bytes, call, clear, bench.device) if measurable else None)

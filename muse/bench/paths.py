@@ -1,0 +1,68 @@
+"""Ways to run the same computation: compiled, as one CUDA graph, and what it holds beside its inputs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from muse.measure.memory import LiveBytes
+from muse.ops.cuda_graph import WARMUPS, Replayed
+
+from .peers import PathMissingError
+from .race import free
+
+
+def compiler_problem(device: torch.device) -> str:
+    """Return why torch.compile cannot work here, or an empty string."""
+    compiler = os.environ.get("CXX", "g++") if device.type == "cpu" else os.environ.get("CC", "gcc")
+    if shutil.which(compiler) is None and (device.type == "cpu" or shutil.which("clang") is None):
+        return f"no compiler: {compiler} is not on this machine"
+    if device.type == "cuda":
+        try:
+            import triton  # noqa: F401  the question is whether it is there
+        except ImportError:
+            return "no compiler: triton is not installed"
+    return ""
+
+
+def compiled(function: Callable, device: torch.device, mode: str | None = None) -> Callable:
+    """Return torch.compile of a function for exactly the shapes it gets; PathMissingError where nothing can compile."""
+    if problem := compiler_problem(device):
+        raise PathMissingError(problem)
+    return torch.compile(function, dynamic=False, mode=mode)
+
+
+def replayed(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Return the call as one CUDA graph, already captured, so that what is compared is a replay."""
+    update = Replayed(lambda: (call(),))
+    for _ in range(WARMUPS + 1):
+        update()
+    return lambda: update()[0]
+
+
+def num_bytes(*tensors: Tensor) -> int:
+    """Return the bytes of all tensors together."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def extra_bytes(
+    call: Callable, clear: list[Callable], device: torch.device
+) -> tuple[int, Literal["measured", "estimate"]]:
+    """Return the peak of a call above what was there before: the CUDA allocator's, else live tensors added up."""
+    for forget in clear:
+        forget()
+    if device.type != "cuda":
+        with LiveBytes() as live:
+            call()
+        return live.peak, "estimate"
+    free(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before, "measured"
