@@ -339,7 +339,7 @@ def test_an_interrupt_saves_the_state_once_and_the_same_command_resumes(tmp_path
 
 KILLED = """
 import os, random, signal, socket, sys, time
-import test_train as t
+import test_trainer as t
 import torch
 
 torch.set_num_threads(1)

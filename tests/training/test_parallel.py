@@ -24,7 +24,7 @@ from muse.training.parallel import Launcher, schedule, visible_devices
 from muse.training.recipe import TrainingResult
 from muse.training.tuning import Ended, Job, Plan
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 PROFILE = {
     "train_tokens": 512,

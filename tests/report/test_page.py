@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import re
 import string
-from datetime import UTC, datetime
-from pathlib import Path
 
 import nbformat
 import pytest
-from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from builders import (
+    NOTEBOOK,
+    VERDICTS,
+    code,
+    criterion,
+    export_cells,
+    make_report,
+    run_info,
+    run_notebook,
+    shown,
+    soup,
+    stage,
+    write_run,
+)
+from nbformat.v4 import new_markdown_cell, new_output
 
 from muse.catalog import STAGE_NAMES
 from muse.records import criteria
 from muse.records.scale import reductions_of
 from muse.records.schema import (
     CRITERIA,
-    Criterion,
     Excerpt,
     InputFile,
     Judged,
     Metric,
     Report,
-    RunInfo,
     Series,
-    StageRecord,
     Summary,
 )
 from muse.records.store import write_record
@@ -34,39 +42,9 @@ from muse.report import page as report
 from muse.report.figures.style import PLOTLY_MIME, mimebundle
 from muse.report.texts import LANGUAGES, texts
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_report.ipynb"
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-LATER = datetime(2026, 1, 2, 4, 9, 5, tzinfo=UTC)
-VERDICTS = dict(zip(CRITERIA, ("fail", "not_measured", "pass", "pass", "pass"), strict=True))
-
-
-def criterion(name, verdict="pass", **values):
-    values = {
-        "target": "at most <1.03>",
-        "value": 1.25,
-        "basis": "measured",
-        "reason": f"because of {name} <more>",
-    } | values
-    return Criterion(name=name, verdict=verdict, **values)
-
-
-def stage(name="perplexity", **values):
-    return StageRecord(stage=name, **{"started_utc": NOW, "finished_utc": LATER, "scale": "published"} | values)
-
-
-def run_info(**values):
-    about = {"id": "quick-1", "profile": "quick", "started_utc": NOW, "git_commit": "abc123", "git_dirty": False}
-    about |= {"versions": {"torch": "9.9"}, "hardware": {"cpu": "slow"}, "seeds": [0, 7], "command": "muse run <x>"}
-    return RunInfo(**about | values)
-
 
 def asked(criteria):
     return Report.of(run_info(), [Judged(model="stage1", criteria=criteria, summary=Summary())], [])
-
-
-def make_report(stages=(), run=None, verdicts=VERDICTS):
-    criteria = [criterion(name, verdict) for name, verdict in verdicts.items()]
-    return Report.of(run or run_info(), [Judged(model="stage1", criteria=criteria, summary=Summary())], stages)
 
 
 def test_further_candidates_have_cards_and_a_headline_of_their_own():
@@ -165,34 +143,19 @@ def test_a_ratio_on_a_card_never_reads_like_its_limit_without_being_on_it(value,
     assert soup(report.verdict_table(found)).select_one(".value").text.split()[0] == words
 
 
-def soup(text):
-    return BeautifulSoup(text, "html.parser")
-
-
 def figure(label="stage1"):
     curve = Series(name="training_loss", model=label, x_name="tokens", y_name="loss", x=[1, 2], y=[3, 2])
     return figures.loss_curves(stage("train", series=[curve]))
 
 
-def code(source="1 + 1  # sum", *outputs, tags=()):
-    return new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)}, execution_count=1)
 
 
-def shown(data):
-    return new_output("display_data", data)
 
 
 ERROR = new_output("error", ename="ValueError", evalue="got <5>", traceback=["\x1b[31mValueError\x1b[0m: got <5>"])
 MESSAGE = new_output("stream", name="stderr", text="a <message>")
 
 
-def export_cells(folder, *cells, page="pages/03_perplexity.html", parameters=None, **options):
-    source = folder / "source.ipynb"
-    metadata = {"papermill": {"parameters": parameters}} if parameters else {}
-    nbformat.write(new_notebook(cells=list(cells), metadata=metadata), source)
-    options = {"title": "A title", "links": [], "language": "en", "inline_assets": False} | options
-    report.export_html(source, folder / page, **options)
-    return folder / page
 
 
 # --- texts
@@ -493,30 +456,6 @@ def test_pages_in_japanese(tmp_path):
 
 
 # --- the report's notebook
-
-
-def run_notebook(folder, language, monkeypatch):
-    """Run the cells of 07_report here and return its outputs as one page."""
-    outputs = []
-    monkeypatch.setattr(
-        "IPython.display.display",
-        lambda item, raw=False: outputs.append(shown(item if raw else {"text/html": item.data})),
-    )
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    values = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            exec(cell.source, values)
-        if "parameters" in cell.metadata.get("tags", ()):
-            values |= {"record_dir": str(folder / "records"), "language": language}
-    return export_cells(folder, code("x", *outputs), page="index.html", language=language, inline_assets=True)
-
-
-def write_run(folder, *stages):
-    names = [record.stage for record in stages] or ["perplexity"]
-    write_record(run_info(params={"stages": names}), folder / "run.json")
-    for record in stages:
-        write_record(record, folder / "records" / f"{record.stage}.json")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

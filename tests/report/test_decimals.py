@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from test_companions import beside, make_report
-from test_figures import metric, record
-from test_ratio_figures import ratio
-from test_report import soup
+from builders import metric, ratio, record, soup
+from companion_builders import beside, make_report
 
 from muse.report import companion_tables, figures
 from muse.report import page as report

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_companions import make_report, perplexities
-from test_figures import metric, record
-from test_ratio_figures import ratio
-from test_report import run_notebook, soup, stage, write_run
+from builders import metric, ratio, record, run_notebook, soup, stage, write_run
+from companion_builders import make_report, perplexities
 
 from muse.report.companions import Companion
 from muse.report.texts import LANGUAGES, texts

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from builders import fake_export, write_notebook
 
 from muse.catalog import STAGE_NAMES, usual_stages
 from muse.host import processes
@@ -30,7 +31,6 @@ from muse.runner.folder import check_folder, fresh_folder
 from muse.runner.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
 from muse.runner.run import exit_code, failed_record, previous_seconds, render, run
 
-PARAMETERS = "seed: int = 7  # help\nd_model = 512\nrecord_dir: str = '.'"
 WRITE = """
 from pathlib import Path
 from muse.records import Metric, StageRecord, utc_now, write_record
@@ -50,29 +50,6 @@ def writes(stage, file=None, status=""):
 def keeps(stage):
     """What a stage leaves that has not measured everything yet."""
     return writes(stage, status="status='failed', error='unfinished: 1 of 2', ")
-
-
-def write_notebook(folder, name, *cells, parameters=PARAMETERS, heading="# The title\n\ntext"):
-    def cell(kind, source, **more):
-        return {"cell_type": kind, "id": f"cell-{len(made)}", "metadata": {}, "source": source.splitlines(True)} | more
-
-    made = []
-    made.append(cell("markdown", heading))
-    for i, source in enumerate((parameters, *cells)):
-        tags = {"tags": ["parameters"]} if i == 0 and parameters else {}
-        if source is not None:
-            made.append(cell("code", source, metadata=tags, outputs=[], execution_count=None))
-    kernel = {"kernelspec": {"name": "not-installed", "display_name": "x", "language": "python"}}
-    path = folder / name
-    path.write_text(json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
-    return path
-
-
-def fake_export(notebook, page, **about):
-    """Stand in for the real export, which has tests of its own."""
-    if notebook.stem == "00_planar_complex":
-        raise RuntimeError("no export today")
-    page.write_text(json.dumps(about, default=lambda record: record.model_dump()))
 
 
 def write_page(notebook, page, **about):

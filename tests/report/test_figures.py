@@ -5,32 +5,18 @@ from __future__ import annotations
 import html
 import json
 import re
-from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from builders import metric, record, series
 
 from muse.measure import dynamics
-from muse.records.schema import Metric, Series, StageRecord
 from muse.report import figures
 from muse.report.figures import stage
 from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, number, style
 from muse.report.texts import LANGUAGES, texts
-
-
-def record(stage="perplexity", **values):
-    now = datetime(2026, 1, 2, tzinfo=UTC)
-    return StageRecord(stage=stage, started_utc=now, finished_utc=now, scale="published", **values)
-
-
-def metric(name, model="stage1", value=1.0, unit="1", **values):
-    return Metric(name=name, model=model, value=value, unit=unit, **values)
-
-
-def series(name, model="stage1", x=(1, 2, 3), y=(5.0, 4.0, 3.5), **values):
-    return Series(name=name, model=model, x_name="tokens", y_name="loss", x=list(x), y=list(y), **values)
 
 
 def norms(samples, labels, **values):

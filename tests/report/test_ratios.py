@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from test_figures import metric, record
+from builders import ratio, record
 
 from muse.report import figures
 from muse.report.texts import LANGUAGES
-
-
-def ratio(model, value, interval=None, samples=(), baseline="phase2"):
-    labels = [f"seed {seed}" for seed in range(len(samples))]
-    values = {"interval": interval, "samples": list(samples), "labels": labels}
-    return metric(f"perplexity_ratio_to_{baseline}", model, value, **values)
-
 
 NEAR = [
     ratio("stage1_memory", 0.875, (0.75, 1.125), (0.8, 0.9, 0.925)),

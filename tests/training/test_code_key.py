@@ -112,7 +112,7 @@ def test_an_import_that_leads_to_nothing_is_an_error(tmp_path, line, template):
 def test_the_closure_of_each_model_is_the_committed_one():
     """A module that leaves the list no longer changes the key of a training: that must be meant.
 
-    To renew the list: `python tests/test_code_key.py`.
+    To renew the list: `python tests/training/test_code_key.py`.
     """
     assert covered() == json.loads(CLOSURES.read_text())
 

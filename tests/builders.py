@@ -1,0 +1,151 @@
+"""What several tests build: records, reports, notebooks and pages."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from muse.records.schema import (
+    CRITERIA,
+    Criterion,
+    Judged,
+    Metric,
+    Report,
+    RunInfo,
+    Series,
+    StageRecord,
+    Summary,
+)
+from muse.records.store import write_record
+from muse.report import page as report
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_report.ipynb"
+
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+LATER = datetime(2026, 1, 2, 4, 9, 5, tzinfo=UTC)
+
+
+VERDICTS = dict(zip(CRITERIA, ("fail", "not_measured", "pass", "pass", "pass"), strict=True))
+
+
+def criterion(name, verdict="pass", **values):
+    values = {
+        "target": "at most <1.03>",
+        "value": 1.25,
+        "basis": "measured",
+        "reason": f"because of {name} <more>",
+    } | values
+    return Criterion(name=name, verdict=verdict, **values)
+
+
+def stage(name="perplexity", **values):
+    return StageRecord(stage=name, **{"started_utc": NOW, "finished_utc": LATER, "scale": "published"} | values)
+
+
+def run_info(**values):
+    about = {"id": "quick-1", "profile": "quick", "started_utc": NOW, "git_commit": "abc123", "git_dirty": False}
+    about |= {"versions": {"torch": "9.9"}, "hardware": {"cpu": "slow"}, "seeds": [0, 7], "command": "muse run <x>"}
+    return RunInfo(**about | values)
+
+
+def make_report(stages=(), run=None, verdicts=VERDICTS):
+    criteria = [criterion(name, verdict) for name, verdict in verdicts.items()]
+    return Report.of(run or run_info(), [Judged(model="stage1", criteria=criteria, summary=Summary())], stages)
+
+
+def soup(text):
+    return BeautifulSoup(text, "html.parser")
+
+
+def code(source="1 + 1  # sum", *outputs, tags=()):
+    return new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)}, execution_count=1)
+
+
+def shown(data):
+    return new_output("display_data", data)
+
+
+def export_cells(folder, *cells, page="pages/03_perplexity.html", parameters=None, **options):
+    source = folder / "source.ipynb"
+    metadata = {"papermill": {"parameters": parameters}} if parameters else {}
+    nbformat.write(new_notebook(cells=list(cells), metadata=metadata), source)
+    options = {"title": "A title", "links": [], "language": "en", "inline_assets": False} | options
+    report.export_html(source, folder / page, **options)
+    return folder / page
+
+
+def run_notebook(folder, language, monkeypatch):
+    """Run the cells of 07_report here and return its outputs as one page."""
+    outputs = []
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda item, raw=False: outputs.append(shown(item if raw else {"text/html": item.data})),
+    )
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    values = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, values)
+        if "parameters" in cell.metadata.get("tags", ()):
+            values |= {"record_dir": str(folder / "records"), "language": language}
+    return export_cells(folder, code("x", *outputs), page="index.html", language=language, inline_assets=True)
+
+
+def write_run(folder, *stages):
+    names = [record.stage for record in stages] or ["perplexity"]
+    write_record(run_info(params={"stages": names}), folder / "run.json")
+    for record in stages:
+        write_record(record, folder / "records" / f"{record.stage}.json")
+
+
+PARAMETERS = "seed: int = 7  # help\nd_model = 512\nrecord_dir: str = '.'"
+
+
+def write_notebook(folder, name, *cells, parameters=PARAMETERS, heading="# The title\n\ntext"):
+    def cell(kind, source, **more):
+        return {"cell_type": kind, "id": f"cell-{len(made)}", "metadata": {}, "source": source.splitlines(True)} | more
+
+    made = []
+    made.append(cell("markdown", heading))
+    for i, source in enumerate((parameters, *cells)):
+        tags = {"tags": ["parameters"]} if i == 0 and parameters else {}
+        if source is not None:
+            made.append(cell("code", source, metadata=tags, outputs=[], execution_count=None))
+    kernel = {"kernelspec": {"name": "not-installed", "display_name": "x", "language": "python"}}
+    path = folder / name
+    path.write_text(json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def fake_export(notebook, page, **about):
+    """Stand in for the real export, which has tests of its own."""
+    if notebook.stem == "00_planar_complex":
+        raise RuntimeError("no export today")
+    page.write_text(json.dumps(about, default=lambda record: record.model_dump()))
+
+
+def record(stage="perplexity", **values):
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    return StageRecord(stage=stage, started_utc=now, finished_utc=now, scale="published", **values)
+
+
+def metric(name, model="stage1", value=1.0, unit="1", **values):
+    return Metric(name=name, model=model, value=value, unit=unit, **values)
+
+
+def series(name, model="stage1", x=(1, 2, 3), y=(5.0, 4.0, 3.5), **values):
+    return Series(name=name, model=model, x_name="tokens", y_name="loss", x=list(x), y=list(y), **values)
+
+
+def ratio(model, value, interval=None, samples=(), baseline="phase2"):
+    labels = [f"seed {seed}" for seed in range(len(samples))]
+    values = {"interval": interval, "samples": list(samples), "labels": labels}
+    return metric(f"perplexity_ratio_to_{baseline}", model, value, **values)
