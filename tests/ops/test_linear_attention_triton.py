@@ -252,8 +252,10 @@ def test_runs_of_the_cuda_kernels_are_equal_and_can_be_captured(imaginary_scores
         return loss_and_gradients(lambda *x: kernels.remembered(*x, imaginary_scores)[0], inputs)
 
     def captured():
-        y = kernels.remembered(*inputs, imaginary_scores)[0]
-        return [y, *torch.autograd.grad(y, inputs, weight)]
+        """Of leaves of its own, since those of `call` were first used on another stream than the one that captures."""
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        y = kernels.remembered(*leaves, imaginary_scores)[0]
+        return [y, *torch.autograd.grad(y, leaves, weight)]
 
     first = call()
     assert all(torch.equal(a, b) for a, b in zip(first, call(), strict=True))
