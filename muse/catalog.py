@@ -21,6 +21,7 @@ class Model(NamedTuple):
     baselines: tuple[str, ...] = ("phase2", "gpt2")
     has_memory: bool = False  # whether the stage `dynamics` can look at it
     options: Mapping[str, object] = NOTHING  # what is changed in the memory of `stage1_memory`
+    removes_complex: bool = False  # whether that takes away one thing which only complex numbers have
 
 
 class Stage(NamedTuple):
@@ -35,9 +36,14 @@ class Stage(NamedTuple):
 REFERENCE, WITH_MEMORY, BASELINE, YARDSTICK, TWIN = "stage1", "stage1_memory", "phase2", "gpt2", "real_twin"
 
 
-def _ablation(change: str, **options: object) -> Model:
-    name = f"{WITH_MEMORY}_{change}"
-    return Model(name, baselines=(BASELINE, YARDSTICK, WITH_MEMORY), has_memory=True, options=options)
+def _ablation(change: str, *, removes_complex: bool = False, **options: object) -> Model:
+    return Model(
+        f"{WITH_MEMORY}_{change}",
+        baselines=(BASELINE, YARDSTICK, WITH_MEMORY),
+        has_memory=True,
+        options=options,
+        removes_complex=removes_complex,
+    )
 
 
 MODELS = (
@@ -46,8 +52,8 @@ MODELS = (
     Model(BASELINE, baselines=(YARDSTICK,)),
     Model(YARDSTICK, baselines=(BASELINE,)),
     Model(TWIN, baselines=(BASELINE, YARDSTICK, WITH_MEMORY)),
-    _ablation("no_rotation", rotation="none"),
-    _ablation("real_scores", imaginary_scores=False),
+    _ablation("no_rotation", removes_complex=True, rotation="none"),
+    _ablation("real_scores", removes_complex=True, imaginary_scores=False),
     _ablation("no_decay", decay="none"),
     _ablation("untied", tied=False),
     _ablation("modrelu", feed_forward="modrelu"),
@@ -125,5 +131,5 @@ def usual_candidates(models: Sequence[str]) -> list[str]:
 
 def comparisons(models: Sequence[str]) -> list[tuple[str, str]]:
     """Return the (model, baseline) pairs worth a ratio, baseline by baseline."""
-    bases = (BASELINE, YARDSTICK, WITH_MEMORY)
+    bases = dict.fromkeys(base for row in MODELS for base in row.baselines)
     return [(name, base) for base in bases if base in models for name in models if base in model(name).baselines]

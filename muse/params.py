@@ -19,8 +19,10 @@ from .catalog import (
     MODEL_NAMES,
     REFERENCE,
     STAGE_NAMES,
+    SYNTHETIC,
     YARDSTICK,
     memory_models,
+    stage,
     usual_candidates,
     usual_stages,
 )
@@ -61,7 +63,7 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models live; auto takes CUDA if present")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights and random inputs of measurements")
 
-    corpus: str = Field("synthetic", description="synthetic, wikitext-2 (from the hub) or a folder of text or parquet")
+    corpus: str = Field(SYNTHETIC, description="synthetic, wikitext-2 (from the hub) or a folder of text or parquet")
     tokenizer: str = Field(
         "corpus", description="gpt2 (from the hub), a folder with vocab.json and merges.txt, or corpus"
     )
@@ -168,8 +170,9 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append(f"stages names one stage twice: {settings.stages}")
     if len(set(settings.candidates)) != len(settings.candidates):
         found.append(f"candidates names one model twice: {settings.candidates}")
-    if "dynamics" in settings.stages and not memory_models(settings.models):
-        found.append(f"stages names dynamics, but none of models has a complex memory: {settings.models}")
+    for name in settings.stages:
+        if stage(name).needs_memory and not memory_models(settings.models):
+            found.append(f"stages names {name}, but none of models has a complex memory: {settings.models}")
     n_seq = settings.train_n_seq or settings.n_seq
     if settings.train_batch_tokens < n_seq:
         found.append(f"train_batch_tokens = {settings.train_batch_tokens} holds no sequence of {n_seq} tokens")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from muse import catalog
-from muse.params import Settings
+from muse.data.corpora import load_corpus
+from muse.data.hub import CorpusUnavailable
+from muse.params import ParamsError, Settings, load_params
+from muse.records.scale import PUBLISHED_CORPUS
 from muse.report.figures.style import MODELS as LOOKS
 from muse.report.texts import texts
 
@@ -26,6 +30,46 @@ def test_each_stage_has_its_notebook_and_each_notebook_its_stage():
     assert {catalog.stem(name) for name in names} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert catalog.page("perplexity") == "pages/03_perplexity.html"
     assert catalog.page(catalog.REPORT) == "index.html"
+
+
+def test_a_model_is_compared_with_every_baseline_of_its_row():
+    pairs = catalog.comparisons(catalog.MODEL_NAMES)
+    assert len(set(pairs)) == len(pairs)
+    assert set(pairs) == {(row.name, base) for row in catalog.MODELS for base in row.baselines}
+    assert not [pair for pair in pairs if pair[0] == pair[1] or pair[1] not in catalog.MODEL_NAMES]
+    assert list(dict.fromkeys(base for _, base in pairs)) == ["phase2", "gpt2", "stage1_memory"]
+    assert catalog.comparisons(["stage1_memory_untied", "stage1_memory", "gpt2"]) == [
+        ("stage1_memory_untied", "gpt2"), ("stage1_memory", "gpt2"), ("stage1_memory_untied", "stage1_memory")
+    ]  # fmt: skip
+
+
+def test_a_memory_is_watched_in_the_whole_model_before_its_changes():
+    changed = [name for name in catalog.MODEL_NAMES if name in catalog.ABLATIONS]
+    assert catalog.memory_models([*changed, "real_twin", "stage1_memory"]) == ["stage1_memory", *changed]
+    assert catalog.memory_models(["stage1", "phase2", "gpt2", "real_twin"]) == []
+
+
+@pytest.mark.parametrize("name", [row.name for row in catalog.STAGES if row.needs_memory])
+def test_a_stage_that_looks_into_a_memory_is_refused_without_one(name):
+    with pytest.raises(ParamsError, match=f"stages names {name}, but none of models has a complex memory"):
+        load_params(None, [f"stages=[{name}]", "models=[stage1, real_twin]"])
+    assert load_params(None, [f"stages=[{name}]", "models=[stage1_memory_untied]"]).stages == [name]
+
+
+def test_corpora_and_tokenizers_by_name_are_read_and_described(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.txt").write_text("one two three\n")
+    given = [(corpus, "corpus") for corpus in catalog.CORPORA]
+    given += [(str(tmp_path), tokenizer) for tokenizer in catalog.TOKENIZERS]
+    for corpus, tokenizer in given:
+        with contextlib.suppress(CorpusUnavailable):  # known, but not on this machine
+            found = load_corpus(corpus, tokenizer, splits=("validation",), cache_dir=tmp_path / "cache")
+            assert (found.name, found.tokenizer_name) == (corpus, tokenizer)
+    assert PUBLISHED_CORPUS in catalog.CORPORA
+    for key, names in (("corpus", catalog.CORPORA), ("tokenizer", catalog.TOKENIZERS)):
+        assert not [name for name in names if name not in Settings.model_fields[key].description]
+        assert Settings.model_fields[key].default in names
 
 
 def test_what_a_stage_needs_runs_before_it():
@@ -60,7 +104,7 @@ def test_the_criteria_are_asked_of_the_reference_where_a_run_has_it(models, expe
 
 def test_names_of_models_stand_in_the_catalog_only():
     """Elsewhere they are asked for by their meaning; figures give each of the ablations its own look."""
-    names = set(catalog.MODEL_NAMES) - set(catalog.ABLATIONS)
+    names = set(catalog.MODEL_NAMES)
     for path in sorted((ROOT / "muse").rglob("*.py")):
         if path.name in ("catalog.py", "__init__.py"):
             continue
@@ -71,6 +115,7 @@ def test_names_of_models_stand_in_the_catalog_only():
 
 MEANT_OTHERWISE = {
     "pretrained.py": {"stage1", "real_twin", "phase2", "gpt2"},  # modules, by their names
+    "style.py": set(catalog.ABLATIONS),
     "cli.py": {"gpt2"},  # a tokenizer
     "harness.py": {"gpt2"},
     "tokenizers.py": {"gpt2"},

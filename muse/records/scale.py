@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from muse.catalog import SYNTHETIC, WIKITEXT
+
 from .schema import Reduction
 
 PUBLISHED = {
@@ -26,7 +28,7 @@ PUBLISHED = {
 }
 """Sizes and counts of the published protocols; a setting below one of these makes its stage `reduced`."""
 
-PUBLISHED_CORPUS = "wikitext-2"
+PUBLISHED_CORPUS = WIKITEXT
 
 
 def reductions_of(settings: Mapping[str, object]) -> list[Reduction]:
@@ -35,8 +37,8 @@ def reductions_of(settings: Mapping[str, object]) -> list[Reduction]:
     A stage that trains is judged by the trained sizes (`train_d_model`, ...) where they are given.
     """
     found = []
-    if settings.get("corpus") == "synthetic":
-        found.append(Reduction(setting="corpus", value="synthetic", published=PUBLISHED_CORPUS))
+    if settings.get("corpus") == SYNTHETIC:
+        found.append(Reduction(setting="corpus", value=SYNTHETIC, published=PUBLISHED_CORPUS))
     for name, published in PUBLISHED.items():
         value = settings.get(name, published)
         if settings.get("train_tokens"):

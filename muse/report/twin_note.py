@@ -6,14 +6,14 @@ import html
 import math
 from collections.abc import Sequence
 
-from muse.catalog import BASELINE, TWIN, WITH_MEMORY
+from muse.catalog import BASELINE, MODELS, TWIN, WITH_MEMORY
 from muse.records.schema import Metric, StageRecord
 
 from .companions import WHOLE_MEMORY, Companion, metrics_of
 from .figures.style import alike, join, metric_decimals, number, say, style, told
 from .texts import texts
 
-COMPLEX_PARTS = ("stage1_memory_no_rotation", "stage1_memory_real_scores")
+COMPLEX_PARTS = tuple(row.name for row in MODELS if row.removes_complex)
 """Changes of the memory that each take away one thing that only complex numbers have."""
 
 

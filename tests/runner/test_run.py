@@ -33,7 +33,9 @@ from muse.runner.run import exit_code, failed_record, previous_seconds, render, 
 
 WRITE = """
 from pathlib import Path
-from muse.records import Metric, StageRecord, utc_now, write_record
+from muse.records.environment import utc_now
+from muse.records.schema import Metric, StageRecord
+from muse.records.store import write_record
 metrics = [Metric(name="seed", value=seed, unit="1"), Metric(name="d_model", value=d_model, unit="1")]
 times = dict(started_utc=utc_now(), finished_utc=utc_now())
 record = StageRecord(stage={stage!r}, {status}**times, scale="published", metrics=metrics)

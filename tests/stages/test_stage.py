@@ -22,6 +22,7 @@ from muse.records.criteria import judge
 from muse.records.schema import Metric, Series, StageRecord
 from muse.records.store import read_record
 from muse.report.figures.style import MODELS
+from muse.report.texts import texts
 from muse.runner.notebooks import REPOSITORY
 from muse.stages.stage import Stage
 
@@ -199,7 +200,7 @@ def test_a_model_whose_memory_is_estimated_is_the_same_model_with_nothing_drawn(
 
 
 def test_a_new_model_does_not_wait_for_the_import_of_torchs_compiler():
-    code = f"import sys; from muse.models import build_model; build_model('stage1', **{SIZES!r}); "
+    code = f"import sys; from muse.models.build import build_model; build_model('stage1', **{SIZES!r}); "
     code += f"build_model('stage1_memory', **{SIZES!r}); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -322,10 +323,10 @@ def test_a_model_without_a_finite_perplexity_takes_nothing_from_the_others(names
     broken = record.find("perplexity", "stage1")
     assert broken.value is None
     assert broken.note.startswith("seed 0: loss of nan in test split, batch 0")
-    verdict = judge([record])[0]
+    verdict = judge([record], texts("en"))[0]
     assert verdict.verdict == "fail"
     assert "loss of nan" in verdict.reason
-    assert judge([record], candidate="phase2", baseline="stage1")[0].verdict == "not_measured"
+    assert judge([record], texts("en"), candidate="phase2", baseline="stage1")[0].verdict == "not_measured"
 
 
 def test_what_a_loop_has_measured_is_kept_until_the_record_is_written(namespace, tmp_path):
@@ -391,13 +392,13 @@ def test_a_model_that_fails_takes_nothing_from_those_before_it(
     record = read_record(StageRecord, tmp_path / "records" / f"{notebook[3:]}.json")
     assert (record.status, record.error) == ("failed", f"unfinished: {error}")
     assert {name: record.models(name) for name in kept} == kept
-    assert {criterion.verdict for criterion in judge([record])} == {"not_measured"}
+    assert {criterion.verdict for criterion in judge([record], texts("en"))} == {"not_measured"}
     if notebook == "03_perplexity":
         assert len(record.find("perplexity", "stage1").samples) == 2
         assert record.series[0].model == "stage1"
     if number == 5 and notebook == "03_perplexity":
         as_if_done = record.model_copy(update={"status": "ok", "error": None})
-        assert judge([as_if_done])[0].verdict != "not_measured", "only the failure keeps it from being judged"
+        assert judge([as_if_done], texts("en"))[0].verdict != "not_measured", "only the failure keeps it from being judged"
 
 
 def test_races_are_kept_group_by_group_beside_the_models(namespace, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,10 +19,11 @@ import torch
 
 from muse import cli
 from muse.params import Settings
-from muse.training import parallel
+from muse.training import parallel, tuning
 from muse.training.checkpoint import STATE_FILE, training_folder
 from muse.training.parallel import Launcher, schedule, visible_devices
 from muse.training.recipe import TrainingResult
+from muse.training.trainer import NonFiniteLossError
 from muse.training.tuning import Ended, Job, Plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -188,6 +190,95 @@ def test_a_list_of_visible_devices_is_respected(monkeypatch):
     assert visible_devices("cpu") == [None]
 
 
+# The same plan in turn, in this process
+
+
+PAIRS = {"models": ["gpt2"], "train_tokens": 512, "learning_rates": [0.2, 0.1], "dropouts": [0.0, 0.5], "seeds": [4, 5]}
+TRIES = [(4, 0.2, 0.0), (4, 0.2, 0.5), (4, 0.1, 0.0), (4, 0.1, 0.5)]
+
+
+def in_turn(monkeypatch, loss_of, settings):
+    """What `choose_and_train` returns or raises, and its jobs; each ends at once with a loss, None diverges."""
+    jobs = []
+
+    def train(name, build, recipe, *_):
+        jobs.append(Job(name, recipe.seed, recipe.learning_rate, recipe.dropout, recipe.train_tokens))
+        if loss_of(jobs[-1]) is None:
+            raise NonFiniteLossError(str(jobs[-1]))
+        return result(jobs[-1], loss_of(jobs[-1]))
+
+    monkeypatch.setattr(tuning, "train", train)
+    try:
+        return tuning.choose_and_train(settings, "gpt2", SimpleNamespace(vocab_size=3), build_model=dict), jobs
+    except NonFiniteLossError as error:
+        return error, jobs
+
+
+def scheduled(loss_of, settings):
+    """The plan, how its jobs ended, and the jobs in the order in which they started, one at a time."""
+    fake = Faked(ends=lambda job: Ended(1.0, error="diverged", diverged=True) if loss_of(job) is None
+                 else Ended(1.0, result(job, loss_of(job))))  # fmt: skip
+    plan = Plan(settings, ("gpt2",))
+    return plan, schedule(plan, (None,), 1, fake, fake.tick), fake.started
+
+
+def loss_by_pair(job):
+    return job.learning_rate + job.dropout
+
+
+@pytest.mark.parametrize(
+    ("changes", "loss_of", "tries", "choice", "trained"),
+    [
+        ({"tune_tokens": 128}, loss_by_pair, TRIES, (0.1, 0.0), [4, 5]),
+        ({}, loss_by_pair, TRIES, (0.1, 0.0), [5]),  # a full try is the first seed's training
+        ({"tune_tokens": 128}, lambda job: None if job.learning_rate == 0.1 else loss_by_pair(job), TRIES, (0.2, 0.0),
+         [4, 5]),
+        ({}, lambda job: None if job.dropout == 0.0 else loss_by_pair(job), TRIES, (0.1, 0.5), [5]),
+        ({}, lambda job: 1.0, TRIES, (0.2, 0.0), [5]),  # the first of equal ones
+        ({"tune_tokens": 128, "learning_rates": [0.1], "dropouts": [0.5]}, loss_by_pair, [], (0.1, 0.5), [4, 5]),
+        ({"learning_rates": [0.1, 0.1], "dropouts": [0.5], "seeds": [4, 4]}, loss_by_pair, [(4, 0.1, 0.5)], (0.1, 0.5),
+         []),
+    ],
+    ids=["tuned", "full", "diverged", "full-diverged", "equal-losses", "one-pair", "equal-pairs-and-seeds"],
+)  # fmt: skip
+def test_in_turn_and_side_by_side_give_the_same_jobs_choice_and_result(
+    monkeypatch, changes, loss_of, tries, choice, trained
+):
+    settings = Settings(**PAIRS | changes)
+    expected = [Job("gpt2", *values, settings.tune_tokens or 512) for values in tries]
+    expected += [Job("gpt2", seed, *choice, 512) for seed in trained]
+    alone, jobs = in_turn(monkeypatch, loss_of, settings)
+    plan, ended, started = scheduled(loss_of, settings)
+    assert jobs == started == expected
+    assert (alone.learning_rate, alone.dropout) == plan.best_pair("gpt2", ended) == choice
+    assert alone.tries == plan.tried("gpt2", ended)
+    told = [(t.learning_rate, t.dropout, t.validation_loss, t.note) for t in alone.tries]
+    losses = [loss_of(job) for job in plan.tries("gpt2")]
+    assert [t[2:] for t in told] == [(loss, "diverged" if loss is None else "") for loss in losses]
+    assert [t[:2] for t in told] == [(job.learning_rate, job.dropout) for job in plan.tries("gpt2")]
+    assert alone.results == tuple(ended[job].result for job in plan.trainings("gpt2", ended))
+    assert [found.seed for found in alone.results] == settings.seeds
+    assert plan.failed(ended) == []
+
+
+def test_all_tries_diverging_and_a_seed_that_does_are_errors_in_turn_and_failures_side_by_side(monkeypatch):
+    settings = Settings(**PAIRS | {"tune_tokens": 128, "seeds": [4, 5, 6]})
+    error, jobs = in_turn(monkeypatch, lambda job: None, settings)
+    plan, ended, started = scheduled(lambda job: None, settings)
+    assert jobs == started == plan.failed(ended) == [Job("gpt2", *values, 128) for values in TRIES]
+    assert isinstance(error, NonFiniteLossError)
+    assert str(error) == str(jobs[-1])
+
+    def broken(job):
+        return None if job.seed == 5 else loss_by_pair(job)
+
+    error, jobs = in_turn(monkeypatch, broken, settings)
+    plan, ended, started = scheduled(broken, settings)
+    assert str(error) == str(jobs[-1])
+    assert plan.failed(ended) == jobs[-1:] == [Job("gpt2", 5, 0.1, 0.0, 512)]
+    assert started == [*jobs, Job("gpt2", 6, 0.1, 0.0, 512)], "in turn, an error leaves the seeds that follow"
+
+
 # The command lines, run in this process
 
 
@@ -227,7 +318,7 @@ def test_all_trainings_are_those_of_the_plain_command(tmp_path, monkeypatch, cap
     assert folders() == plain
     assert len(list(Path("checkpoints", "logs").iterdir())) == len(plain)
     there = [line.replace(f"{os.sep}plain{os.sep}", f"{os.sep}beside{os.sep}") for line in lines]
-    assert printed.splitlines()[-4:] == [line.replace(", found finished", "") for line in there]
+    assert printed.splitlines()[-4:] == there
 
     untouched = {path: path.stat().st_mtime_ns for path in Path("checkpoints").rglob("*.safetensors")}
     assert cli.main(arguments) == 0

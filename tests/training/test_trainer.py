@@ -31,7 +31,7 @@ from muse.training import trainer as module
 from muse.training.live import curve_svg, live_curve, training_bar
 from muse.training.recipe import Recipe, Report
 from muse.training.trainer import DeadGradientError, NonFiniteLossError, train
-from muse.training.tuning import Ended, Job, Plan, choose_and_train
+from muse.training.tuning import choose_and_train
 
 VOCAB_SIZE, N_SEQ = 13, 8
 SIZES = {"vocab_size": VOCAB_SIZE, "d_model": 8, "n_layers": 1, "n_seq": N_SEQ}
@@ -507,33 +507,6 @@ def test_a_full_try_is_the_first_seeds_training(tmp_path):
     trained = choose_and_train(settings(tmp_path, seeds=[4, 5]), "stage1", make_corpus(), build_model)
     assert not any(result.reused for result in trained.results)
     assert len(list(tmp_path.iterdir())) == len(trained.tries) + 1
-
-
-def test_in_turn_or_side_by_side_it_is_the_same_plan(tmp_path):
-    """Also where a try diverges: the same trainings, in the same order, and the same choice."""
-    chosen = settings(tmp_path, seeds=[4, 5], tune_tokens=320)
-    order, build = [], partial(Toy, spoil="loss", at_step=3)
-
-    def build_some(name, dropout=0.0, seed=0, **sizes):
-        order.append((seed, dropout))
-        return build(dropout=dropout, seed=seed) if dropout else build_model(name, seed=seed, **sizes)
-
-    alone = choose_and_train(chosen, "stage1", make_corpus(), build_some)
-    plan, ended, jobs = Plan(chosen, ("stage1",)), {}, []
-    while left := [job for job in plan.wanted(ended) if job not in ended]:
-        for job in left:
-            jobs.append((job.seed, job.dropout))
-            losses = [t.validation_loss for t in alone.tries if (t.learning_rate, t.dropout) == job_pair(job)]
-            result = replace(alone.results[0], best_validation_loss=losses[0]) if losses[0] is not None else None
-            ended[job] = Ended(1.0, result, diverged=result is None)
-    assert list(dict.fromkeys(order)) == list(dict.fromkeys(jobs))
-    assert plan.tried("stage1", ended) == alone.tries
-    assert plan.best_pair("stage1", ended) == (alone.learning_rate, alone.dropout)
-    assert any(t.validation_loss is None for t in alone.tries)
-
-
-def job_pair(job: Job) -> tuple[float, float]:
-    return job.learning_rate, job.dropout
 
 
 def test_one_pair_needs_no_try(tmp_path):
