@@ -27,6 +27,7 @@ from muse.records.schema import Metric, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
 from muse.report.assemble import assemble
+from muse.report.texts import texts
 from muse.runner.folder import check_folder, fresh_folder
 from muse.runner.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
 from muse.runner.run import exit_code, failed_record, previous_seconds, render, run
@@ -644,7 +645,7 @@ def stages_with(ours, theirs=100.0, stability=0):
     ],
 )
 def test_exit_codes_with_gate(stages, code):
-    criteria = judge(stages)
+    criteria = judge(stages, texts("en"))
     report = Report(run=run_info(["memory"]), criteria=criteria, summary=summarise(stages, criteria), stages=stages)
     assert exit_code(report, gate=True) == code
     assert exit_code(report, gate=False) == (4 if code == 4 else 0)

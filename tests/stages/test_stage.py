@@ -398,7 +398,8 @@ def test_a_model_that_fails_takes_nothing_from_those_before_it(
         assert record.series[0].model == "stage1"
     if number == 5 and notebook == "03_perplexity":
         as_if_done = record.model_copy(update={"status": "ok", "error": None})
-        assert judge([as_if_done], texts("en"))[0].verdict != "not_measured", "only the failure keeps it from being judged"
+        found = judge([as_if_done], texts("en"))[0]
+        assert found.verdict != "not_measured", "only the failure keeps it from being judged"
 
 
 def test_races_are_kept_group_by_group_beside_the_models(namespace, tmp_path, monkeypatch):
