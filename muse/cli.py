@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from muse.host.signals import Interruptions
 from muse.runner.notebooks import find_notebooks, resolve_folders, stage_parameters
 from muse.runner.run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
     try:
-        return options.call(options, arguments)
+        with Interruptions(wait=False):
+            return options.call(options, arguments)
     except ParamsError as error:
         print(f"muse: {error}", file=sys.stderr)
         return BAD_PARAMETERS

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from muse.host.files import replacing
+from muse.host.files import replaced
 
 from .batches import num_targets
 from .grammar import Grammar
@@ -177,8 +177,7 @@ def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 def _write_cache(path: Path, ids: np.ndarray, document_starts: np.ndarray) -> None:
     """Written whole or not at all. Warns where it cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with replaced(path) as temporary, temporary.open("wb") as file:
             np.savez(file, ids=ids, document_starts=document_starts, sha256=_sha256_of_ids(ids))
     except OSError as error:
         warnings.warn(f"token ids were not cached in {path.parent}: {error}", stacklevel=2)

@@ -1,40 +1,48 @@
-"""Files that are written whole or not at all, and folders that one process at a time writes to."""
+"""Files that are whole or not there, and a folder that one process has alone."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK_FILE = ".lock"
-UNFINISHED = ".{name}.{pid}.tmp"
+LOCK = ".lock"
+UNFINISHED = ".tmp"
 
 
-class FolderInUseError(OSError):
-    """Another process holds the lock of a folder."""
+class FolderInUseError(RuntimeError):
+    """A folder that another holder has."""
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; what was written takes its place when the block ends well.
+def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Give a path to write a file to; when the block ends, that file takes the place of `path` in one step.
 
-    A reader sees the old file or the new one, never half of it, and, where `durable`, so does who comes after a power
-    cut. After any error, a full disk too, the old file is there and the temporary one is gone.
+    Whoever reads `path` finds the old file or the new one, after a kill as well and, if `durable`, after a power cut.
+    An error, such as a full disk, leaves the old file and nothing beside it.
     """
-    temporary = path.with_name(UNFINISHED.format(name=path.name, pid=os.getpid()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f".{secrets.token_hex(8)}{UNFINISHED}"  # a folder: some writers make temporary files as well
+    aside.mkdir()
     try:
-        yield temporary
+        new = aside / path.name
+        yield new
+        with suppress(OSError):  # of a file system without permissions
+            new.chmod(aside.stat().st_mode & 0o666)  # as umask says; some writers give them to the owner alone
         if durable:
-            _sync(temporary, os.O_RDWR)
-        temporary.replace(path)
-        if durable and os.name != "nt":  # Windows cannot open a folder
-            _sync(path.parent, os.O_RDONLY)
+            _sync(new, os.O_RDWR)
+        new.replace(path)
+        if durable:
+            with suppress(OSError):  # not every system can sync a folder
+                _sync(path.parent, os.O_RDONLY)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path, flags: int) -> None:
@@ -46,34 +54,30 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text as `replacing` does, into a folder that is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text, in UTF-8, as `replaced` does."""
+    with replaced(path, durable=durable) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes had begun to write in a folder that this process holds."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def hold(folder: Path) -> AbstractContextManager[object]:
+    """Create a folder and take it, at once, until the context ends; FolderInUseError if another holder has it.
+
+    The lock goes with its process, however that ends. Its file stays: only a holder may remove it, as its last act.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / LOCK, blocking=False, fallback_to_soft=False).acquire()
+    except Timeout as error:
+        raise FolderInUseError(f"{folder}: in use") from error
 
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def locked(folder: Path, *, keep: bool = True) -> Iterator[None]:
-    """Hold a folder alone, at once or never: FolderInUseError. A killed process lets go by itself.
-
-    What a killed process had written in part is removed. Without `keep` the lock's file goes when the block ends well.
-    """
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FolderInUseError(f"another process holds {folder / LOCK_FILE}") from error
-    try:
-        for unfinished in folder.glob(UNFINISHED.format(name="*", pid="*")):
-            unfinished.unlink(missing_ok=True)
-        yield
-        if not keep:
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-    finally:
-        lock.release()

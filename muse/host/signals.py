@@ -6,6 +6,7 @@ import signal
 import threading
 from types import FrameType
 
+HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -16,9 +17,9 @@ class Interrupted(KeyboardInterrupt):
 class Interruptions:
     """Within the block Ctrl-C, SIGTERM and SIGHUP become a KeyboardInterrupt, at once or when it suits.
 
-    With `wait` they are only noted, and `check` raises Interrupted; with `insist` a second one interrupts at once. A
-    signal that was ignored stays ignored: a background job of a script ignores Ctrl-C, nohup ignores SIGHUP. Only the
-    main thread can have handlers: elsewhere the block changes nothing.
+    With `wait` they are only noted, and `check`, or the end of the block, raises Interrupted; with `insist` a second
+    one interrupts at once. A signal that was ignored stays ignored: a background job of a script ignores Ctrl-C, nohup
+    ignores SIGHUP. Only the main thread can have handlers: elsewhere the block changes nothing.
     """
 
     def __init__(self, *, wait: bool, insist: bool = True) -> None:
@@ -33,9 +34,12 @@ class Interruptions:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.wait or (self.insist and self.received is not None):
-            raise KeyboardInterrupt
+        again = self.received is not None
+        if again and number == HANG_UP:
+            return  # a terminal that closes sends two, and the second must not end what the first one began
         self.received = number
+        if not self.wait or (again and self.insist):
+            raise KeyboardInterrupt
 
     def check(self) -> None:
         """Raise Interrupted where a signal was noted."""
@@ -45,3 +49,5 @@ class Interruptions:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.wait and self.received is not None and error[0] is None:
+            raise Interrupted  # it came when nobody asked any more

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from muse.host.files import replacing
+from muse.host.files import replaced
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     `about` becomes one JSON metadata entry, so that equal contents make equal files.
     """
     metadata = {METADATA_KEY: json.dumps(about, allow_nan=False)}
-    with replacing(path) as temporary:
+    with replaced(path) as temporary:
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from muse.host.files import LOCK_FILE as LOCK
-from muse.host.files import FolderInUseError, locked
+from muse.host.files import LOCK, FolderInUseError, hold
 from muse.params import ParamsError
 
 
@@ -28,30 +27,35 @@ def previous_folder(folder: Path) -> Path:
 @contextmanager
 def fresh_folder(folder: Path) -> Iterator[Path]:
     """Make the empty folder of a run, moving an earlier run aside, and yield where that is; hold a lock meanwhile."""
-    check_folder(folder)
     previous = previous_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if any(path.name != LOCK for path in folder.iterdir()):
+    with ExitStack() as held:
+        try:
+            check_folder(folder)
+            held.enter_context(_hold(folder))
+            if _is_used(folder):
                 if previous.exists():
                     shutil.rmtree(previous)
                 folder.rename(previous)
                 (previous / LOCK).unlink()
-        for name in ("records", "notebooks", "logs", "pages"):
-            (folder / name).mkdir(parents=True)
-    except OSError as error:
-        raise ParamsError(f"--out: {folder}: {error.strerror} ({error.filename})") from error
-    with _lock(folder):
+                held.close()
+                held.enter_context(_hold(folder))
+                if _is_used(folder):  # another run was faster
+                    raise ParamsError(f"--out: another run has written to {folder}")
+            held.callback((folder / LOCK).unlink, missing_ok=True)  # while it is held: who waits sees it is gone
+            for name in ("records", "notebooks", "logs", "pages"):
+                (folder / name).mkdir()
+        except OSError as error:
+            raise ParamsError(f"--out: {folder}: {error.strerror} ({error.filename})") from error
         yield previous
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder; ParamsError when another run holds it."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(folder, keep=False))
-        except FolderInUseError as error:
-            raise ParamsError(f"--out: another run is writing to {folder}") from error
-        yield
+def _is_used(folder: Path) -> bool:
+    return any(path.name != LOCK for path in folder.iterdir())
+
+
+def _hold(folder: Path) -> AbstractContextManager[object]:
+    """Hold a folder until the context or the process ends; ParamsError when another run holds it."""
+    try:
+        return hold(folder)
+    except FolderInUseError as error:
+        raise ParamsError(f"--out: another run is writing to {folder}") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from muse.host.files import FolderInUseError, locked, write_atomic
+from muse.host.files import FolderInUseError, hold, remove_unfinished, write_atomic
 from muse.models.weights import (
     CONFIG_FILE,
     CheckpointError,
@@ -42,13 +42,16 @@ def training_key(config: Mapping[str, object]) -> str:
 
 @contextlib.contextmanager
 def training_folder(folder: Path) -> Iterator[None]:
-    """Create the folder of a training and hold it alone; CheckpointError if another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(folder))
-        except FolderInUseError as error:
-            raise CheckpointError(f"{folder}: another process trains here; wait for it or stop it") from error
+    """Create the folder of a training and hold it alone; CheckpointError if another process has it.
+
+    What a killed process had written in part is removed.
+    """
+    try:
+        held = hold(folder)
+    except FolderInUseError as error:
+        raise CheckpointError(f"{folder}: another process trains here; wait for it or stop it") from error
+    with held:
+        remove_unfinished(folder)
         yield
 
 

@@ -181,7 +181,8 @@ UNREACHABLE = """
 import json, os, sys, time
 import datasets, huggingface_hub.constants
 from transformers import GPT2TokenizerFast
-from muse.data.corpora import CorpusUnavailable, load_corpus
+from muse.data.corpora import load_corpus
+from muse.data.hub import CorpusUnavailable
 answers = {}
 folder, *endpoints = sys.argv[1:]
 for case in (*endpoints, "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):

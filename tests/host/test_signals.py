@@ -25,22 +25,56 @@ def test_each_interrupts_at_once(number):
 
 @pytest.mark.parametrize("number", ENDING)
 def test_each_is_noted_until_it_suits(number):
-    with Interruptions(wait=True) as signals:
-        signals.check()
-        signal.raise_signal(number)
-        assert signals.received == number
-        with pytest.raises(Interrupted):
-            signals.check()
+    with pytest.raises(Interrupted), Interruptions(wait=True) as signals:
+        ask_before_and_after(signals, number)
+
+
+def ask_before_and_after(signals, number):
+    signals.check()
+    signal.raise_signal(number)
+    assert signals.received == number
+    signals.check()
+    raise AssertionError("nothing was raised")
+
+
+def test_one_that_nobody_asked_for_is_not_lost():
+    with pytest.raises(Interrupted), Interruptions(wait=True):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_terminal_that_closes_hangs_up_twice_and_interrupts_once():
+    steps = []
+
+    def close(wait):
+        with Interruptions(wait=wait):
+            try:
+                signal.raise_signal(signal.SIGHUP)
+            finally:
+                signal.raise_signal(signal.SIGHUP)
+                steps.append(wait)
+
+    for wait in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            close(wait)
+    assert steps == [True, False]
 
 
 def test_a_second_one_interrupts_at_once_where_that_is_wanted():
-    with Interruptions(wait=True):
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    with Interruptions(wait=True, insist=False):
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
+    steps = []
+
+    def twice(first, second, **how):
+        with Interruptions(wait=True, **how):
+            signal.raise_signal(first)
+            steps.append("noted")
+            signal.raise_signal(second)
+            steps.append("noted again")
+
+    with pytest.raises(KeyboardInterrupt):
+        twice(signal.SIGTERM, signal.SIGINT)
+    assert steps == ["noted"]
+    with pytest.raises(Interrupted):
+        twice(signal.SIGTERM, signal.SIGTERM, insist=False)
+    assert steps == ["noted", "noted", "noted again"]
 
 
 @pytest.mark.parametrize("wait", [True, False])

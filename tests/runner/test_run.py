@@ -657,3 +657,17 @@ def test_the_verdict_table_is_aligned(tmp_path):
     assert lines[0].split()[:3] == ["perplexity", "fail", "1.031"]
     starts = {line.index(criterion.target) for line, criterion in zip(lines, report.criteria, strict=True)}
     assert len(starts) == 1
+
+
+def test_pages_that_share_a_script_get_todays_with_the_report(good_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(good_run[1], folder)
+    (folder / "assets").mkdir(exist_ok=True)
+    script = folder / "assets" / "figures.js"
+    script.write_text("old")
+    books = tmp_path / "books"
+    books.mkdir()
+    write_notebook(books, "04_memory.ipynb", "1")
+    write_notebook(books, "07_report.ipynb", "1")
+    assert render(folder, "en", notebooks=books, stream=io.StringIO()) == 0
+    assert "showSendToCloud" in script.read_text(encoding="utf-8")

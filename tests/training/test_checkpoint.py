@@ -97,7 +97,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", half)
+        patch.setattr(weights, "save_file", half)
         with pytest.raises(OSError, match="disk full"):
             weights.write_tensors(path, {"a": torch.zeros(3)}, {"format": "f"})
     assert torch.equal(weights.read_tensors(path, "f")[0]["a"], torch.ones(3))
