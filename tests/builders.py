@@ -10,17 +10,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from muse.records.schema import (
-    CRITERIA,
-    Criterion,
-    Judged,
-    Metric,
-    Report,
-    RunInfo,
-    Series,
-    StageRecord,
-    Summary,
-)
+from muse.records.schema import CRITERIA, Criterion, Judged, Metric, Report, RunInfo, Series, StageRecord, Summary
 from muse.records.store import write_record
 from muse.report import page as report
 
