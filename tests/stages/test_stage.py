@@ -415,3 +415,12 @@ def test_races_are_kept_group_by_group_beside_the_models(namespace, tmp_path, mo
     assert (record.status, record.error) == ("failed", "unfinished: races not finished")
     assert record.find("bench_head_speed").value == 1
     assert record.find("throughput_loss", "stage1").value > 0
+
+
+def test_the_notebook_of_planar_numbers_gives_the_same_numbers_again(tmp_path, monkeypatch):
+    found = []
+    for name in ("first", "again"):
+        run_cells("00_planar_complex", {"record_dir": str(tmp_path / name)}, monkeypatch)
+        found.append(read_record(StageRecord, tmp_path / name / "planar_complex.json").metrics)
+    assert len(found[0]) > 5
+    assert found[0] == found[1]
