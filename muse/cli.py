@@ -154,6 +154,15 @@ def _parser() -> argparse.ArgumentParser:
         call=lambda options, arguments: render(options.folder, options.language, companions=options.companions)
     )
 
+    command = commands.add_parser(
+        "check-pages",
+        help="look at the pages of finished runs as a reader would, in a headless browser where there is one",
+        description="Check the pages of runs: nothing remote, nothing lost, nothing cut on paper.",
+        epilog="exit codes: 0 no problem, 1 a problem, 2 bad parameters",
+    )
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder: reports/quick")
+    command.set_defaults(call=_check_pages)
+
     command = commands.add_parser("schema", help="print the JSON schema of report.json")
     command.set_defaults(call=_schema)
     return parser
@@ -283,6 +292,15 @@ def _params(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         end="",
     )
     return OK
+
+
+def _check_pages(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from muse.report.check import check_folders
+
+    for folder in options.folders:
+        if not (folder / "run.json").is_file():
+            raise ParamsError(f"{folder}: got no run.json, expected the folder of a run")
+    return check_folders(options.folders)
 
 
 def _schema(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,20 @@ def test_train_trains_resumes_and_says_where_the_weights_are(tmp_path, capsys, m
     assert "found finished" in capsys.readouterr().out
     assert cli.main(["train", str(params), "-p", "train_tokens=0"]) == 2
     assert "train_tokens: got 0" in capsys.readouterr().err
+
+
+def test_pages_that_are_none_are_bad_parameters(tmp_path, capsys):
+    assert cli.main(["check-pages", str(tmp_path)]) == 2
+    assert "run.json" in capsys.readouterr().err
+
+
+def test_a_signal_that_ends_any_command_gives_130(tmp_path, monkeypatch, capsys):
+    def hang_up(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(cli, "load_params", hang_up)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["params", "params/quick.yaml", "train"]) == 130
+    assert capsys.readouterr().err == "muse: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before

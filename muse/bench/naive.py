@@ -36,7 +36,7 @@ def complex_linear(x: Tensor, y: Tensor, layer: layers.ComplexLinear) -> Pair:
 
 
 def modrelu(x: Tensor, y: Tensor, bias: Tensor) -> Pair:
-    """relu(|z| + b) z / |z|, |z| smoothed as in muse.layers; magnitudes in float32."""
+    """relu(|z| + b) z / |z|, |z| smoothed as in `muse.ops.norms`; magnitudes in float32."""
     dtype = planar.accumulate_dtype(x.dtype)
     real, imag = x.to(dtype), y.to(dtype)
     magnitude = torch.sqrt(real * real + imag * imag + norms.MAGNITUDE_EPS**2)

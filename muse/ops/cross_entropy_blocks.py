@@ -1,11 +1,11 @@
 """The head's loss over blocks of the vocabulary, for weights stored in half precision: no float32 table of gradients.
 
-`head` goes over chunks of tokens and sums dW r(V D) in float32, twice the size of a half-precision table. Here each
-block of R rows W_j meets every token before the next one does, so that only the block's dW_j r(R D) is ever float32,
-for one product more than there:
+`cross_entropy` goes over chunks of tokens and sums dW r(V D) in float32, twice the size of a half-precision table. Here
+each block of R rows W_j meets every token before the next one does, so that only the block's dW_j r(R D) is ever
+float32, for one product more than there:
     pass 1: z = W_j x + b_j, its log sum exp, and z_y if y is in the block; over all blocks -log p_y = log Z - z_y
     pass 2: z again, overwritten by g = GRADIENT_SCALE (p - y); dW_j = g^T x, db_j = the sum of g, dx += g W_j
-Sums are float32 (float64 for float64). N tokens, D width, V vocabulary; symbols as in `head`.
+Sums are float32 (float64 for float64). N tokens, D width, V vocabulary; symbols as in `cross_entropy`.
 
 fp16: a sum over tokens of g x can exceed 65504, the same divided by N would underflow, and the caller's loss scale is
 not known yet. So each row of dW is divided by its own largest value / PEAK before it is rounded. The backward pass

@@ -2,8 +2,8 @@
 
 One kernel takes the log sum exp of each token's logits, one turns logits into gradients and sums those over tokens on
 the way, which is the bias' gradient: the half-precision logits are read twice and overwritten once. Both work on all
-logits of a chunk of tokens and on a block of the vocabulary alike. The PyTorch forms in `head` and `head_blocks` are
-the reference; they write float32 tensors of the logits' size.
+logits of a chunk of tokens and on a block of the vocabulary alike. The PyTorch forms in `cross_entropy` and
+`cross_entropy_blocks` are the reference; they write float32 tensors of the logits' size.
 """
 
 from __future__ import annotations

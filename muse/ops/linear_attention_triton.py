@@ -1,4 +1,4 @@
-"""The chunked memories of `memory` and `hebbian` as CUDA kernels: time and memory grow with T alone.
+"""The chunked memories of Stage 1 and of Phase 2 as CUDA kernels: time and memory grow with T alone.
 
     S_t = exp(log_decay_t) S_{t-1} + sum of k_t v_t^T over the writes of token t,    y_t = q_t S_t,    S_0 = 0
 

@@ -1,10 +1,10 @@
-"""The norm of `layers`, and the end of a Stage 1 block, as one CUDA kernel each way; a program holds whole tokens.
+"""The norm of `norms`, and the end of a Stage 1 block, as one CUDA kernel each way; a program holds whole tokens.
 
     y = norm(z),    y = norm(s)  with  s = z + keep f,  f = relu(r + b) / r h,  r = sqrt(|h|^2 + eps^2)
 
 The second also gives the norm that follows, n = norm'(y): what the next block multiplies.
 
-The PyTorch form in `layers` is the reference; letters are as there, planes are real (N 2D), statistics float32. What
+The PyTorch form in `norms` is the reference; letters are as there, planes are real (N 2D), statistics float32. What
 the backward pass needs of the inputs it computes again in registers, so nothing but the inputs is kept. Gradients of
 vectors are summed over the tokens of a program, then over programs by PyTorch: no atomics, equal runs give equal sums.
 For torch.compile each is one opaque step.

@@ -1,4 +1,4 @@
-"""Look at the pages of a run the way a reader would: `python -m muse.check reports/quick`.
+"""Look at the pages of a run the way a reader would: `muse check-pages reports/quick`.
 
 First the files themselves, then, where a Chromium is installed, the drawn pages, with every remote request refused.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -236,12 +235,8 @@ def _records(folder: Path) -> list[StageRecord]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the run folders that are named; print every problem and return 1 when there is one."""
-    folders = [Path(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    if not folders:
-        print("usage: python -m muse.check RUN_FOLDER ...", file=sys.stderr)
-        return 2
+def check_folders(folders: Sequence[Path]) -> int:
+    """Check the folders of runs; print every problem and return 1 when there is one."""
     browser, bad = find_browser(), False
     for folder in folders:
         problems = check_run(folder)
@@ -253,7 +248,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{folder}: {len(problems)} problems on {len(pages_of(folder))} pages ({how})")
         bad = bad or bool(problems)
     return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

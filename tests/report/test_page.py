@@ -541,11 +541,10 @@ def test_check_wants_the_scale_on_every_page(good):
 
 def test_check_command(good, monkeypatch, capsys):
     monkeypatch.setattr(check, "find_browser", lambda: None)
-    assert check.main([str(good)]) == 0
+    assert check.check_folders([good]) == 0
     assert "no browser found" in capsys.readouterr().out
     (good / "index.html").unlink()
-    assert check.main([str(good)]) == 1
-    assert check.main([]) == 2
+    assert check.check_folders([good]) == 1
 
 
 # --- browser
