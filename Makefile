@@ -10,7 +10,7 @@ EXPLAINED = { code=$$?; exec >&2; tail -n 12 $(LOG); \
 	echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; exit $$code; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test kernels lab clean
+.PHONY: help setup report test kernels lab clean docs
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -43,6 +43,9 @@ $(INTERPRETER): $(READY)
 
 lab: $(READY) ## open JupyterLab on notebooks/
 	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+
+docs: $(READY) ## write docs/ and the README's table from the committed records
+	@$(BIN)/python -m muse.report.docs
 
 clean: ## remove caches and generated reports, keep .venv and checkpoints
 	@rm -rf reports/quick reports/quick.previous .pytest_cache .ruff_cache build *.egg-info
