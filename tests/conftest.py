@@ -1,0 +1,17 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import signal
+
+from muse.host.signals import ENDING
+
+
+def pytest_configure() -> None:
+    """Hear the signals that end a program, also in a run that was started by nohup or in the background of a script.
+
+    Children of tests inherit what is ignored, and tests of signals would then test nothing.
+    """
+    for number in ENDING:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
