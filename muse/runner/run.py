@@ -30,7 +30,6 @@ from muse.records.schema import Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
 from muse.report.assemble import add_companions, assemble, failed_record
-from muse.report.export import write_assets
 from muse.report.texts import texts
 
 from . import notebook_calls
@@ -339,6 +338,8 @@ def render(
     for name in ("logs", "notebooks", "pages"):
         (folder / name).mkdir(exist_ok=True)
     if (folder / "assets").is_dir():
+        from muse.report.export import write_assets  # it takes a while to import
+
         write_assets(folder / "assets")  # the stages' pages share them
     processes.warm_up(notebook_calls.PRELOADED)
     with tempfile.TemporaryDirectory(prefix="muse-") as temporary, Interruptions(wait=False):
