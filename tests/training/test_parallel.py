@@ -480,13 +480,12 @@ def test_an_interrupt_ends_every_training_and_the_same_command_resumes(tmp_path,
     assert any(result["resumed_from_steps"] for result in results)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_training_saves_its_state_and_gives_130_for_each_signal_that_ends_it(tmp_path, number):
+def test_a_training_saves_its_state_and_gives_130_when_its_terminal_closes(tmp_path):
     params = write_params(tmp_path, models=["gpt2"], train_tokens=128 * 2000, checkpoint_every_steps=2000)
     with started(tmp_path, params) as process:
         wait_until(process, lambda: list(tmp_path.glob("checkpoints/*/config.json")))
         time.sleep(0.5)
-        process.send_signal(number)
+        process.send_signal(signal.SIGHUP)
         assert process.wait(timeout=60) == 130
         assert process.stderr.read().strip().endswith("muse: interrupted")
     assert list(tmp_path.glob(f"checkpoints/*/{STATE_FILE}"))

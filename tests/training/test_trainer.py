@@ -299,8 +299,7 @@ def test_a_float16_overflow_skips_the_step_and_goes_on(tmp_path):
     assert result.steps == 40
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize("number", ENDING)
+@pytest.mark.parametrize(("number", "precision"), [(signal.SIGINT, "float16"), *((n, "float32") for n in ENDING)])
 def test_an_interrupt_saves_the_state_once_and_the_same_command_resumes(tmp_path, monkeypatch, number, precision):
     """Stopped twice between checkpoints and curve points, and once during a validation pass."""
 
