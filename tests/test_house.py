@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -41,8 +42,13 @@ def floor(name: str) -> int:
     return found[0]
 
 
-def imports(path: Path) -> Iterator[tuple[ast.ImportFrom | ast.Import, list[str], str]]:
+@functools.cache
+def imports(path: Path) -> tuple[tuple[ast.ImportFrom | ast.Import, list[str], str], ...]:
     """Every import of the package in a file: its node, the parts of the module within the package, a name of it."""
+    return tuple(imports_in(path))
+
+
+def imports_in(path: Path) -> Iterator[tuple[ast.ImportFrom | ast.Import, list[str], str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -66,6 +72,7 @@ def file_of(parts: list[str]) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+@functools.cache
 def imported_files(path: Path) -> set[Path]:
     """The files of the package that a file imports."""
     return {file_of([*parts, name]) or file_of(parts) for _, parts, name in imports(path)} - {None}

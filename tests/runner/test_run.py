@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from builders import fake_export, write_notebook
+from calls import die, hang, look_around
 
 from muse.catalog import STAGE_NAMES, usual_stages
 from muse.host import processes
@@ -319,22 +320,6 @@ if __name__ == "__main__":
 # ------ processes
 
 
-def die(how):
-    os.kill(os.getpid(), signal.SIGKILL) if how == "killed" else os._exit(3)
-
-
-def hang(file):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    file.write_text(str(child.pid))
-    time.sleep(600)
-
-
-def look_around(name):
-    print("on stdout")
-    print("on stderr", file=sys.stderr)
-    return f"{os.environ.get(name)} {Path.cwd()}"
-
-
 def call(function, arguments, tmp_path, **options):
     return processes.call(
         function, arguments, log=tmp_path / "log", environment=os.environ | {"MUSE_TEST": "here"}, **options
@@ -360,7 +345,7 @@ def test_a_call_that_dies_says_so(tmp_path, how, code):
 def test_a_timeout_takes_detached_descendants_too(tmp_path):
     ticks = []
     with pytest.raises(TimeoutError):
-        call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=8, tick=lambda: ticks.append(1))
+        call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=4, tick=lambda: ticks.append(1))
     assert gone_within([int((tmp_path / "pid").read_text())], 1)
     assert len(ticks) > 3
 
