@@ -255,6 +255,7 @@ def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from muse.records.schema import BenchRecord
     from muse.records.store import write_record
     from muse.report.plain import bench_tables
+    from muse.stages import throughput
     from muse.stages.stage import Stage
 
     out = options.out or Path("reports", "bench")
@@ -276,7 +277,7 @@ def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         print("\n".join(lines[shown:]), flush=True)
         shown = len(lines)
 
-    took = stage.bench(keep).seconds
+    took = throughput.run_bench(stage, keep).seconds
     print(f"\ntook {took:.0f} s: {stage.record_path}")
     return OK
 

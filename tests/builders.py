@@ -10,7 +10,8 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from muse.records.schema import CRITERIA, Criterion, Judged, Metric, Report, RunInfo, Series, StageRecord, Summary
+from muse.records.criteria import CRITERIA
+from muse.records.schema import Criterion, Judged, Metric, Report, RunInfo, Series, StageRecord, Summary
 from muse.records.store import write_record
 from muse.report import page as report
 

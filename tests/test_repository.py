@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from muse.catalog import STAGE_NAMES, stem
 from muse.params import Settings, load_params, validate
 from muse.records.schema import Report, StageRecord
 from muse.records.store import read_record
@@ -90,6 +91,16 @@ def test_notebooks_are_clean_and_declare_settings(path):
         assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), f"{path.name}: {line!r} is not `name: type = value  # help`"
     source = "\n".join("".join(cell["source"]) for cell in code)
     assert not re.search(r"^\s*def ", source, re.MULTILINE), "logic belongs in muse, not in a cell"
+
+
+@pytest.mark.parametrize("name", [name for name in STAGE_NAMES if name != "planar_complex"])
+def test_a_stages_notebook_asks_makes_one_call_shows_figures_and_answers(name):
+    cells = json.loads((ROOT / "notebooks" / f"{stem(name)}.ipynb").read_text())["cells"]
+    assert "**Question.**" in "".join(cells[0]["source"])
+    _, call, shown, answer = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert call.splitlines()[-1] == f'record = {name}.run(Stage("{name}", globals()))'
+    assert shown == "for figure in figures.of_stage(record, language):\n    figures.show(figure)"
+    assert answer == "answers.show(record, language)"
 
 
 def test_notebooks_that_look_for_a_training_declare_all_that_decides_it():

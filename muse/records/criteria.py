@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from muse.catalog import BASELINE, REFERENCE
 
 from .scale import in_words
-from .schema import CRITERIA, Basis, Criterion, Metric, StageRecord, Summary, Verdict
+from .schema import Basis, Criterion, Metric, StageRecord, Summary, Verdict
 
 PERPLEXITY_RATIO = 1.03
 VRAM_RATIO = 0.52
@@ -28,9 +28,6 @@ PREFIX = "criteria."
 """Of the keys of its sentence templates among the texts of a language."""
 
 NAMES_SHOWN = 5
-NOT_ITS_SCALE = {"stability": ("gradient_",), "gradients": ("stability_",), "layout": ("gradient_", "stability_")}
-"""Settings of a shared stage that say nothing about how large the named criterion was measured."""
-
 
 @dataclass(frozen=True)
 class Question:
@@ -75,36 +72,19 @@ def judge(
     `words` are a language's texts: verdicts come from numbers, targets and reasons are said in them.
     """
     question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, words)
-    text = question.text
-    base, (low, high) = question.model(baseline), GRADIENT_NORM
-    targets = {
-        "perplexity": text["target.perplexity"].format(limit=PERPLEXITY_RATIO, baseline=base),
-        "vram": text["target.vram"].format(limit=VRAM_RATIO, baseline=base),
-        "stability": text["target.stability"].format(trials=STABILITY_TRIALS),
-        "gradients": text["target.gradients"].format(low=f"{low:g}", high=f"{high:g}"),
-        "layout": text["target.layout"].format(bytes=BYTES_PER_COMPLEX),
-    }
-    judges: dict[str, tuple[str, Callable[[Question, StageRecord], Finding]]] = {
-        "perplexity": ("perplexity", _perplexity),
-        "vram": ("memory", _vram),
-        "stability": ("gradients_stability", _stability),
-        "gradients": ("gradients_stability", _gradients),
-        "layout": ("gradients_stability", _layout),
-    }
-    criteria = []
-    for name in CRITERIA:
-        finding = _ask(question, *judges[name], NOT_ITS_SCALE.get(name, ()))
-        criteria.append(
-            Criterion(
-                name=name,
-                target=targets[name],
-                value=finding.value,
-                verdict=finding.verdict,
-                basis=finding.basis,
-                reason=" ".join(finding.reason.split()),
-            )
+    named = {"baseline": question.model(baseline)}
+    found = {name: _ask(question, rule) for name, rule in RULES.items()}
+    return [
+        Criterion(
+            name=name,
+            target=question.text[f"target.{name}"].format(**RULES[name].limits, **named),
+            value=finding.value,
+            verdict=finding.verdict,
+            basis=finding.basis,
+            reason=" ".join(finding.reason.split()),
         )
-    return criteria
+        for name, finding in found.items()
+    ]
 
 
 def summarise(
@@ -139,17 +119,15 @@ def summarise(
     )
 
 
-def _ask(
-    question: Question, stage: str, ask: Callable[[Question, StageRecord], Finding], foreign: tuple[str, ...]
-) -> Finding:
-    record, text = question.records.get(stage), question.text
+def _ask(question: Question, rule: Rule) -> Finding:
+    record, text = question.records.get(rule.stage), question.text
     if record is None:
-        return Finding("not_measured", text["stage_missing"].format(stage=stage))
+        return Finding("not_measured", text["stage_missing"].format(stage=rule.stage))
     if record.status != "ok":
         error = " ".join((record.error or "?").split())
-        return Finding("not_measured", text["stage_failed"].format(stage=stage, error=error[:200]))
-    finding = ask(question, record)
-    own = [reduction for reduction in record.reductions if not reduction.setting.startswith(foreign)]
+        return Finding("not_measured", text["stage_failed"].format(stage=rule.stage, error=error[:200]))
+    finding = rule.judge(question, record)
+    own = [reduction for reduction in record.reductions if not reduction.setting.startswith(rule.foreign)]
     if record.scale == "reduced" and (own or not record.reductions):
         template = text["reduced" if own else "reduced_without_note"]
         reason = template.format(scale_note=in_words(own, question.words), reason=finding.reason)
@@ -352,3 +330,29 @@ def _names(question: Question, names: Sequence[str], count: int) -> str:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a criterion is judged: from which stage's record, by which function, with which limits in its target.
+
+    Settings that begin with one of `foreign` say nothing about the scale at which this criterion was measured.
+    """
+
+    stage: str
+    judge: Callable[[Question, StageRecord], Finding]
+    limits: Mapping[str, object]
+    foreign: tuple[str, ...] = ()
+
+
+LOWEST_NORM, HIGHEST_NORM = (f"{norm:g}" for norm in GRADIENT_NORM)
+
+RULES = {
+    "perplexity": Rule("perplexity", _perplexity, {"limit": PERPLEXITY_RATIO}),
+    "vram": Rule("memory", _vram, {"limit": VRAM_RATIO}),
+    "stability": Rule("gradients_stability", _stability, {"trials": STABILITY_TRIALS}, ("gradient_",)),
+    "gradients": Rule("gradients_stability", _gradients, {"low": LOWEST_NORM, "high": HIGHEST_NORM}, ("stability_",)),
+    "layout": Rule("gradients_stability", _layout, {"bytes": BYTES_PER_COMPLEX}, ("gradient_", "stability_")),
+}
+CRITERIA = tuple(RULES)
+"""The criteria, in the order in which they are shown."""

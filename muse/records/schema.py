@@ -12,7 +12,6 @@ from . import earlier as earlier
 
 SCHEMA_VERSION = 1
 READING = "reading"  # the context in which a record of before is given the fields that were sentences then
-CRITERIA = ("perplexity", "vram", "stability", "gradients", "layout")
 Verdict = Literal["pass", "fail", "not_measured"]
 Basis = Literal["measured", "estimate", "none"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -136,7 +135,7 @@ class StageRecord(_Record):
 class Criterion(_Record):
     """One Stage 1 criterion: what was asked, what was found, and on which basis the verdict stands."""
 
-    name: Literal["perplexity", "vram", "stability", "gradients", "layout"]
+    name: str
     target: str
     value: Finite | None
     verdict: Verdict

@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
-from muse.records.schema import CRITERIA, StageRecord
+from muse.records.criteria import CRITERIA
+from muse.records.schema import StageRecord
 from muse.records.store import RecordError, read_record
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")

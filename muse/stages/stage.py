@@ -5,26 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from muse import measure
-from muse.bench import bench
-from muse.bench.bench import BenchResult
-from muse.bench.context import BenchSizes
-from muse.catalog import BASELINE, REFERENCE, memory_models
+from muse.catalog import BASELINE, REFERENCE
 from muse.data.corpora import Corpus, load_corpus
 from muse.host.paths import shortened, with_short_paths
-from muse.host.progress import growing_text, track
 from muse.models.build import build_model
-from muse.models.generate import generate
-from muse.models.pretrained import has_complex32, served
+from muse.models.pretrained import served
 from muse.models.weights import WithoutDraws, load_trained
-from muse.ops import planar
 from muse.params import NO_CUDA, ParamsError, Settings, validate
 from muse.records.environment import utc_now
 from muse.records.scale import in_words, reductions_of
@@ -36,13 +28,6 @@ from muse.training.recipe import TrainingResult
 from muse.training.tuning import Trained, choose_and_train
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
-
-SCAN_TOLERANCE = 1e-4
-"""Largest change of an earlier logit, relative to the largest logit, that rounding in parallel scans may cause."""
-
-PROMPT_TOKENS = 32
-WRITING = {"temperature": 0.8, "top_p": 0.95}
-"""How a trained model's text is drawn."""
 
 
 def keep_freed_memory() -> None:
@@ -105,9 +90,7 @@ class Stage:
             self._untrained = name, self._build(name)
         drawn = self._untrained[1]
         model = served(drawn) if use_complex32 else drawn
-        model = (copy.deepcopy(model) if model is drawn else model).to(self.device)
-        model.recompute = self.settings.recompute if recompute is None else recompute
-        return model
+        return self._placed(copy.deepcopy(model) if model is drawn else model, recompute)
 
     def shaped(self, name: str = REFERENCE, *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
         """Return a model whose memory is asked for: `model`, but where that is an estimate its values are not drawn."""
@@ -115,13 +98,16 @@ class Stage:
             return self.model(name, use_complex32=use_complex32, recompute=recompute)
         with WithoutDraws():
             model = self._build(name)
-        model = served(model) if use_complex32 else model
-        model.recompute = self.settings.recompute if recompute is None else recompute
-        return model
+        return self._placed(served(model) if use_complex32 else model, recompute)
 
     def _build(self, name: str) -> nn.Module:
         sizes = {key: getattr(self.settings, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq")}
         return build_model(name, **sizes, seed=self.settings.seed)
+
+    def _placed(self, model: nn.Module, recompute: bool | None) -> nn.Module:
+        model = model.to(self.device)
+        model.recompute = self.settings.recompute if recompute is None else recompute
+        return model
 
     def train(self, name: str) -> Trained:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
@@ -141,132 +127,13 @@ class Stage:
         """Return the trained models in the form in which they are served; without a training, the untrained one."""
         if not self.settings.train_tokens:
             return {self.settings.seed: self.model(name)}
-        models = {}
-        for result in self._results(name):
-            models[result.seed] = served(load_trained(result.weights, build_model)).to(self.device)
-        return models
+        loaded = {result.seed: load_trained(result.weights, build_model) for result in self._results(name)}
+        return {seed: served(model).to(self.device) for seed, model in loaded.items()}
 
-    def evaluate(self, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:
-        """Return the test perplexity of every seed of a model, and its metrics with the checks that let it count.
-
-        A model of which any seed meets a loss that is not finite has no results, and a perplexity without a value.
-        """
-        results, checks = {}, []
-        with planar.cpu_compute("float32"):
-            for seed, model in self.models_by_seed(name).items():
-                if not checks:
-                    checks = [
-                        *measure.check_causality(model, tolerance=SCAN_TOLERANCE).metrics(name),
-                        *measure.check_mixing(model, tolerance=SCAN_TOLERANCE).metrics(name),
-                        *measure.check_statefulness(model, tolerance=SCAN_TOLERANCE).metrics(name),
-                    ]
-                try:
-                    results[seed] = self._test_perplexity(model)
-                except measure.NonFiniteBatchError as error:
-                    return {}, [*checks, self._no_perplexity(name, f"seed {seed}: {error}")]
-        metrics = measure.seed_metrics(name, results)
-        if not self.settings.train_tokens:
-            metrics = [metric.model_copy(update={"note": f"untrained; {metric.note}"}) for metric in metrics]
-        metrics = [metric.model_copy(update={"trained": bool(self.settings.train_tokens)}) for metric in metrics]
-        return results, [*metrics, *checks]
-
-    def _no_perplexity(self, name: str, reason: str) -> Metric:
-        trained = bool(self.settings.train_tokens)
-        return Metric(name="perplexity", model=name, value=None, unit="per token", trained=trained, reason=reason,
-                      note=reason)  # fmt: skip
-
-    def _test_perplexity(self, model: nn.Module) -> measure.PerplexityResult:
-        return measure.measure_perplexity(
-            model,
-            self.corpus.splits["test"],
-            n_seq=model.config.n_seq,
-            batch_size=self.settings.ppl_batch_size,
-            max_batches=self.settings.max_ppl_batches,
-            progress=track,
-        )
-
-    def evaluate_formats(self, name: str) -> list[Metric]:
-        """Return the test perplexity of a complex model's first seed, its weights rounded to each of `formats`."""
-        if not self.settings.formats or not self.settings.train_tokens:
-            return []
-        result, found = self._results(name)[0], []
-        for form in self.settings.formats:
-            model = load_trained(result.weights, build_model)
-            if not has_complex32(model):
-                return []
-            note = f"seed {result.seed}, weights and activations in {form}; "
-            try:
-                with planar.cpu_compute("float32"):
-                    metrics = self._test_perplexity(model.to(self.device, getattr(torch, form))).metrics(name)
-            except measure.NonFiniteBatchError as error:
-                metrics = [self._no_perplexity(name, str(error))]
-            found += [
-                metric.model_copy(update={"name": f"{metric.name}_{form}", "note": note + metric.note})
-                for metric in metrics
-                if metric.name in ("loss", "perplexity")
-            ]
-        return found
-
-    @property
-    def memory_model(self) -> str | None:
-        """The model whose memory is watched: Stage 1 with memory, else the first of its ablations; None without one."""
-        return next(iter(memory_models(self.compared)), None)
-
-    def dynamics(self, model: nn.Module) -> measure.DynamicsResult:
-        """Return what the numbers of a memory model do on the first windows of the test split."""
-        n_seq, ids = model.config.n_seq, self.corpus.splits["test"].ids.long()
-        count = max(1, min(self.settings.dynamics_windows, len(ids) // n_seq))
-        with planar.cpu_compute("float32"):
-            return measure.measure_dynamics(model, ids[: count * n_seq].reshape(count, -1).to(self.device))
-
-    def write_text(self, model: nn.Module, label: str) -> list[Excerpt]:
-        """Let a model go on after the first tokens of the test split, show the text as it grows, and return it."""
-        corpus, n_new = self.corpus, self.settings.excerpt_tokens
-        if model.positions is not None:
-            n_new = min(n_new, model.config.n_seq // 2)
-        prompt = corpus.splits["test"].ids[: min(PROMPT_TOKENS, model.config.n_seq // 2)].long()
-        before = corpus.decode(prompt.tolist())
-        print(before, "...")
-        written, show = [], growing_text()
-        with planar.cpu_compute("float32"):
-            for token in generate(model, prompt[None].to(self.device), n_new, seed=self.settings.seed, **WRITING):
-                written.append(token.item())
-                text = corpus.decode(written)
-                if not text.endswith("\ufffd"):  # half of a letter
-                    show(text)
-        choices = ", ".join(f"{name} {value}" for name, value in WRITING.items())
-        return [
-            Excerpt(name=f"prompt: first {len(prompt)} tokens of the test split", model=label,
-                    text=before),
-            Excerpt(name=f"written: {n_new} tokens, {choices}, seed {self.settings.seed}", model=label,
-                    text=corpus.decode(written)),
-        ]  # fmt: skip
-
-    def bench(self, on_group: Callable[[BenchResult], None] = lambda so_far: None) -> BenchResult:
-        """Race fast paths, naive ones and peers; `on_group` gets what there is after each group.
-
-        Naive forms and peers keep all that they need for the backward pass, so the fast paths do too.
-        """
-        settings = self.settings
-        sizes = BenchSizes(
-            vocab_size=settings.vocab_size,
-            d_model=settings.d_model,
-            n_layers=settings.n_layers,
-            n_seq=settings.n_seq,
-            n_tokens=settings.throughput_n_tokens,
-            forward_batches=tuple(settings.bench_forward_batches or ()),
-            training_batches=tuple(settings.bench_training_batches or ()),
-            head_tokens=settings.bench_head_tokens,
-            stack_batch=settings.bench_stack_batch_size,
-            memory_batch=settings.memory_batch_size,
-            warmups=settings.throughput_warmups,
-            samples=settings.throughput_samples,
-            seconds=settings.bench_seconds,
-            seed=settings.seed,
-            groups=tuple(settings.bench_groups),
-        )
-        build = partial(self.model, recompute=False)
-        return bench.measure_bench(build, sizes, self.device, progress=track, on_group=on_group)
+    def first_trained(self, name: str) -> tuple[int, nn.Module]:
+        """Return the seed of a model's first training, and the model as it was trained."""
+        first = self._results(name)[0]
+        return first.seed, load_trained(first.weights, build_model)
 
     def record(
         self,

@@ -8,10 +8,10 @@ import string
 import pytest
 
 from muse.records import criteria
-from muse.records.criteria import summarise
+from muse.records.criteria import CRITERIA, summarise
 from muse.records.environment import utc_now
 from muse.records.scale import reductions_of
-from muse.records.schema import CRITERIA, Metric, StageRecord
+from muse.records.schema import Metric, StageRecord
 from muse.report.texts import texts
 
 NAN, INF = math.nan, math.inf

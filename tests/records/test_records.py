@@ -11,8 +11,9 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from muse.host.files import write_atomic
+from muse.records.criteria import CRITERIA
 from muse.records.environment import git_state, hardware, utc_now, versions
-from muse.records.schema import CRITERIA, Criterion, Metric, Report, RunInfo, Series, StageRecord, Summary
+from muse.records.schema import Criterion, Metric, Report, RunInfo, Series, StageRecord, Summary
 from muse.records.store import RecordError, read_record, schema, to_json, write_record
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone(timedelta(hours=9)))

@@ -25,8 +25,9 @@ from nbformat.v4 import new_markdown_cell, new_output
 
 from muse.catalog import STAGE_NAMES
 from muse.records import criteria
+from muse.records.criteria import CRITERIA
 from muse.records.scale import reductions_of
-from muse.records.schema import CRITERIA, Excerpt, InputFile, Judged, Metric, Report, Series, Summary
+from muse.records.schema import Excerpt, InputFile, Judged, Metric, Report, Series, Summary
 from muse.records.store import write_record
 from muse.report import check, export, figures
 from muse.report import page as report

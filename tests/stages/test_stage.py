@@ -24,6 +24,7 @@ from muse.records.store import read_record
 from muse.report.figures.style import MODELS
 from muse.report.texts import texts
 from muse.runner.notebooks import REPOSITORY
+from muse.stages import dynamics, perplexity, throughput
 from muse.stages.stage import Stage
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
@@ -95,7 +96,7 @@ def test_phase2_is_left_out_on_request(namespace):
 
 
 def test_untrained_stage1_scores_near_uniform_guessing_and_says_what_it_is(namespace):
-    results, metrics = Stage("perplexity", namespace | {"max_ppl_batches": 4}).evaluate("stage1")
+    results, metrics = perplexity.evaluate(Stage("perplexity", namespace | {"max_ppl_batches": 4}), "stage1")
     assert results[3].loss_nats == pytest.approx(math.log(77), rel=0.15)
     found = {metric.name: metric for metric in metrics}
     assert [found[name].value for name in ("causality_violations", "mixing", "state_violations")] == [0, 0, 0]
@@ -112,7 +113,7 @@ def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(n
     assert models[0].config.d_model == 8
     assert stage.train("stage1").results[0].reused
     assert result.weights.exists()
-    results, metrics = stage.evaluate("phase2")
+    results, metrics = perplexity.evaluate(stage, "phase2")
     assert results[0].num_targets == 2 * 2 * 16
     found = {metric.name: metric for metric in metrics}
     assert found["mixing"].value == 1
@@ -123,16 +124,17 @@ def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(n
 def test_a_complex_model_is_measured_in_further_formats_with_the_same_weights(namespace, tmp_path):
     formats = {"formats": ["float32", "bfloat16"], "checkpoint_dir": str(tmp_path / "checkpoints")}
     stage = Stage("perplexity", {**namespace, **TRAIN, **formats})
-    results, _ = stage.evaluate("stage1")
-    found = {metric.name: metric for metric in stage.evaluate_formats("stage1")}
+    results, _ = perplexity.evaluate(stage, "stage1")
+    found = {metric.name: metric for metric in perplexity.evaluate_formats(stage, "stage1")}
     assert list(found) == ["loss_float32", "perplexity_float32", "loss_bfloat16", "perplexity_bfloat16"]
     losses = results[0].loss_nats, found["loss_float32"].value, found["loss_bfloat16"].value
     assert len(set(losses)) == 3
     assert losses == pytest.approx([losses[1]] * 3, rel=5e-3)
     assert abs(losses[0] - losses[1]) < abs(losses[2] - losses[1])  # float16 has three bits more than bfloat16
     assert found["loss_float32"].note.startswith("seed 0, weights and activations in float32; test split")
-    assert stage.evaluate_formats("phase2") == []
-    assert Stage("perplexity", {**namespace, **TRAIN, **formats, "formats": []}).evaluate_formats("stage1") == []
+    assert perplexity.evaluate_formats(stage, "phase2") == []
+    none = Stage("perplexity", {**namespace, **TRAIN, **formats, "formats": []})
+    assert perplexity.evaluate_formats(none, "stage1") == []
 
 
 def test_every_model_name_can_be_asked_for_and_built():
@@ -157,7 +159,7 @@ def test_the_setting_recompute_reaches_every_model_but_those_of_a_race(namespace
     assert usual.model(name, recompute=True).recompute
     assert not usual.model(name).recompute, "each call returns a model of its own"
     monkeypatch.setattr("muse.bench.bench.measure_bench", lambda build, *_, **__: build(name, use_complex32=False))
-    assert not stage.bench().recompute
+    assert not throughput.run_bench(stage).recompute
 
 
 def test_the_setting_recompute_reaches_the_training(namespace, tmp_path):
@@ -230,17 +232,17 @@ def test_a_trained_memory_is_watched_and_writes(namespace, tmp_path, capsys):
     models = ["phase2", "stage1_memory_modrelu", "stage1_memory"]
     settings = {"models": models, "dynamics_windows": 3, "excerpt_tokens": 7, "checkpoint_dir": str(tmp_path / "ck")}
     stage = Stage("dynamics", {**namespace, **TRAIN, **settings})
-    assert stage.memory_model == "stage1_memory"
+    assert dynamics.memory_model(stage) == "stage1_memory"
     model = stage.models_by_seed("stage1_memory")[0]
     capsys.readouterr()
-    prompt, written = stage.write_text(model, "stage1_memory")
+    prompt, written = dynamics.write_text(stage, model, "stage1_memory")
     decode, ids = stage.corpus.decode, stage.corpus.splits["test"].ids
     assert prompt.text == decode(ids[:8].tolist())
     assert len(written.text.split(" ")) == 7
     assert capsys.readouterr().out == f"{prompt.text} ...\n{written.text}"
-    assert written == stage.write_text(model, "stage1_memory")[1]
+    assert written == dynamics.write_text(stage, model, "stage1_memory")[1]
     assert "seed 3" in written.name
-    watched = stage.dynamics(model)
+    watched = dynamics.watch(stage, model)
     assert watched.num_tokens == 3 * 16
     record = stage.write(watched.metrics("stage1_memory"), excerpts=[prompt, written])
     assert len(record.find("imaginary_energy_share", "stage1_memory").samples) == 1
@@ -248,15 +250,15 @@ def test_a_trained_memory_is_watched_and_writes(namespace, tmp_path, capsys):
 
 
 def test_without_a_memory_there_is_nothing_to_watch(namespace):
-    assert Stage("dynamics", namespace | {"models": ["phase2", "real_twin"]}).memory_model is None
-    assert Stage("dynamics", namespace | {"models": ["stage1_memory_untied"]}).memory_model == "stage1_memory_untied"
+    for models, watched in ((["phase2", "real_twin"], None), (["stage1_memory_untied"], "stage1_memory_untied")):
+        assert dynamics.memory_model(Stage("dynamics", namespace | {"models": models})) == watched
 
 
 def test_a_memory_with_a_position_table_writes_no_further_than_it(namespace):
     stage = Stage("dynamics", namespace | {"models": ["stage1_memory_positions"], "excerpt_tokens": 500})
     (model,) = stage.models_by_seed("stage1_memory_positions").values()
-    assert "written: 16 tokens" in stage.write_text(model, "x")[1].name
-    assert stage.dynamics(model).num_tokens == 4 * 32
+    assert "written: 16 tokens" in dynamics.write_text(stage, model, "x")[1].name
+    assert dynamics.watch(stage, model).num_tokens == 4 * 32
 
 
 @pytest.mark.parametrize("models", [["stage1_memory"], ["phase2"]])
@@ -347,7 +349,7 @@ def test_what_a_loop_has_measured_is_kept_until_the_record_is_written(namespace,
 
 
 STEPS = {
-    "03_perplexity": "muse.stages.stage.Stage._test_perplexity",
+    "03_perplexity": "muse.stages.perplexity._on_test_split",
     "04_memory": "muse.measure.measure_memory",
     "05_throughput": "muse.measure.measure_throughput",
     "06_gradients_stability": "muse.measure.measure_stability",
@@ -375,7 +377,7 @@ def fail_from_call(monkeypatch, place, number):
         ("03_perplexity", 5, "2 of 2 models measured", {"perplexity": ["stage1", "phase2"], "perplexity_bfloat16": []}),
         ("04_memory", 5, "1 of 2 models measured", {"peak_memory_with_optimizer": ["stage1"]}),
         ("05_throughput", 2, "1 of 2 models measured", {"throughput_loss": ["stage1"]}),
-        ("06_gradients_stability", 2, "1 of 2 models in trials", {"gradient_norm": ["stage1", "stage1_memory"]}),
+        ("06_gradients_stability", 2, "1 of 2 models in trials", {"gradient_norm": ["stage1"]}),
     ],
 )
 def test_a_model_that_fails_takes_nothing_from_those_before_it(
@@ -403,11 +405,11 @@ def test_a_model_that_fails_takes_nothing_from_those_before_it(
 
 
 def test_races_are_kept_group_by_group_beside_the_models(namespace, tmp_path, monkeypatch):
-    def races(self, on_group):
+    def races(stage, on_group):
         on_group(SimpleNamespace(metrics=lambda: [Metric(name="bench_head_speed", value=1.0, unit="token/s")]))
         raise MemoryError("too large")
 
-    monkeypatch.setattr(Stage, "bench", races)
+    monkeypatch.setattr("muse.stages.throughput.run_bench", races)
     small = {"models": ["stage1"], "throughput_n_tokens": 8, "throughput_samples": 2, "bench": True}
     with pytest.raises(MemoryError):
         run_cells("05_throughput", namespace | small, monkeypatch)

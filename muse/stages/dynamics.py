@@ -1,0 +1,69 @@
+"""Stage 08: what does a trained complex memory do inside, and what does it write?"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from muse import measure
+from muse.catalog import memory_models
+from muse.host.progress import growing_text
+from muse.models.generate import generate
+from muse.ops import planar
+from muse.records.schema import Excerpt, StageRecord
+
+from .stage import Stage
+
+PROMPT_TOKENS = 32
+WRITING = {"temperature": 0.8, "top_p": 0.95}
+"""How a trained model's text is drawn."""
+
+
+def run(stage: Stage) -> StageRecord:
+    """Let the memory model write, watch its memory, and return the record; an empty one without such a model."""
+    name, trained = memory_model(stage), bool(stage.settings.train_tokens)
+    if name is None:
+        print(f"no complex memory among {stage.settings.models}: nothing to do")
+        return stage.write([])
+    print(f"{name}, {'trained' if trained else 'untrained'}")
+    model = next(iter(stage.models_by_seed(name).values()))
+    excerpts, watched = write_text(stage, model, name), watch(stage, model)
+    metrics = watched.metrics(name)
+    if not trained:
+        metrics = [one.model_copy(update={"trained": False, "note": f"untrained; {one.note}"}) for one in metrics]
+    return stage.write(metrics, series=watched.series(name), excerpts=excerpts)
+
+
+def memory_model(stage: Stage) -> str | None:
+    """Return the model that is watched: Stage 1 with memory, else the first of its ablations; None without one."""
+    return next(iter(memory_models(stage.compared)), None)
+
+
+def watch(stage: Stage, model: nn.Module) -> measure.DynamicsResult:
+    """Return what the numbers of a memory model do on the first windows of the test split."""
+    n_seq, ids = model.config.n_seq, stage.corpus.splits["test"].ids.long()
+    count = max(1, min(stage.settings.dynamics_windows, len(ids) // n_seq))
+    with planar.cpu_compute("float32"):
+        return measure.measure_dynamics(model, ids[: count * n_seq].reshape(count, -1).to(stage.device))
+
+
+def write_text(stage: Stage, model: nn.Module, label: str) -> list[Excerpt]:
+    """Let a model go on after the first tokens of the test split, show the text as it grows, and return it."""
+    corpus, n_new, seed = stage.corpus, stage.settings.excerpt_tokens, stage.settings.seed
+    if model.positions is not None:
+        n_new = min(n_new, model.config.n_seq // 2)
+    prompt = corpus.splits["test"].ids[: min(PROMPT_TOKENS, model.config.n_seq // 2)].long()
+    before = corpus.decode(prompt.tolist())
+    print(before, "...")
+    written, show = [], growing_text()
+    with planar.cpu_compute("float32"):
+        for token in generate(model, prompt[None].to(stage.device), n_new, seed=seed, **WRITING):
+            written.append(token.item())
+            text = corpus.decode(written)
+            if not text.endswith("\ufffd"):  # half of a letter
+                show(text)
+    choices = ", ".join(f"{name} {value}" for name, value in WRITING.items())
+    named = {
+        f"prompt: first {len(prompt)} tokens of the test split": before,
+        f"written: {n_new} tokens, {choices}, seed {seed}": corpus.decode(written),
+    }
+    return [Excerpt(name=name, model=label, text=text) for name, text in named.items()]

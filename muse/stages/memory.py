@@ -1,0 +1,38 @@
+"""Stage 04: how much accelerator memory does a forward and backward pass of each model need?"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from muse import measure
+from muse.catalog import BASELINE
+from muse.host.progress import track
+from muse.records.schema import StageRecord
+
+from .stage import Stage
+
+
+def run(stage: Stage) -> StageRecord:
+    """Measure each model's peaks in four ways, divide them by Phase 2's, and return the record.
+
+    In its own precision (the criterion), with float32 everywhere (matched), with blocks that are computed again in the
+    backward pass (recomputed), and with float32 masters and the optimizer's state (with_optimizer).
+    """
+    settings, metrics = stage.settings, []
+    protocol = {
+        "batch_size": settings.memory_batch_size,
+        "n_seq": settings.n_seq,
+        "device": stage.device,
+        "seed": settings.seed,
+    }
+    peak = partial(measure.measure_memory, **protocol)
+    for name in track(stage.keeping(stage.compared, metrics), "memory", len(stage.compared)):
+        float32 = partial(stage.shaped, name, use_complex32=False)
+        own = peak(partial(stage.shaped, name))
+        matched = own if own.parameter_dtypes == ("float32",) else peak(float32)
+        again = own if settings.recompute else peak(partial(stage.shaped, name, recompute=True))
+        metrics += [*own.metrics(name), *matched.metrics(name, variant="matched")]
+        metrics += again.metrics(name, variant="recomputed")
+        metrics += peak(float32, with_optimizer=True).metrics(name, variant="with_optimizer")
+    peaks = [metric for metric in metrics if metric.name.startswith("peak_memory")]
+    return stage.write([*metrics, *measure.ratio_metrics(peaks, BASELINE)])

@@ -1,0 +1,116 @@
+"""Stage 03: how well does each model predict text that it has not seen, and does it cheat?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from muse import measure
+from muse.catalog import REFERENCE, comparisons
+from muse.data import grammar
+from muse.host.progress import track
+from muse.models.pretrained import has_complex32
+from muse.ops import planar
+from muse.records.schema import Metric, StageRecord
+
+from .stage import Stage
+
+SCAN_TOLERANCE = 1e-4
+"""Largest change of an earlier logit, relative to the largest logit, that rounding in parallel scans may cause."""
+
+CHECKS = (measure.check_causality, measure.check_mixing, measure.check_statefulness)
+"""What a model must pass before its perplexity counts."""
+
+
+def run(stage: Stage) -> StageRecord:
+    """Measure the test perplexity of every model, compare them, and return the record with the floors beside them."""
+    settings, test = stage.settings, stage.corpus.splits["test"]
+    print(f"test split: {len(test.ids):,} tokens in {len(test.document_starts):,} documents")
+    results, metrics, series = {}, [], []
+    for name in stage.keeping(stage.compared if settings.train_tokens else [REFERENCE], metrics, series=series):
+        by_seed, found = evaluate(stage, name)
+        metrics += found
+        if by_seed:
+            results[name] = by_seed
+            series += next(iter(by_seed.values())).series(name)
+        shown = ", ".join(f"seed {seed}: {result.perplexity:.2f}" for seed, result in by_seed.items())
+        print(f"{name:14}", shown or "not finite")
+    in_formats = list(results) if settings.formats and settings.train_tokens else []
+    for name in stage.keeping(in_formats, metrics, "models measured in formats", series=series):
+        metrics += evaluate_formats(stage, name)
+    for name, base in comparisons(list(results)):
+        metrics += measure.compare(results[name], results[base], base).metrics(name)
+    return stage.write([*metrics, *floors(stage)], series=series)
+
+
+def evaluate(stage: Stage, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:
+    """Return the test perplexity of every seed of a model, and its metrics with the checks that let it count.
+
+    A model of which any seed meets a loss that is not finite has no results, and a perplexity without a value.
+    """
+    trained, results, checks = bool(stage.settings.train_tokens), {}, []
+    with planar.cpu_compute("float32"):
+        for seed, model in stage.models_by_seed(name).items():
+            if not checks:
+                checks = [found for check in CHECKS for found in check(model, tolerance=SCAN_TOLERANCE).metrics(name)]
+            try:
+                results[seed] = _on_test_split(stage, model)
+            except measure.NonFiniteBatchError as error:
+                return {}, [*checks, _no_perplexity(name, f"seed {seed}: {error}", trained)]
+    untrained = "" if trained else "untrained; "
+    return results, [
+        *(
+            metric.model_copy(update={"trained": trained, "note": untrained + metric.note})
+            for metric in measure.seed_metrics(name, results)
+        ),
+        *checks,
+    ]
+
+
+def evaluate_formats(stage: Stage, name: str) -> list[Metric]:
+    """Return the test perplexity of a complex model's first seed, its weights rounded to each of `formats`."""
+    found = []
+    for form in stage.settings.formats:
+        seed, model = stage.first_trained(name)
+        if not has_complex32(model):
+            return []
+        note = f"seed {seed}, weights and activations in {form}; "
+        try:
+            with planar.cpu_compute("float32"):
+                metrics = _on_test_split(stage, model.to(stage.device, getattr(torch, form))).metrics(name)
+        except measure.NonFiniteBatchError as error:
+            metrics = [_no_perplexity(name, str(error), trained=True)]
+        found += [
+            metric.model_copy(update={"name": f"{metric.name}_{form}", "note": note + metric.note})
+            for metric in metrics
+            if metric.name in ("loss", "perplexity")
+        ]
+    return found
+
+
+def floors(stage: Stage) -> list[Metric]:
+    """Return the perplexity of uniform guessing and, where the entropy of the text is known, what nothing can beat."""
+    guessing = stage.corpus.vocab_size if stage.settings.train_tokens else stage.settings.vocab_size
+    found = {"uniform_perplexity": (guessing, "uniform guessing")}
+    if stage.corpus.entropy_nats_per_token is not None:
+        floor, bigram = stage.corpus.entropy_nats_per_token, grammar.Grammar().bigram_entropy_nats()
+        found["floor_perplexity"] = math.exp(floor), "exp of the grammar's entropy rate"
+        found["bigram_floor_perplexity"] = math.exp(bigram), "best of any model that sees one token"
+    return [Metric(name=name, value=value, unit="per token", note=note) for name, (value, note) in found.items()]
+
+
+def _on_test_split(stage: Stage, model: nn.Module) -> measure.PerplexityResult:
+    return measure.measure_perplexity(
+        model,
+        stage.corpus.splits["test"],
+        n_seq=model.config.n_seq,
+        batch_size=stage.settings.ppl_batch_size,
+        max_batches=stage.settings.max_ppl_batches,
+        progress=track,
+    )
+
+
+def _no_perplexity(name: str, why: str, trained: bool) -> Metric:
+    return Metric(name="perplexity", model=name, value=None, unit="per token", trained=trained, reason=why, note=why)

@@ -1,0 +1,100 @@
+"""Stage 05: how many tokens per second does each model process, and how much of the machine does it use?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from muse import measure
+from muse.bench import bench
+from muse.bench.bench import BenchResult
+from muse.bench.context import BenchSizes
+from muse.catalog import BASELINE
+from muse.host.progress import track
+from muse.ops import planar
+from muse.records.schema import Metric, StageRecord
+from muse.report.plain import bench_tables
+
+from .stage import Stage
+
+
+def run(stage: Stage) -> StageRecord:
+    """Time each model's paths in turn against what the machine reaches at best, race if asked, return the record."""
+    half = planar.compute_dtype(torch.float16, stage.device)
+    ceilings = [measure.matrix_ceiling(stage.device, dtype) for dtype in {half, torch.float32}]
+    ceiling, copy = max(ceilings, key=lambda found: found.value), measure.copy_ceiling(stage.device)
+    print(f"{ceiling.note}: {ceiling.value / 1e12:.2f} TFLOP/s, copy {copy.value / 1e9:.1f} GB/s")
+    metrics, tokens = [*ceiling.metrics(), *copy.metrics()], random_tokens(stage)
+    autocast_dtype = torch.bfloat16 if half != torch.float32 else None
+    for name in stage.keeping(stage.compared, metrics):
+        metrics += model_speed(stage, name, tokens, autocast_dtype, ceiling.value).metrics(name)
+    if stage.settings.bench:
+        keep = partial(_keep_races, stage, metrics)
+        metrics += run_bench(stage, keep).metrics()
+        print("\n".join(bench_tables(metrics)))
+    speeds = [metric for metric in metrics if metric.name.startswith("throughput_")]
+    return stage.write([*metrics, *measure.ratio_metrics(speeds, BASELINE)])
+
+
+def random_tokens(stage: Stage) -> Tensor:
+    """Return the int64 (B T+1) tokens that are timed."""
+    settings = stage.settings
+    shape = settings.throughput_batch_size, settings.throughput_n_tokens + 1
+    drawn = torch.randint(settings.vocab_size, shape, generator=torch.Generator().manual_seed(settings.seed))
+    return drawn.to(stage.device)
+
+
+def model_speed(
+    stage: Stage, name: str, tokens: Tensor, autocast_dtype: torch.dtype | None, matrix_flops_per_second: float
+) -> measure.ThroughputResult:
+    """Return the speed of one model: forward with logits, forward to the loss, and a training step."""
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    served, master = stage.model(name), stage.model(name, use_complex32=False)
+    return measure.measure_throughput(
+        {
+            "logits": measure.forward_logits(served, inputs),
+            "loss": measure.forward_loss(served, inputs, targets),
+            "training": measure.training_step(master, inputs, targets, autocast_dtype=autocast_dtype),
+        },
+        tokens_per_call=inputs.numel(),
+        warmups=stage.settings.throughput_warmups,
+        samples=stage.settings.throughput_samples,
+        device=stage.device,
+        flops_per_token=measure.flops_per_token(stage.model(name).cpu(), stage.settings.throughput_n_tokens),
+        matrix_flops_per_second=matrix_flops_per_second,
+        progress=track,
+    )
+
+
+def run_bench(stage: Stage, on_group: Callable[[BenchResult], None] = lambda so_far: None) -> BenchResult:
+    """Race fast paths, naive ones and peers; `on_group` gets what there is after each group.
+
+    Naive forms and peers keep all that they need for the backward pass, so the fast paths do too.
+    """
+    settings = stage.settings
+    sizes = BenchSizes(
+        vocab_size=settings.vocab_size,
+        d_model=settings.d_model,
+        n_layers=settings.n_layers,
+        n_seq=settings.n_seq,
+        n_tokens=settings.throughput_n_tokens,
+        forward_batches=tuple(settings.bench_forward_batches or ()),
+        training_batches=tuple(settings.bench_training_batches or ()),
+        head_tokens=settings.bench_head_tokens,
+        stack_batch=settings.bench_stack_batch_size,
+        memory_batch=settings.memory_batch_size,
+        warmups=settings.throughput_warmups,
+        samples=settings.throughput_samples,
+        seconds=settings.bench_seconds,
+        seed=settings.seed,
+        groups=tuple(settings.bench_groups),
+    )
+    build = partial(stage.model, recompute=False)
+    return bench.measure_bench(build, sizes, stage.device, progress=track, on_group=on_group)
+
+
+def _keep_races(stage: Stage, metrics: list[Metric], so_far: BenchResult) -> None:
+    stage.keep([*metrics, *so_far.metrics()], "races not finished")

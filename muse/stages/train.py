@@ -1,0 +1,24 @@
+"""Stage 02: what does each model learn from the same text, the same number of tokens and the same recipe?"""
+
+from __future__ import annotations
+
+from muse.records.schema import StageRecord
+
+from .stage import Stage
+
+
+def run(stage: Stage) -> StageRecord:
+    """Train every model of the comparison, once a seed, and return the record; what is on disk is not repeated."""
+    if not stage.settings.train_tokens:
+        return stage.write([])
+    tokens = len(stage.corpus.splits["train"].ids)
+    print(f"corpus {stage.corpus.name}: {tokens:,} training tokens, vocabulary {stage.corpus.vocab_size:,}")
+    metrics, series = [], []
+    for name in stage.keeping(stage.compared, metrics, "models trained", series=series):
+        trained = stage.train(name)
+        losses = [result.best_validation_loss for result in trained.results]
+        choice = f"learning rate {trained.learning_rate:g}, dropout {trained.dropout:g}"
+        print(f"{name:14} best validation loss {min(losses):.4f} to {max(losses):.4f} nat/token, {choice}")
+        metrics += trained.metrics(name)
+        series += trained.series(name)
+    return stage.write(metrics, series=series)
