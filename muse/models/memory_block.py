@@ -97,28 +97,45 @@ class OutputNorm(nn.Module):
 class TokenTable(nn.Module):
     """Token rows r(V 2D), the real parts, then the imaginary parts; r(V D) where the head is not tied to it.
 
-    One parameter, so that it is the weight of the tied head, Re<e_v, z> = one real product, without a copy.
+    One parameter, so that it is the weight of the tied head, Re<e_v, z> = one real product, without a copy. With a
+    `table_rank` the rows are r(V R), and a complex (real) matrix lifts them into the stream.
     """
 
     def __init__(self, vocab_size: int, d_model: int, options: MemoryOptions, dropout: float) -> None:
         super().__init__()
         self.d_model, self.planes, self.dropout = d_model, options.planes, dropout
-        self.weight = nn.Parameter(torch.empty(vocab_size, 2 * d_model if options.tied else d_model))
+        self.rank = options.table_rank or 2 * d_model
+        self.weight = nn.Parameter(torch.empty(vocab_size, self.rank if options.tied else d_model))
+        self.lift = from_table(options, d_model) if options.table_rank else None
 
     @property
     def weight_real(self) -> Tensor:
-        """View of the real parts, r(V D)."""
-        return self.weight[:, : self.d_model]
+        """View of the real parts, r(V D), or r(V R/2)."""
+        return self.weight[:, : self.rank // 2]
 
     @property
     def weight_imag(self) -> Tensor:
-        """View of the imaginary parts, r(V D); empty where the table is real."""
-        return self.weight[:, self.d_model :]
+        """View of the imaginary parts, r(V D), or r(V R/2); empty where the table is real."""
+        return self.weight[:, self.rank // 2 :]
 
     def forward(self, ids: Tensor) -> Tensor:
-        z = F.embedding(ids, self.weight) * (math.sqrt(2 * self.d_model) / EMBEDDING_SCALE)
-        z = F.pad(z, (0, 2 * self.d_model - z.shape[-1]))
+        z = F.embedding(ids, self.weight) * (math.sqrt(self.rank) / EMBEDDING_SCALE)
+        z = F.pad(z, (0, 2 * self.d_model - z.shape[-1])) if self.lift is None else self.lift(z)
         return drop(z, self.dropout, self.training, self.planes)
+
+
+def from_table(options: MemoryOptions, d_model: int) -> nn.Module:
+    """Matrix from a low-rank table's rows to the stream: complex R/2 to D, or real R to 2D."""
+    if options.planes == 2:
+        return layers.ComplexLinear(options.table_rank // 2, d_model, bias=False)
+    return RealLinear(options.table_rank, 2 * d_model)
+
+
+def to_table(options: MemoryOptions, d_model: int) -> nn.Module:
+    """Matrix from the stream to a low-rank table's rows: complex D to R/2, or real 2D to R."""
+    if options.planes == 2:
+        return layers.ComplexLinear(d_model, options.table_rank // 2, bias=False)
+    return RealLinear(2 * d_model, options.table_rank)
 
 
 class FeedForward(nn.Module):
@@ -201,7 +218,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, RMSNorm):
             module.gain.fill_(1.0)
         elif isinstance(module, TokenTable):
-            module.weight.normal_(0, EMBEDDING_SCALE / math.sqrt(2 * module.d_model), generator=generator)
+            module.weight.normal_(0, EMBEDDING_SCALE / math.sqrt(module.rank), generator=generator)
         elif isinstance(module, OutputNorm):
             _spread(module)
     for module in model.modules():

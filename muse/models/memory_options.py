@@ -41,6 +41,7 @@ class MemoryOptions:
     input_scaling: bool = False  # writes scaled by sqrt(1 - exp(-2 gamma)): a stationary memory
     last_rate_cap: float = FIRST_RATE_CAP  # largest gamma of the last layer; those between are log-spaced
     tied: bool = True  # the head is the token table; False: real token table and real head, half the width each
+    table_rank: int = 0  # R, real scalars of a token in a low-rank table that two matrices join to the stream; 0: 2 D
     positions: bool = False  # add the frozen zeta position table to the real part
     chunk_tokens: int = CHUNK_TOKENS  # C; no effect on the result
 
@@ -51,6 +52,11 @@ class MemoryOptions:
         for name, least in (("n_heads", 0), ("d_ff", 0), ("convolution", 1), ("chunk_tokens", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.table_rank and (self.table_rank % 2 or self.table_rank < 2 or not self.tied):
+            raise ValueError(
+                "table_rank must be 0 or an even number of at least 2, of a tied table: got "
+                f"{self.table_rank} with tied={self.tied}"
+            )
         if not 0 < self.last_rate_cap <= FIRST_RATE_CAP:
             raise ValueError(f"last_rate_cap must lie in (0, {FIRST_RATE_CAP}], got {self.last_rate_cap}")
         if self.numbers == "real" and (self.imaginary_scores or self.feed_forward == "modrelu"):

@@ -47,6 +47,7 @@ class Phase2Config:
     d_ff: int = 0  # feed-forward width; 0: 4 D
     n_chains: int = 1  # N; each BK chain gives its rate Gamma to H / N heads
     dropout: float = 0.0  # on the embedding and on what each sub-layer adds
+    table_rank: int = 0  # R, numbers of a token in a low-rank table and a low-rank head, each with a matrix; 0: D
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_heads", self.n_heads or max(1, self.d_model // 64))
@@ -56,6 +57,8 @@ class Phase2Config:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
+        if self.table_rank and not (2 <= self.table_rank <= self.d_model and self.table_rank % 2 == 0):
+            raise ValueError(f"table_rank must be 0 or even, 2 to d_model = {self.d_model}, got {self.table_rank}")
         if self.n_heads % self.n_chains:
             raise ValueError(f"n_heads must be a multiple of n_chains, got {self.n_heads} and {self.n_chains}")
         if not 0 <= self.dropout < 1:
@@ -144,12 +147,15 @@ class Phase2Model(nn.Module):
         self.config = config
         self.recompute = False  # blocks keep only their input for the backward pass and compute the rest again
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation is drawn, then replaced
-            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+            rank, low = config.table_rank or config.d_model, bool(config.table_rank)
+            self.embedding = nn.Embedding(config.vocab_size, rank)
+            self.lift = nn.Linear(rank, config.d_model, bias=False) if low else None
             self.positions = nn.Parameter(position_table(config.n_seq, config.d_model), requires_grad=False)
             self.embedding_dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(Phase2Block(config) for _ in range(config.n_layers))
             self.norm = nn.LayerNorm(config.d_model)
-            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.head_projection = nn.Linear(config.d_model, rank, bias=False) if low else None
+            self.head = nn.Linear(rank, config.vocab_size, bias=False)
         self._initialise(torch.Generator().manual_seed(seed))
 
     def _initialise(self, generator: torch.Generator) -> None:
@@ -158,13 +164,18 @@ class Phase2Model(nn.Module):
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD, generator=generator)
         for block in self.blocks:
             block.initialise(generator, std, output_std)
-        nn.init.normal_(self.head.weight, std=HEAD_STD, generator=generator)
+        for matrix in filter(None, (self.lift, self.head_projection)):  # channels keep their size on the way
+            nn.init.normal_(matrix.weight, std=matrix.in_features**-0.5, generator=generator)
+        head_std = HEAD_STD * math.sqrt(self.config.d_model / self.head.in_features)
+        nn.init.normal_(self.head.weight, std=head_std, generator=generator)
 
     def features(self, token_ids: Tensor) -> Tensor:
-        """What the head reads: int64 (B T) -> r(B T D)."""
+        """What the head reads: int64 (B T) -> r(B T D), of low rank r(B T R)."""
         check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)
-        x = self.embedding(token_ids) + self.positions[: token_ids.shape[1]]
-        return self.norm(run_blocks(self.blocks, self.embedding_dropout(x), compute_again(self)))
+        x = self.embedding(token_ids)
+        x = (x if self.lift is None else self.lift(x)) + self.positions[: token_ids.shape[1]]
+        x = self.norm(run_blocks(self.blocks, self.embedding_dropout(x), compute_again(self)))
+        return x if self.head_projection is None else self.head_projection(x)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Logits of the next token: int64 (B T) -> r(B T V)."""
@@ -175,13 +186,21 @@ class Phase2Model(nn.Module):
         return head_loss(self.features(token_ids), *self.head_parameters(), targets, reduction=reduction)
 
     def head_parameters(self) -> tuple[Tensor, None]:
-        """Weight (V D) of the untied head, which has no bias."""
+        """Weight (V D), of low rank (V R), of the untied head, which has no bias."""
         return self.head.weight, None
 
     def parameter_groups(self) -> dict[str, int]:
         """Elements by component, the frozen positions included."""
-        parts = {name: getattr(self, name) for name in ("embedding", "blocks", "norm", "head")}
-        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        parts = {
+            "embedding": (self.embedding, self.lift),
+            "blocks": (self.blocks,),
+            "norm": (self.norm,),
+            "head": (self.head_projection, self.head),
+        }
+        counts = {
+            name: sum(p.numel() for part in modules if part is not None for p in part.parameters())
+            for name, modules in parts.items()
+        }
         return {"embedding": counts.pop("embedding"), "positions": self.positions.numel(), **counts}
 
 

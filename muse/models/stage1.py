@@ -8,6 +8,7 @@ B batch, T positions, D width (complex channels), V vocabulary, L blocks; c(B T 
 
 `mixer="memory"` puts the blocks of `muse.models.memory_block` in their place, drops the positions and ties the head to
 the token table: logits = Re<E_v, norm(z)> + h. That model mixes positions and generates with a state of fixed size.
+With a low-rank table u r(V R) the rows are E_v = W u_v, W c(D R/2), and logits = Re<u_v, W' norm(z)> + h, W' c(R/2 D).
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Phase3Stage1Config:
             object.__setattr__(self, "memory", MemoryOptions(**self.memory))
         if self.mixer == "memory":
             self.memory.heads(self.d_model)  # a ValueError where they do not fit
+            if self.memory.table_rank > 2 * self.d_model:
+                raise ValueError(f"table_rank must be at most 2 d_model = {2 * self.d_model}, got {self.memory.table_rank}")
 
 
 class Block(nn.Module):
@@ -103,7 +106,9 @@ class Phase3Stage1Model(nn.Module):
                 self.embedding = memory_block.TokenTable(config.vocab_size, config.d_model, memory, config.dropout)
                 self.blocks = memory_block.make_blocks(config)
                 self.norm = memory_block.OutputNorm(config.d_model, memory.planes)
-            self.positions = self.head_weight = None
+            self.positions = self.head_weight = self.head_projection = None
+            if memory is not None and memory.table_rank:
+                self.head_projection = memory_block.to_table(memory, config.d_model)
             if memory is None or memory.positions:
                 self.positions = nn.Parameter(torch.empty(config.n_seq, config.d_model), requires_grad=False)
             if memory is None or not memory.tied:
@@ -135,12 +140,17 @@ class Phase3Stage1Model(nn.Module):
         return z + F.pad(self.positions[start : start + token_ids.shape[1]], (0, self.config.d_model))
 
     def read(self, z: Tensor) -> Tensor:
-        """The head's input: the last norm of planar r(B T 2D), all of it where the head is tied, else its real part."""
+        """The head's input: the last norm of planar r(B T 2D), all of it where the head is tied, else its real part.
+
+        With a low-rank table it is projected to r(B T R).
+        """
         z = self.norm(z)
+        if self.head_projection is not None:
+            return self.head_projection(z)
         return z if self.head_weight is None else planar.unpack(z)[0]
 
     def features(self, token_ids: Tensor) -> Tensor:
-        """The head's input: ids (B T) to r(B T D), or r(B T 2D) where the head is tied to the complex token table."""
+        """The head's input: ids (B T) to r(B T D); r(B T 2D) where the head is the token table, of low rank r(B T R)."""
         layers.check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)
         z, again = self.embed(token_ids), layers.compute_again(self)
         if self.config.mixer == "none" and z.is_cuda and not again:
@@ -156,7 +166,7 @@ class Phase3Stage1Model(nn.Module):
         return planar.unpack(self.blocks[-1].advance(z, n, self.norm, z.dtype)[1])[0]
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight r(V D), tied: r(V 2D), and bias r(V) that turn features into logits."""
+        """Weight r(V D), tied: r(V 2D) or r(V R), and bias r(V) that turn features into logits."""
         return self.embedding.weight if self.head_weight is None else self.head_weight, self.head_bias
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -169,12 +179,13 @@ class Phase3Stage1Model(nn.Module):
 
     def parameter_groups(self) -> dict[str, int]:
         """Number of real parameters of each component, the frozen positions included."""
+        projection = () if self.head_projection is None else self.head_projection.parameters()
         groups = {
             "embedding": self.embedding.parameters(),
             "positions": [self.positions],
             "blocks": self.blocks.parameters(),
             "norm": self.norm.parameters(),
-            "head": [self.head_weight, self.head_bias],
+            "head": [self.head_weight, self.head_bias, *projection],
         }
         return {name: sum(p.numel() for p in parameters if p is not None) for name, parameters in groups.items()}
 
