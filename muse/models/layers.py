@@ -27,9 +27,13 @@ def compute_again(model: nn.Module) -> bool:
 
 
 def run_blocks(blocks: Iterable[nn.Module], z: Tensor, again: bool) -> Tensor:
-    """Each block after the one before it; with `again` the backward pass computes them from their inputs again."""
+    """Each block after the one before it; with `again` the backward pass computes each half from its input again."""
     for block in blocks:
-        z = keep_input_only(block, z) if again else block(z)
+        if not again:
+            z = block(z)
+            continue
+        for half in block.halves() if hasattr(block, "halves") else (block,):
+            z = keep_input_only(half, z)
     return z
 
 

@@ -11,6 +11,7 @@ stream is 2D real ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -172,6 +173,13 @@ class MemoryBlock(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.prefill(z)[0]
+
+    def halves(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The functions of z that the block is made of, one after the other."""
+        return self._remembered, self._fed
+
+    def _remembered(self, z: Tensor) -> Tensor:
+        return z + self._dropped(self.memory(self.memory_norm(z))[0])
 
     def prefill(self, z: Tensor) -> tuple[Tensor, MixerState]:
         """All T tokens from an empty memory: z r(B T 2D) -> r(B T 2D), state after the last token."""

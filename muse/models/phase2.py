@@ -15,6 +15,7 @@ Here dt and eta are learned, one per head, and one chain (N = 1) gives the rate 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -133,9 +134,18 @@ class Phase2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B T D) -> r(B T D)."""
+        return self._fed(self._mixed(x))
+
+    def halves(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """The functions of x that the block is made of, one after the other."""
+        return self._mixed, self._fed
+
+    def _mixed(self, x: Tensor) -> Tensor:
         resonance, rate = self.core(self.core_norm(x))
         x = x + self.dropout(resonance)
-        x = x + self.dropout(self.memory(self.memory_norm(x), rate))
+        return x + self.dropout(self.memory(self.memory_norm(x), rate))
+
+    def _fed(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
 
 

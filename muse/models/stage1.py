@@ -60,7 +60,8 @@ class Phase3Stage1Config:
         if self.mixer == "memory":
             self.memory.heads(self.d_model)  # a ValueError where they do not fit
             if self.memory.table_rank > 2 * self.d_model:
-                raise ValueError(f"table_rank must be at most 2 d_model = {2 * self.d_model}, got {self.memory.table_rank}")
+                rank = self.memory.table_rank
+                raise ValueError(f"table_rank must be at most 2 d_model = {2 * self.d_model}, got {rank}")
 
 
 class Block(nn.Module):
@@ -150,7 +151,7 @@ class Phase3Stage1Model(nn.Module):
         return z if self.head_weight is None else planar.unpack(z)[0]
 
     def features(self, token_ids: Tensor) -> Tensor:
-        """The head's input: ids (B T) to r(B T D); r(B T 2D) where the head is the token table, of low rank r(B T R)."""
+        """The head's input: ids (B T) to r(B T D); where the head is the token table r(B T 2D), or r(B T R)."""
         layers.check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)
         z, again = self.embed(token_ids), layers.compute_again(self)
         if self.config.mixer == "none" and z.is_cuda and not again:
