@@ -81,11 +81,8 @@ def mixer(p: dict, u: Tensor, options, heads: int, longest: float, cap: float) -
         if options.rotation == "data":
             theta = theta * (2 / (1 + torch.exp(-product(p, "pace", u)))).transpose(1, 2)[..., None]
     real_width = q.shape[-1] * (2 if q.is_complex() else 1)
-    y = (
-        rms(memory(q / real_width, k, v, gamma, theta, options.imaginary_scores))
-        .transpose(1, 2)
-        .reshape(batch, length, -1)
-    )
+    y = rms(memory(q / real_width, k, v, gamma, theta, options.imaginary_scores), options.head_norm_eps)
+    y = y.transpose(1, 2).reshape(batch, length, -1)
     y = y * p["norm_gain"]
     if options.output_gate:
         y = y * silu(product(p, "gate", u))
@@ -106,7 +103,10 @@ def logits(parameters: dict, ids: Tensor, config) -> Tensor:
     options, width = config.memory, config.d_model
     complex_numbers = options.numbers == "complex"
     heads = options.heads(width)
-    z = p["embedding.weight"][ids] * (math.sqrt(2 * width) / 0.64)
+    z = p["embedding.weight"][ids] * (math.sqrt(options.table_rank or 2 * width) / 0.64)
+    if options.table_rank:
+        z = product(p, "embedding.lift", native(z) if complex_numbers else z)
+        z = planes(z) if complex_numbers else z
     z = torch.cat([z, torch.zeros(*z.shape[:-1], 2 * width - z.shape[-1], dtype=z.dtype)], -1)
     if options.positions:
         z = torch.cat([z[..., :width] + p["positions"][: ids.shape[1]], z[..., width:]], -1)
@@ -121,6 +121,8 @@ def logits(parameters: dict, ids: Tensor, config) -> Tensor:
         z = z + feed_forward(part["feed"], rms(z) * block["feed_norm.gain"])
     gain = p["norm.gain_real"] + 1j * p["norm.gain_imag"] if complex_numbers else p["norm.gain_real"]
     z = rms(z) * gain
+    if options.table_rank:
+        z = product(p, "head_projection", z)
     z = planes(z) if complex_numbers else z
     if options.tied:
         return z @ p["embedding.weight"].T + p["head_bias"]

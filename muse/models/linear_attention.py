@@ -23,7 +23,6 @@ from torch.autograd.function import once_differentiable
 
 from muse.ops import gate, planar, qkv
 from muse.ops.linear_attention import memory_chunked, memory_step, zero_state
-from muse.ops.qkv import NORM_EPS
 
 from . import layers
 from .memory_options import MemoryOptions
@@ -75,7 +74,7 @@ class MemoryMixer(nn.Module):
         self.options, self.rate_cap = options, rate_cap
         self.n_heads = options.heads(d_model)
         self.head_width = options.planes * d_model // self.n_heads  # X
-        self.eps = NORM_EPS / self.head_width**2  # of the norm per head, whose input is small by X^2
+        self.eps = options.head_norm_eps / self.head_width**2  # of the norm per head, whose input is small by X^2
         shortest = max(SHORTEST_TOKENS, 2 / rate_cap)
         self.span_tokens = shortest, max(longest_tokens, shortest)
         self.qkv = reading(options, d_model, 3 * d_model)

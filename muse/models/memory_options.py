@@ -39,6 +39,7 @@ class MemoryOptions:
     convolution: int = 4  # taps of the causal convolution over q, k, v; 1: none
     qk_norm: bool = False  # q and k of unit length in each head
     input_scaling: bool = False  # writes scaled by sqrt(1 - exp(-2 gamma)): a stationary memory
+    head_norm_eps: float = 2e-5  # of the norm per head, times X^-2; its root is a twentieth of what a fresh head reads
     last_rate_cap: float = FIRST_RATE_CAP  # largest gamma of the last layer; those between are log-spaced
     tied: bool = True  # the head is the token table; False: real token table and real head, half the width each
     table_rank: int = 0  # R, real scalars of a token in a low-rank table that two matrices join to the stream; 0: 2 D
@@ -57,6 +58,8 @@ class MemoryOptions:
                 "table_rank must be 0 or an even number of at least 2, of a tied table: got "
                 f"{self.table_rank} with tied={self.tied}"
             )
+        if not self.head_norm_eps > 0:
+            raise ValueError(f"head_norm_eps must be above 0, got {self.head_norm_eps}")
         if not 0 < self.last_rate_cap <= FIRST_RATE_CAP:
             raise ValueError(f"last_rate_cap must lie in (0, {FIRST_RATE_CAP}], got {self.last_rate_cap}")
         if self.numbers == "real" and (self.imaginary_scores or self.feed_forward == "modrelu"):

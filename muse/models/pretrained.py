@@ -118,8 +118,9 @@ def _read_config(path: Path) -> tuple[type[nn.Module], object, torch.dtype]:
     module, config_name = ARCHITECTURES[names[0]]
     home = importlib.import_module(f"muse.models.{module}")
     config_class = getattr(home, config_name)
-    fields = {key: value for key, value in values.items() if key not in OWN_KEYS}
-    _check_fields(fields, asdict(config_class()), path)
+    fields, like = {key: value for key, value in values.items() if key not in OWN_KEYS}, asdict(config_class())
+    fields = weights.completed(fields, like)
+    _check_fields(fields, like, path)
     try:
         config = config_class(**fields)
     except ValueError as error:

@@ -23,6 +23,10 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})  # what initialisation calls of torch
 
 
+LATER_FIELDS = {"table_rank": 0, "head_norm_eps": 1e-6}
+"""Fields that configurations did not have before, and what models computed without them."""
+
+
 class CheckpointError(ValueError):
     """A file of a training that is missing, damaged or belongs to another training; the message names it."""
 
@@ -101,6 +105,18 @@ def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> N
     write_tensors(path, model_tensors(model), {**about, "format": WEIGHTS_FORMAT})
 
 
+def completed(stored: Mapping[str, object], like: Mapping[str, object]) -> dict[str, object]:
+    """Return a stored configuration with the later fields that one like `like` has, at the values from before them."""
+    added = {key: value for key, value in LATER_FIELDS.items() if key in like and key not in stored}
+    parts = {key: completed(value, like.get(key, {})) for key, value in stored.items() if isinstance(value, Mapping)}
+    return {**stored, **parts, **added}
+
+
+def _without_later(config: Mapping[str, object]) -> dict[str, object]:
+    kept = {key: value for key, value in config.items() if key not in LATER_FIELDS}
+    return {key: _without_later(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
 class WithoutDraws(TorchFunctionMode):
     """Leaves the memory of a new parameter as it is, where nobody needs its first value: to draw one takes longer."""
 
@@ -122,11 +138,15 @@ def load_trained(path: str | Path, build_model: Callable[..., nn.Module]) -> nn.
     tensors, about = read_tensors(path, WEIGHTS_FORMAT)
     if not {"model_name", "model_config"} <= about.keys():
         raise CheckpointError(f"{path}: got the weights of a saved model, expected those of a training")
-    stored = about["model_config"]
+    stored: dict = about["model_config"]
     sizes = ("vocab_size", "d_model", "n_layers", "n_seq", "dropout", "use_complex32")
     with WithoutDraws():
         model = build_model(about["model_name"], **{name: stored[name] for name in sizes if name in stored})
+        built = asdict(model.config)
+        stored = completed(stored, built)
+        if stored != built and _without_later(stored) == _without_later(built):
+            model = type(model)(type(model.config)(**stored))
     if asdict(model.config) != stored:
-        raise CheckpointError(f"{path}: holds a model with {stored}, but the code builds {asdict(model.config)}")
+        raise CheckpointError(f"{path}: holds a model with {stored}, but the code builds {built}")
     fill(model_tensors(model), tensors, path)
     return model.eval()

@@ -22,6 +22,7 @@ VARIANTS = (
     {"decay": "none", "convolution": 1}, {"imaginary_scores": False, "last_rate_cap": 0.2}, {"tied": False},
     {"output_gate": False, "feed_forward": "modrelu"}, {"positions": True, "n_heads": 7, "d_ff": 5},
     {**REAL, "rotation": "none"}, {**REAL, "rotation": "fixed", "tied": False},
+    {"table_rank": 6, "positions": True}, {**REAL, "rotation": "none", "table_rank": 10},
 )  # fmt: skip
 
 

@@ -118,6 +118,15 @@ def halved(folder):
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def test_a_folder_from_before_a_field_computes_what_it_did(saved):
+    """Its norm per head had a smaller epsilon and its table no rank; the logits are those of such a model."""
+    changed("memory.head_norm_eps", None)(saved)
+    changed("memory.table_rank", None)(saved)
+    model = from_pretrained(saved)
+    assert (model.config.memory.head_norm_eps, model.config.memory.table_rank) == (1e-6, 0)
+    assert model.blocks[0].memory.eps == 1e-6 / model.blocks[0].memory.head_width ** 2
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
