@@ -16,7 +16,7 @@ def num_targets(ids: torch.Tensor) -> int:
 def evaluation_batches(
     ids: torch.Tensor, n_seq: int, batch_size: int, max_batches: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields int64 (inputs, targets), both (B T): evaluation_windows in order, never padded.
+    """Yields int64 (inputs, targets), both (B T): windows of T = n_seq without overlap, in order, never padded.
 
     The last full windows may make a smaller batch; the shorter tail is a batch of its own. `max_batches` stops early.
     """

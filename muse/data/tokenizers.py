@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .hub import SourceFile, from_cache_or_hub, quiet_datasets
+from .corpus import SourceFile
+from .hub import from_cache_or_hub, quiet_datasets
 
 GPT2_HUB_ID = "openai-community/gpt2"
 TOKENIZER_FILES = ("vocab.json", "merges.txt")  # required of a folder; the others are read where they exist
 OPTIONAL_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-
-
 UNKNOWN, NEWLINE = "<unk>", "\n"
 
 
@@ -30,6 +29,7 @@ class Tokenizer:
     files: tuple[SourceFile, ...]
     encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # lines -> int32 ids (tokens,), int64 tokens per line
     decode: Callable[[Sequence[int]], str]
+    unk_pieces: tuple[tuple[int, ...], ...] = ()  # ids of <unk> after a space and without one, where they are several
 
 
 def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
@@ -77,6 +77,7 @@ def _wrap(name: str, tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
 
         return tokenize_dataset(Dataset.from_dict({"text": lines}), tokenizer)
 
+    unk_pieces = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f" {UNKNOWN}", UNKNOWN))
     return Tokenizer(
         name,
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
@@ -84,6 +85,7 @@ def _wrap(name: str, tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
         files=files or (SourceFile.of_bytes(GPT2_HUB_ID, definition),),
         encode=encode,
         decode=lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False),
+        unk_pieces=tuple(pieces for pieces in unk_pieces if len(pieces) > 1),
     )
 
 

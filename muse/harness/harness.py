@@ -20,7 +20,9 @@ from lm_eval.api.registry import register_model
 from torch import nn
 from tqdm import tqdm
 
-from muse.data import corpora, readers
+from muse.data import readers
+from muse.data.corpora import canonical_words
+from muse.data.corpus import TokenSplit
 from muse.data.tokenizers import gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
@@ -88,7 +90,7 @@ class MuseLM(LM):
     def _rolling(self, ids: list[int]) -> float:
         if len(ids) < 2:  # nothing stands before the only token: all are alike
             return -len(ids) * math.log(self.model.config.vocab_size)
-        split = corpora.TokenSplit("text", torch.tensor(ids), torch.tensor([0]), num_words=0, num_bytes=0, sha256="")
+        split = TokenSplit("text", torch.tensor(ids), torch.tensor([0]), num_words=0, num_bytes=0, sha256="")
         result = measure_perplexity(self.model, split, n_seq=self.n_seq, batch_size=self.batch_size)
         return -result.loss_nats * len(ids)
 
@@ -169,7 +171,7 @@ def page(doc: Mapping[str, str]) -> str:
 def process_results(doc: Mapping[str, str], results: Sequence[float]) -> dict[str, tuple[float, int]]:
     """(nat, count) of a text: words are those of `muse.data.corpora`, one for each end of line included."""
     (nats,), text = results, doc["page"]
-    num_words, num_bytes = len(text.split()) + text.count("\n"), len(text.encode())
+    num_words, num_bytes = canonical_words(text), len(text.encode())
     return {
         "word_perplexity": (nats, num_words),
         "byte_perplexity": (nats, num_bytes),
