@@ -22,7 +22,7 @@ from .bootstrap import loss_interval
 from .common import Progress, device_of, passthrough, safe_exp, training_mode
 
 WITHOUT_UNK = "perplexity_without_unk"
-"""Perplexity of the targets that are no second or later piece of an <unk>; such pieces are nearly free for any model."""
+"""Perplexity of the targets that are no second or later piece of an <unk>; those are nearly free for any model."""
 
 
 class NonFiniteBatchError(FloatingPointError):

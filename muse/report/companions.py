@@ -74,6 +74,12 @@ def check_names(folders: Sequence[Path], own: Path) -> None:
             raise ParamsError(f"--with: got two folders named {folder.name}; expected names that differ")
 
 
+def in_bins(values: Sequence[float], most: int = 256) -> list[float]:
+    """Return the means of runs of neighbouring values, at most so many, all runs but the last equally long."""
+    size = max(1, -(-len(values) // most))
+    return [statistics.fmean(values[i : i + size]) for i in range(0, len(values), size)]
+
+
 def stage_of(report: Report, name: str) -> StageRecord | None:
     """Return the record of a stage, or None."""
     return next((stage for stage in report.stages if stage.stage == name), None)
