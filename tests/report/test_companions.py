@@ -168,6 +168,17 @@ def test_every_figure_has_a_caption_an_alternative_and_no_open_field(language):
 # --- tables
 
 
+def test_captions_of_perplexities_name_the_texts_that_were_read():
+    def named(report, text):
+        read = [s.model_copy(update={"text": text if s.stage == "perplexity" else ""}) for s in report.stages]
+        return report.model_copy(update={"stages": read})
+
+    found = companion_figures.of_companions(named(MAIN, "one"), beside(named(CHANGES, "two"), named(LONGER, "one")))
+    endings = [figure.layout.meta["caption"].split(" Text: ")[1:] for figure in found]
+    assert endings == [["two."], ["one."], []]
+
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_lines_say_what_where_when_and_from_what(language):
     page = soup(companion_tables.lines(MAIN, beside(AGAIN, CHANGES, LONGER), language))

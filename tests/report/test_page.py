@@ -454,7 +454,7 @@ def test_pages_in_japanese(tmp_path):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch, language):
     curve = Series(name="training_loss", model="stage1", x_name="tokens", y_name="loss", x=[1, 2], y=[3, 2])
-    reduced = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8})}
+    reduced = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8}), "text": "own-v1"}
     write_run(tmp_path, stage("train", series=[curve], **reduced), stage("memory", status="failed", error="out of it"))
     main = soup(run_notebook(tmp_path, language, monkeypatch).read_text()).main
     words = texts(language)
@@ -462,6 +462,7 @@ def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch
     assert main.find("h2").text == words["report.verdicts"]
     assert {card["data-criterion"] for card in main.select(".muse-card")} == set(CRITERIA)
     assert "n_seq 8" in main.select_one(".muse-scale").text
+    assert f"{words['stage.train']} (own-v1)" in [heading.text for heading in main.select("h3")]
     assert "out of it" in main.select_one(".failure").text
     assert len(main.select("figure")) == 1
     assert words["note.no_mixing"] in main.text
