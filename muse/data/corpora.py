@@ -78,7 +78,7 @@ def text_of(lines: Mapping[str, Sequence[str]]) -> str:
     Of any other text no more than that is said, and whether it holds `<unk>`.
     """
     has_unk = any(UNKNOWN in line for split in lines.values() for line in split)
-    if all(len(_first_lines(split)) == WIKITEXT_ARTICLES[name] for name, split in lines.items()):
+    if all(len(_titles(split)[0]) == WIKITEXT_ARTICLES[name] for name, split in lines.items()):
         return WITH_UNK if has_unk else RAW
     return f"{OTHER_TEXT} with {UNKNOWN}" if has_unk else OTHER_TEXT
 
@@ -106,15 +106,22 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
     return Corpus(SYNTHETIC, "corpus", grammar.vocab_size, made, tuple(files), *known)
 
 
-def _first_lines(lines: Sequence[str]) -> list[int]:
-    """Line index where each document begins.
+def _titles(lines: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Line indices of WikiText's titles of articles, between blank lines, and of all lines after a blank one.
 
-    WikiText: an article, from a title between blank lines (the "= 1 =" of a formula inside a paragraph is none). Text
-    without such titles: a paragraph, from a line after a blank one. Whatever stands before the first belongs to it.
+    The "= 1 =" of a formula inside a paragraph is no title.
     """
     blank = [True, *(not line.strip() for line in lines), True]  # blank[i + 1] is line i
     opening = [i for i, line in enumerate(lines) if blank[i] and not blank[i + 1]]
-    titles = [i for i in opening if blank[i + 2] and ARTICLE_TITLE.fullmatch(lines[i])]
+    return [i for i in opening if blank[i + 2] and ARTICLE_TITLE.fullmatch(lines[i])], opening
+
+
+def _first_lines(lines: Sequence[str]) -> list[int]:
+    """Line index where each document begins: an article, or a paragraph of a text without titles of articles.
+
+    Whatever stands before the first belongs to it.
+    """
+    titles, opening = _titles(lines)
     return [0, *(titles or opening)[1:]]
 
 

@@ -15,7 +15,7 @@ from muse.host.files import write_atomic
 from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
 from muse.records.store import read_record
 
-from .companions import repeats, stage_of
+from .companions import RATIO, WHOLE_MEMORY, repeats, stage_of
 from .figures.style import style
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
@@ -54,24 +54,18 @@ BENCH_ROWS = (
     ("six complex layers, forward + backward, 2 x 1024", "stack_2x1024"),
 )
 PATHS = (
-    "muse graph",
-    "muse compiled",
-    "muse eager",
-    "naive",
-    "naive float32",
-    "complex64",
-    "complextorch",
-    "complexPyTorch",
+    *("muse graph", "muse compiled", "muse eager", "naive", "naive float32"),
+    *("complex64", "complextorch", "complexPyTorch"),
 )
 MODEL_ROWS = (("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 1024", "models_eager_16x1024"))
 MODELS = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, without the rows and columns that are empty but for their label."""
+    """Return a Markdown table without empty rows and columns; an empty text where nothing is left."""
     rows = [row for row in rows if any(row[1:])]
     filled = [at for at in range(len(head)) if at == 0 or any(row[at] for row in rows)]
-    lines = [[row[at] for at in filled] for row in (head, ["---"] * len(head), *rows)]
+    lines = [[row[at] for at in filled] for row in (head, ["---"] * len(head), *rows) if rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -110,7 +104,6 @@ def companion(reports: Path, name: str) -> Report:
 def results(reports: Path) -> str:
     """Return docs/results.md: the comparison, its companions, and untrained models."""
     report = read_record(Report, reports / "gpu" / "report.json")
-    stages = {stage.stage: stage for stage in report.stages}
     parts = [
         "# Results",
         NOTE,
@@ -118,11 +111,10 @@ def results(reports: Path) -> str:
         f"{len(report.run.seeds)} seeds, `params/gpu.yaml`, GPT-2 tokens. Memory: forward + backward, 2 x 1024; speed: "
         "4 x 1024. The complex models and the twin are stored and measured in half precision, Phase 2 and GPT-2 in "
         "float32.",
-        comparison(stages),
+        comparison(report),
         TEXT,
         verdicts(report),
-        "## What it stands on",
-        facts(report, stages),
+        f"## What it stands on\n\n{facts(report)}",
         f"## One thing changed in the memory\n\n{ablations(reports)}",
         f"## Longer contexts\n\n{lengths(reports)}",
         f"## The same training again\n\n{again(report, reports)}",
@@ -131,16 +123,16 @@ def results(reports: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comparison(stages: dict[str, StageRecord]) -> str:
+def comparison(report: Report) -> str:
     """Return the table of all models."""
     rows = [
-        [text, *(shown(stages[stage].find(name, model), form) for model in COMPARED)]
+        [text, *(shown(stage_of(report, stage).find(name, model), form) for model in COMPARED)]
         for text, stage, name, form in ROWS
     ]
-    found = [stages["perplexity"].find("perplexity", model) for model in COMPARED]
-    interval = ["95 % over documents and seeds", *("{:.4g} to {:.4g}".format(*m.interval) for m in found)]
-    over = f"perplexity_ratio_to_{catalog.BASELINE}"
-    pairs = [ratio(stages["perplexity"].find(over, model)) for model in COMPARED]
+    perplexity = stage_of(report, "perplexity")
+    intervals = [perplexity.find("perplexity", model).interval for model in COMPARED]
+    interval = ["95 % over documents and seeds", *("{:.4g} to {:.4g}".format(*ends) for ends in intervals)]
+    pairs = [ratio(perplexity.find(f"{RATIO}{catalog.BASELINE}", model)) for model in COMPARED]
     paired = [f"perplexity over {label(catalog.BASELINE)}'s, paired", *pairs]
     return table(["", *map(label, COMPARED)], [rows[0], interval, *rows[1:4], paired, *rows[4:]])
 
@@ -155,46 +147,46 @@ def verdicts(report: Report) -> str:
     return table(["asked of", "criterion", "verdict", "value", "target"], rows)
 
 
-def facts(report: Report, stages: dict[str, StageRecord]) -> str:
+def facts(report: Report) -> str:
     """Return what a reader of the ratios should know, one line each."""
-    perplexity, memory = stages["perplexity"], stages["memory"]
-    twin = perplexity.find(f"perplexity_ratio_to_{catalog.WITH_MEMORY}", catalog.TWIN)
-    over = f"perplexity_ratio_to_{catalog.BASELINE}"
-    gains = [math.log(perplexity.find(over, model).value) for model in (catalog.TWIN, catalog.WITH_MEMORY)]
-    best = min(perplexity.find("perplexity", catalog.WITH_MEMORY).samples)
-    formats = [perplexity.find("perplexity", catalog.WITH_MEMORY).samples[0]]
-    formats += [perplexity.find(f"perplexity_{kind}", catalog.WITH_MEMORY).value for kind in ("bfloat16", "float32")]
-    last = {model: statistics.fmean(_last_gains(stages["train"], model)) for model in COMPARED}
+    perplexity, memory = stage_of(report, "perplexity"), stage_of(report, "memory")
+    twin = perplexity.find(WHOLE_MEMORY, catalog.TWIN)
+    of_twin, of_memory = (
+        math.log(perplexity.find(f"{RATIO}{catalog.BASELINE}", model).value)
+        for model in (catalog.TWIN, catalog.WITH_MEMORY)
+    )
+    seeds = perplexity.find("perplexity", catalog.WITH_MEMORY).samples
+    formats = [perplexity.find(f"perplexity_{kind}", catalog.WITH_MEMORY).value for kind in ("bfloat16", "float32")]
     kinds = (("own precision", ""), ("all float32", "_matched"), ("AdamW, all float32", "_with_optimizer"))
-    harder = {
-        text: [memory.find(f"peak_memory{kind}_ratio_to_{catalog.BASELINE}", m).value for m in COMPARED[:2]]
+    memories = [
+        "{} {:.3f} (Stage 1), {:.3f} (with memory)".format(
+            text, *(memory.find(f"peak_memory{kind}_ratio_to_{catalog.BASELINE}", m).value for m in catalog.CANDIDATES)
+        )
         for text, kind in kinds
-    }
+    ]
+    gains = [f"{label(model)} {_last_gain(stage_of(report, 'train'), model):.3f}" for model in COMPARED]
     lines = [
-        "GPU memory over Phase 2's: "
-        + "; ".join(f"{text} {ours:.3f} ({label(COMPARED[0])}), {theirs:.3f} (with memory)"
-                    for text, (ours, theirs) in harder.items()) + ".",
+        f"GPU memory over Phase 2's: {'; '.join(memories)}.",
         f"The real twin has {ratio(twin)} times the perplexity of the complex memory; "
-        f"{100 * gains[0] / gains[1]:.0f} % of the gain over Phase 2, in nat per token, needs no complex numbers.",
-        f"The best seed of Stage 1 with memory reaches {best:.2f} per token. Stored as complex32, bfloat16 or float32 "
-        "its first seed gives " + ", ".join(f"{value:.2f}" for value in formats) + ".",
-        "Between the last two validations, nat gained: "
-        + ", ".join(f"{label(model)} {gain:.3f}" for model, gain in last.items()) + ".",
-    ]  # fmt: skip
+        f"{100 * of_twin / of_memory:.0f} % of the gain over Phase 2, in nat per token, needs no complex numbers.",
+        f"The best seed of Stage 1 with memory reaches {min(seeds):.2f} per token. Stored as complex32, bfloat16 or "
+        f"float32 its first seed gives {', '.join(f'{value:.2f}' for value in (seeds[0], *formats))}.",
+        f"Between the last two validations, nat gained: {', '.join(gains)}.",
+    ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _last_gains(train: StageRecord, model: str) -> list[float]:
+def _last_gain(train: StageRecord, model: str) -> float:
     curves = [series.y for series in train.series if series.name == "validation_loss" and series.model == model]
-    return [losses[-2] - losses[-1] for losses in curves]
+    return statistics.fmean(losses[-2] - losses[-1] for losses in curves)
 
 
 def ablations(reports: Path) -> str:
     """Return the ablations of the memory: perplexity, and its ratio to the whole one's."""
     report = companion(reports, "gpu-ablations")
-    found, over = stage_of(report, "perplexity"), f"perplexity_ratio_to_{catalog.WITH_MEMORY}"
+    found = stage_of(report, "perplexity")
     rows = [
-        [label(model), shown(found.find("perplexity", model), ".4g"), ratio(found.find(over, model))]
+        [label(model), shown(found.find("perplexity", model), ".4g"), ratio(found.find(WHOLE_MEMORY, model))]
         for model in (catalog.WITH_MEMORY, *catalog.ABLATIONS)
     ]
     told = f"{read(report)}; {len(report.run.seeds)} seeds, half the budget, dropout 0.1."
@@ -247,22 +239,20 @@ def speed(reports: Path) -> str:
                 [text, *(shown(bench.stage.find(f"bench_{group}_{what}", column), ",.0f") for column in columns)]
                 for text, group in groups
             ]
-            parts += [table([head, *labels], rows)] if any(any(row[1:]) for row in rows) else []
-    return "\n\n".join(parts) + "\n"
+            parts.append(table([head, *labels], rows))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def headline(reports: Path) -> str:
     """Return the README's small table: the two candidates beside Phase 2."""
-    stages = {stage.stage: stage for stage in read_record(Report, reports / "gpu" / "report.json").stages}
-    asked = (
-        ("perplexity", stages["perplexity"], "perplexity"),
-        ("GPU memory, each in its own precision", stages["memory"], "peak_memory"),
-        ("GPU memory with AdamW, all float32", stages["memory"], "peak_memory_with_optimizer"),
-    )
-    rows = []
-    for text, stage, name in asked:
-        found = [stage.find(f"{name}_ratio_to_{catalog.BASELINE}", model) for model in catalog.CANDIDATES]
-        rows.append([text, *(shown(metric, ".3f") for metric in found)])
+    report, rows = read_record(Report, reports / "gpu" / "report.json"), []
+    for text, stage, name in (
+        ("perplexity", "perplexity", "perplexity"),
+        ("GPU memory, each in its own precision", "memory", "peak_memory"),
+        ("GPU memory with AdamW, all float32", "memory", "peak_memory_with_optimizer"),
+    ):
+        over = f"{name}_ratio_to_{catalog.BASELINE}"
+        rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in catalog.CANDIDATES)])
     return table([f"over {label(catalog.BASELINE)}'s", *map(label, catalog.CANDIDATES)], rows)
 
 

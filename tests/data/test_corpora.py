@@ -92,15 +92,21 @@ def test_documents_are_paragraphs_elsewhere(tmp_path, bpe_folder):
     assert split.num_words == 8 + 6
 
 
-@pytest.mark.parametrize(("word", "articles", "text"), [
-    ("<unk>", 60, "wikitext-2-v1"), ("rare", 60, "wikitext-2-raw-v1"),
-    ("<unk>", 59, "another text with <unk>"), ("rare", 61, "another text"),
+@pytest.mark.parametrize(("content", "text"), [
+    (" \n = Title = \n \n A <unk> here . \n" * 60, "wikitext-2-v1"),
+    (" \n = Title = \n \n A rare one . \n" * 60, "wikitext-2-raw-v1"),
+    (" \n = Title = \n \n A <unk> here . \n" * 59, "another text with <unk>"),
+    (" \n A rare one . \n" * 60, "another text"),
 ])  # fmt: skip
-def test_a_folders_text_is_told_by_what_it_holds(tmp_path, word, articles, text):
-    folder = write_corpus(tmp_path / "wikitext-2-v1", f" \n = Title = \n \n A {word} here . \n" * articles)
-    assert load_corpus(str(folder), "corpus", splits=("test",), cache_dir=tmp_path).text == "another text" + (
-        " with <unk>" if word == "<unk>" else "")  # fmt: skip
-    assert text_of({"test": (folder / "test.txt").read_text().splitlines(keepends=True)}) == text
+def test_a_folders_text_is_told_by_what_it_holds(tmp_path, content, text):
+    """By the articles of each split that was read, whatever the folder's name."""
+    folder = write_corpus(tmp_path / "wikitext-2-v1", content)
+    assert text_of({"test": content.splitlines(keepends=True)}) == text
+    train = content * 10 if "= Title =" in content else content  # 600 articles
+    (folder / "train.txt").write_text(train)
+    assert load_corpus(str(folder), "corpus").text == text
+    (folder / "train.txt").write_text(content)
+    assert load_corpus(str(folder), "corpus").text.startswith("another text")
 
 
 def test_pieces_inside_an_unk_are_found_by_the_tokenizer(tmp_path, bpe_folder):
