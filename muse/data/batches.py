@@ -8,17 +8,21 @@ import numpy as np
 import torch
 
 
+def num_targets(ids: torch.Tensor) -> int:
+    """Tokens that are predicted when ids (tokens,) are evaluated: all but the first."""
+    return len(ids) - 1
+
+
 def evaluation_batches(
     ids: torch.Tensor, n_seq: int, batch_size: int, max_batches: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields int64 (inputs, targets), both (B T): windows of T = n_seq without overlap, in order, never padded.
 
-    Every token of ids (tokens,) but the first is a target once. The last full windows may make a smaller batch; the
-    shorter tail is a batch of its own. `max_batches` stops early.
+    The last full windows may make a smaller batch; the shorter tail is a batch of its own. `max_batches` stops early.
     """
     if batch_size < 1 or n_seq < 1:
         raise ValueError(f"batch_size and n_seq must be at least 1, got {batch_size} and {n_seq}")
-    num_full, tail = divmod(len(ids) - 1, n_seq)
+    num_full, tail = divmod(num_targets(ids), n_seq)
     spans = [(first * n_seq, min(batch_size, num_full - first), n_seq) for first in range(0, num_full, batch_size)]
     spans += [(num_full * n_seq, 1, tail)] if tail else []
     for start, rows, length in spans[:max_batches]:

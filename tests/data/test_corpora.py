@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import muse.data.tokenizers
-from muse.data.batches import TrainingBatches, evaluation_batches
+from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
 from muse.data.corpora import load_corpus, text_of
 from muse.data.grammar import Grammar
 from muse.data.tokenizers import tokenize_dataset, word_tokenizer
@@ -306,7 +306,7 @@ def test_evaluation_sees_every_target_once(num_tokens, n_seq):
     inputs, targets = zip(*evaluation_windows(ids, n_seq), strict=True)
     assert torch.cat(inputs).tolist() == ids[:-1].tolist()
     assert torch.cat(targets).tolist() == ids[1:].tolist()
-    assert len(torch.cat(targets)) == num_tokens - 1
+    assert len(torch.cat(targets)) == num_targets(ids)
     assert all(len(window) == n_seq for window in inputs[:-1])
     for batch_size in (1, 2, 3, 50):
         batches = list(evaluation_batches(ids, n_seq, batch_size))
@@ -482,7 +482,7 @@ class TestRealWikitext:
         assert [split.num_words for split in corpus.splits.values()] == [2_051_910 + 36_718, 213_886 + 3_760, 245_569]
         assert [len(split.document_starts) for split in corpus.splits.values()] == [600, 60, 60]
         test = corpus.splits["test"]
-        assert len(test.ids) - 1 == 295_876
+        assert num_targets(test.ids) == 295_876
         inside = [int(split.inside_unk.sum()) for split in corpus.splits.values()]
         assert inside == [2 * 54_625, 2 * 11_718, 2 * 15_218]  # a tenth of the targets of the test split
         assert corpus.text == "wikitext-2-v1"
