@@ -150,9 +150,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OTHER",
         help="folders of runs that the report shows as companions, from now on",
     )
-    command.set_defaults(
-        call=lambda options, arguments: render(options.folder, options.language, companions=options.companions)
+    command.add_argument(
+        "--shared-script",
+        action="store_true",
+        help="let index.html load assets/figures.js as the stages' pages do: 2 MB less, but it must stay in its folder",
     )
+    command.set_defaults(call=_report)
 
     command = commands.add_parser(
         "check-pages",
@@ -293,6 +296,12 @@ def _params(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         end="",
     )
     return OK
+
+
+def _report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    return render(
+        options.folder, options.language, companions=options.companions, shared_script=options.shared_script
+    )
 
 
 def _check_pages(options: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -14,9 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
+from muse.catalog import STAGE_NAMES
 from muse.records.criteria import CRITERIA
 from muse.records.schema import StageRecord
-from muse.records.store import RecordError, read_record
+from muse.records.store import RecordError
+
+from .assemble import stage_record
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 BROWSER_FLAGS = (
@@ -228,11 +231,9 @@ def _main_of(page: Path) -> str:
 
 def _records(folder: Path) -> list[StageRecord]:
     found = []
-    for path in sorted((folder / "records").glob("*.json")):
-        try:
-            found.append(read_record(StageRecord, path))
-        except RecordError:
-            continue
+    for stage in STAGE_NAMES:
+        with contextlib.suppress(RecordError):
+            found.append(stage_record(folder, stage))
     return found
 
 

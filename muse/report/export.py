@@ -78,6 +78,11 @@ def write_assets(folder: Path) -> None:
     write_atomic(Path(folder) / "figures.js", figures_script())
 
 
+def assets_folder(page: Path) -> str:
+    """Return the folder of what a run's pages share, as seen from one of them: index.html lies beside it."""
+    return "assets" if page.name == "index.html" else "../assets"
+
+
 def _failure(notebook: NotebookNode) -> str | None:
     """Mark the cell that failed and return its error in a line."""
     for cell in notebook.cells:
@@ -132,7 +137,7 @@ def export_html(
     """Export an executed notebook as one page.
 
     `links` are (label, href) of the run's pages, seen from this page; `inline_assets` puts the figure script into the
-    page, else it is loaded from `../assets/figures.js`; `notice` is the scale label (None: from the notebook's own
+    page, else it is loaded from the `assets_folder`; `notice` is the scale label (None: from the notebook's own
     parameters); `error` tells how the stage failed where the notebook itself cannot know, such as a time limit.
     """
     words = texts(language)
@@ -159,13 +164,14 @@ def export_html(
     soup = BeautifulSoup(body, "html.parser")
     _add_title_and_contents(soup, title)
     text = str(soup).replace("/*css*/", _css(str(soup)), 1)
-    write_atomic(Path(page), text.replace(SCRIPT_PLACE, _script(num_figures, inline_assets), 1))
+    write_atomic(Path(page), text.replace(SCRIPT_PLACE, _script(num_figures, Path(page), inline_assets), 1))
 
 
-def _script(num_figures: int, inline: bool) -> str:
+def _script(num_figures: int, page: Path, inline: bool) -> str:
     if num_figures == 0:
         return ""
-    return f"<script>{figures_script()}</script>" if inline else '<script src="../assets/figures.js"></script>'
+    shared = f'<script src="{assets_folder(page)}/figures.js"></script>'
+    return f"<script>{figures_script()}</script>" if inline else shared
 
 
 def _css(body: str) -> str:

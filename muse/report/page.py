@@ -345,14 +345,15 @@ def _time(moment: datetime) -> str:
 def downloads(report: Report, folder: str | Path, language: str = "en", companions: Iterable[str] = ()) -> str:
     """Return links, seen from index.html, to report.json, run.json, each stage's record and executed notebook.
 
-    `folder` is the run's: only notebooks that it still holds are linked. The reports of companions, given by name,
-    follow.
+    `folder` is the run's: only records and notebooks that it still holds are linked. The reports of companions, given
+    by name, follow.
     """
     words = texts(language)
     links = {"report.json": words["downloads.report"], "run.json": words["downloads.run"]}
     for stage in report.stages:
         label = words["downloads.record"].format(stage=stage_title(stage.stage, language))
-        links[f"records/{stage.stage}.json"] = label
+        if Path(folder, record := f"records/{stage.stage}.json").exists():
+            links[record] = label
         notebook = f"notebooks/{catalog.stem(stage.stage)}.ipynb"
         if stage.status == "ok" and Path(folder, notebook).exists():
             links[notebook] = words["downloads.notebook"].format(stage=stage_title(stage.stage, language))

@@ -54,8 +54,9 @@ def export_page(
     A run that is smaller than published in any way (`reductions`) says so on each of its pages.
     """
     from muse.report import page as report
+    from muse.report.export import assets_folder
 
-    assets = page.parent.parent / "assets"
+    assets = page.parent / assets_folder(page)
     if not inline_assets and not assets.is_dir():
         report.write_assets(assets)
     notice = report.scale_label(reductions, language)

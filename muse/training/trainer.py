@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
-from muse.data.corpora import Corpus
+from muse.data.corpus import Corpus
 from muse.host.files import sha256_of
 from muse.host.signals import Interrupted, Interruptions
 from muse.models import weights

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from muse.data.corpora import Corpus
+from muse.data.corpus import Corpus
 from muse.params import Settings
 from muse.records.schema import Metric, Series
 

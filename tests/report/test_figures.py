@@ -294,6 +294,16 @@ def everything():
     return record(metrics=[*found, gradients, *memory()], series=curves)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_captions_name_the_text_that_was_read(language):
+    found = everything()
+    plain, named = (figures.of_stage(each, language) for each in (found, found.model_copy(update={"text": "own-v1"})))
+    for before, after in zip(plain, named, strict=True):
+        caption = after.layout.meta["caption"]
+        assert caption.startswith(before.layout.meta["caption"])
+        assert "own-v1" in caption.removeprefix(before.layout.meta["caption"])
+
+
 HEADS = {"labels": [f"layer {i} head {h}" for i in range(2) for h in range(2)], "layers": [0, 0, 1, 1]}
 
 

@@ -309,8 +309,10 @@ def test_provenance_tells_what_repeats_the_run():
 
 
 def test_downloads_link_records_and_those_notebooks_of_finished_stages_that_are_there(tmp_path):
-    found = make_report([stage(), stage("memory", status="failed", error="x"), stage("throughput")])
+    found = make_report([stage(), stage("memory", status="failed", error="x"), stage("throughput"), stage("train")])
     (tmp_path / "notebooks").mkdir()
+    for record in found.stages[:3]:
+        write_record(record, tmp_path / "records" / f"{record.stage}.json")
     for name in ("03_perplexity", "04_memory"):
         (tmp_path / "notebooks" / f"{name}.ipynb").touch()
     links = [link["href"] for link in soup(report.downloads(found, tmp_path)).select("a")]
@@ -453,7 +455,7 @@ def test_pages_in_japanese(tmp_path):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch, language):
     curve = Series(name="training_loss", model="stage1", x_name="tokens", y_name="loss", x=[1, 2], y=[3, 2])
-    reduced = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8})}
+    reduced = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8}), "text": "own-v1"}
     write_run(tmp_path, stage("train", series=[curve], **reduced), stage("memory", status="failed", error="out of it"))
     main = soup(run_notebook(tmp_path, language, monkeypatch).read_text()).main
     words = texts(language)
@@ -461,6 +463,7 @@ def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch
     assert main.find("h2").text == words["report.verdicts"]
     assert {card["data-criterion"] for card in main.select(".muse-card")} == set(CRITERIA)
     assert "n_seq 8" in main.select_one(".muse-scale").text
+    assert f"{words['stage.train']} (own-v1)" in [heading.text for heading in main.select("h3")]
     assert "out of it" in main.select_one(".failure").text
     assert len(main.select("figure")) == 1
     assert words["note.no_mixing"] in main.text
@@ -535,9 +538,21 @@ def test_check_reads_the_script_that_stage_pages_share(good):
     assert check.check_run(good) == ["03_perplexity.html: figures with a button that uploads them"]
 
 
-def test_check_wants_the_scale_on_every_page(good):
-    write_record(stage(scale="reduced"), good / "records" / "perplexity.json")
+@pytest.mark.parametrize("place", ["records/perplexity.json", "report.json"])
+def test_check_wants_the_scale_on_every_page(good, place):
+    """The scale is that of the records, or of the report where it is kept without them."""
+    (good / "records" / "perplexity.json").unlink()
+    reduced = stage(scale="reduced")
+    write_record(make_report([reduced]) if place == "report.json" else reduced, good / place)
     assert [problem.split(":")[0] for problem in check.check_run(good)] == ["index.html", "03_perplexity.html"]
+
+
+def test_an_index_can_share_the_script_of_the_stages_pages(good):
+    alone = (good / "index.html").stat().st_size
+    export_cells(good, code("f", shown(mimebundle(figure()))), page="index.html", inline_assets=False)
+    assert soup((good / "index.html").read_text()).select_one("script[src]")["src"] == "assets/figures.js"
+    assert (good / "index.html").stat().st_size < alone - 10**6
+    assert not [problem for problem in check.check_run(good) if "verdict" not in problem]
 
 
 def test_check_command(good, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from muse.data.batches import evaluation_batches, num_targets
-from muse.data.corpora import Corpus, TokenSplit
+from muse.data.corpus import Corpus, TokenSplit
 from muse.host.signals import ENDING
 from muse.models.build import build_model
 from muse.models.weights import DRAWS, CheckpointError, load_trained, read_tensors

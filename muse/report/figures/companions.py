@@ -12,6 +12,7 @@ from muse.records.schema import Metric, Report
 from ..companions import Companion, changed_settings, context, metrics_of, of_kind, same_data, settings_of, stage_of
 from ..texts import texts
 from .ratios import perplexity_ratios
+from .stage import with_text
 from .style import axis, join, log_axis, make_figure, rounded, style, whiskers, with_interval
 
 ASIDE = 1.02
@@ -42,13 +43,17 @@ def of_companions(main: Report, companions: Sequence[Companion], language: str =
 def memory_changes(companion: Companion, language: str = "en") -> go.Figure:
     """Perplexity of each changed memory over that of the whole one, the costliest change first."""
     record = stage_of(companion.report, "perplexity")
-    return perplexity_ratios(record, language, WITH_MEMORY, "memory_changes", run=companion.name)
+    figure = perplexity_ratios(record, language, WITH_MEMORY, "memory_changes", run=companion.name)
+    return with_text(figure, record.text, language)
 
 
 def perplexity_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:
     """Perplexity of each model over the length of its context; None without two lengths."""
     points = _points(reports, "perplexity", "perplexity", context)
-    return _over_length("perplexity_by_length", points, language, axis(texts(language)["figure.per_token"]))
+    figure = _over_length("perplexity_by_length", points, language, axis(texts(language)["figure.per_token"]))
+    records = [record for report in reports if (record := stage_of(report, "perplexity"))]
+    read = texts(language)["and"].join(dict.fromkeys(record.text for record in records if record.text))
+    return figure and with_text(figure, read, language)
 
 
 def memory_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:

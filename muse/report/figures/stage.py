@@ -15,9 +15,7 @@ from .dynamics import half_lives, plane_use, rotation_periods
 from .gradients import gradient_norms
 from .perplexity import perplexity_bars
 from .ratios import BASELINES, perplexity_ratios
-from .style import (
-    NothingToDraw,
-)
+from .style import NothingToDraw, say
 
 FIGURES = (
     loss_curves,
@@ -35,11 +33,18 @@ FIGURES = (
 
 
 def of_stage(record: StageRecord, language: str = "en") -> list[go.Figure]:
-    """Return every figure that the record has data for."""
+    """Return every figure that the record has data for; captions name the text that was read."""
     figures = []
     for draw in FIGURES:
         try:
             figures.append(draw(record, language))
         except NothingToDraw:
             continue
-    return figures + bench_figures(record, language)
+    return [with_text(figure, record.text, language) for figure in figures + bench_figures(record, language)]
+
+
+def with_text(figure: go.Figure, text: str, language: str) -> go.Figure:
+    """Let a figure's caption name the text, if there is one, that its numbers are of; return the figure."""
+    if text:
+        figure.layout.meta["caption"] += say(language, "figure.text", text=text)
+    return figure
