@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from builders import metric, record, series
+from builders import metric, record, series, soup
 
 from muse.measure import dynamics
 from muse.report import figures
@@ -370,7 +369,7 @@ def test_bundle_serves_the_lab_and_the_page():
     assert bundle[PLOTLY_MIME]["data"][0]["y"] == [5.0, 4.0, 3.5]
     assert bundle[PLOTLY_MIME]["config"]["showSendToCloud"] is False, "plotly's own default offers an upload"
     page = bundle["text/html"]
-    assert page.startswith('<figure role="img" aria-label="say &quot;hi&quot;"')
+    assert soup(page).figure["aria-label"] == soup(page).select_one(".muse-alt").text == 'say "hi"'
     assert "a &lt; b" in page
     inside = re.search(r'<script type="application/json">(.*?)</script>', page)[1]
     assert "<" not in inside
@@ -383,8 +382,8 @@ def test_bundle_serves_the_lab_and_the_page():
 def test_default_caption_and_alternative_are_the_figures_own():
     figure = figures.loss_curves(record(series=[series("training_loss")]))
     page = mimebundle(figure)["text/html"]
-    assert html.escape(figure.layout.meta["caption"]) in page
-    assert f'aria-label="{html.escape(figure.layout.meta["alt"])}"' in page
+    assert figure.layout.meta["caption"] in soup(page).figcaption.text
+    assert soup(page).figure["aria-label"] == figure.layout.meta["alt"]
 
 
 def test_metric_labels_fall_back_to_the_name():

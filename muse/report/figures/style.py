@@ -5,17 +5,18 @@ The page strips layout templates and draws with its own theme, so figures carry 
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from muse.catalog import BASELINE, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
 from muse.records.schema import Metric, StageRecord
 
+from ..html import render
 from ..texts import texts
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -264,20 +265,16 @@ def make_figure(
     return go.Figure(traces, go.Layout(**look | layout))
 
 
-def figure_html(figure: dict[str, object], caption: str, alt: str) -> str:
+def figure_html(figure: dict[str, object], caption: str, alt: str) -> Markup:
     """Return the page's form of a plotly figure: its JSON, its caption, and its text alternative until it is drawn."""
     layout = {k: v for k, v in figure.get("layout", {}).items() if k not in ("template", "title", "meta")}
     title = figure.get("layout", {}).get("title") or {}
     title = title.get("text", "") if isinstance(title, dict) else str(title)
     data = json.dumps({"data": figure.get("data", []), "layout": layout}, ensure_ascii=False, separators=(",", ":"))
-    data = data.replace("<", "\\u003c")  # nothing in the data may end the script element
-    alt = html.escape(alt or caption or title, quote=True)
-    heading = f"<b>{html.escape(title)}</b> " if title else ""
-    return (
-        f'<figure role="img" aria-label="{alt}"><div class="muse-figure" style="--h:{layout.get("height") or 380}px">'
-        f'<script type="application/json">{data}</script><p class="muse-alt">{alt}</p></div>'
-        f"<figcaption>{heading}{html.escape(caption)}</figcaption></figure>"
-    )
+    return render(
+        "figure", data=Markup(data.replace("<", "\\u003c")),  # nothing in the data may end the script element
+        alt=alt or caption or title, title=title, caption=caption, height=layout.get("height") or 380,
+    )  # fmt: skip
 
 
 def mimebundle(figure: go.Figure, caption: str = "", alt: str = "") -> dict[str, object]:

@@ -16,3 +16,8 @@ def texts(language: str) -> Mapping[str, str]:
     if language not in LANGUAGES:
         raise ValueError(f"language: got {language!r}, expected one of {', '.join(LANGUAGES)}")
     return json.loads(resources.files(__name__).joinpath(f"{language}.json").read_text(encoding="utf-8"))
+
+
+def stage_title(stage: str, words: Mapping[str, str]) -> str:
+    """Return a stage's name as readers know it, in the language of the words."""
+    return words.get(f"stage.{stage}", stage)
