@@ -10,7 +10,6 @@ from muse.records.schema import Criterion, Metric, Report
 
 from .html import render
 
-
 Row = tuple[str, str, str, str]  # a stage's title and outcome, links to its page or '' and to its log
 
 
