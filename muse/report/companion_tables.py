@@ -22,10 +22,11 @@ from .companions import (
     same_data,
     stage_of,
 )
-from .figures.style import alike, decimals, join, metric_decimals, number, say, style, told
+from .figures.style import style
 from .html import render
+from .numbers import alike, decimals, metric_decimals, number, told
 from .provenance import commit
-from .texts import texts
+from .texts import join, say, texts
 
 VERDICTS = {True: ("pass", "within"), False: ("fail", "outside"), None: ("not_measured", "unknown")}
 """Of a repeated training, by whether it lies within the spread of the seeds: kind of the badge, key of its words."""

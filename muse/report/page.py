@@ -20,11 +20,12 @@ from . import companion_tables, figures
 from .assemble import assemble, companions_of
 from .export import scale_label
 from .figures.companions import of_companions
-from .figures.style import alike, column_decimals, decimals, metric_label, mimebundle, number, say, style, told
+from .figures.style import metric_label, mimebundle, style
 from .html import asset, render
+from .numbers import alike, column_decimals, decimals, number, told
 from .provenance import provenance
 from .real_baseline import real_baseline_note
-from .texts import stage_title, texts
+from .texts import say, stage_title, texts
 
 HARDER_MEMORY = ("with_optimizer", "matched", "recomputed")
 """Variants of the memory measurement that stand beside the one of the criterion."""

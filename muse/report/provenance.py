@@ -10,8 +10,8 @@ from markupsafe import Markup
 from muse import catalog
 from muse.records.schema import Report
 
-from .figures.style import number
 from .html import render
+from .numbers import number
 from .texts import stage_title, texts
 
 

@@ -11,8 +11,10 @@ from muse.catalog import BASELINE, MODELS, TWIN, WITH_MEMORY
 from muse.records.schema import Metric, StageRecord
 
 from .companions import WHOLE_MEMORY, Companion, metrics_of
-from .figures.style import alike, join, metric_decimals, number, say, style, told
+from .figures.style import style
 from .html import render
+from .numbers import alike, metric_decimals, number, told
+from .texts import join, say
 
 COMPLEX_PARTS = tuple(row.name for row in MODELS if row.removes_complex)
 """Changes of the memory that each take away one thing that only complex numbers have."""

@@ -14,7 +14,8 @@ from builders import metric, record, series, soup
 from muse.measure import dynamics
 from muse.report import figures
 from muse.report.figures import stage
-from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, number, style
+from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, style
+from muse.report.numbers import number
 from muse.report.texts import LANGUAGES, texts
 
 

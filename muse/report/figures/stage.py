@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import plotly.graph_objects as go
@@ -15,9 +16,7 @@ from .dynamics import half_lives, plane_use, rotation_periods
 from .gradients import gradient_norms
 from .perplexity import perplexity_bars
 from .ratios import BASELINES, perplexity_ratios
-from .style import (
-    NothingToDraw,
-)
+from .style import NothingToDraw
 
 FIGURES = (
     loss_curves,
@@ -38,8 +37,6 @@ def of_stage(record: StageRecord, language: str = "en") -> list[go.Figure]:
     """Return every figure that the record has data for."""
     figures = []
     for draw in FIGURES:
-        try:
+        with suppress(NothingToDraw):
             figures.append(draw(record, language))
-        except NothingToDraw:
-            continue
     return figures + bench_figures(record, language)
