@@ -17,6 +17,7 @@ from muse.records.store import write_record
 from muse.report import page, plain
 from muse.report.figures.style import figure_html
 from muse.report.html import render
+from muse.report.texts import LANGUAGES
 
 
 def hostile(field):
@@ -64,7 +65,7 @@ def write_hostile_run(folder):
     return shown
 
 
-@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_no_text_of_a_record_becomes_html_and_every_one_is_shown_as_it_is(tmp_path, monkeypatch, language):
     shown = write_hostile_run(tmp_path)
     text = run_notebook(tmp_path, language, monkeypatch).read_text()

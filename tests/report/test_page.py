@@ -157,13 +157,17 @@ def fields(text):
     return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
-def test_languages_have_the_same_keys_and_fields():
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_languages_have_the_same_keys_and_fields(language):
+    english, words = texts("en"), texts(language)
+    assert set(english) == set(words)
+    for key, text in words.items():
+        assert text.strip()
+        assert fields(text) - {"colon"} == fields(english[key]) - {"colon"}, key
+
+
+def test_no_words_were_left_in_english():
     english, japanese = texts("en"), texts("ja")
-    assert set(english) == set(japanese)
-    assert {key: fields(english[key]) - {"colon"} for key in english} == {
-        key: fields(japanese[key]) - {"colon"} for key in japanese
-    }
-    assert all(text.strip() for words in (english, japanese) for text in words.values())
     same = {key for key in english if english[key] == japanese[key]}
     assert not {key for key in same if re.search("[A-Za-z]{4}", re.sub(r"\{\w+\}|Stage|Phase|GPT", "", english[key]))}
 
