@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -111,3 +114,13 @@ def test_a_page_around_a_notebook_shows_its_title_links_and_error_as_they_are(tm
 def test_a_template_that_lacks_a_value_is_an_error():
     with pytest.raises(jinja2.UndefinedError, match="text"):
         render("heading", level=2)
+
+
+def test_html_stands_in_templates_only():
+    """Python puts no values into tags; `<b>` and `<extra>` are plotly's own, in the labels of figures."""
+    for path in Path(page.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+                tags = set(re.findall(r"</?([a-z]+[0-9]?)[ >]", text)) - {"b", "extra"}
+                assert not tags, f"{path}:{node.lineno}: {tags}"
