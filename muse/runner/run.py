@@ -220,8 +220,7 @@ class Run:
     def plain_stage(self, notebook: Notebook) -> None:
         """Write a page that says how the stage ended, where its notebook cannot be shown."""
         page = self.folder / catalog.page(notebook.stage)
-        table = plain.stage_table([self.row(notebook, "../")], self.settings.language)
-        write_atomic(page, plain.page(self.label(notebook), self.settings.language, table))
+        write_atomic(page, plain.page(self.label(notebook), self.settings.language, [self.row(notebook, "../")]))
 
     def row(self, notebook: Notebook, up: str = "") -> tuple[str, str, str, str]:
         """Return (title, outcome, page, log) of a stage for the plain pages."""
@@ -235,9 +234,9 @@ class Run:
         language = self.settings.language
         text, rows = texts(language), [self.row(notebook) for notebook in self.notebooks]
         lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
-        body = plain.index_body(lead, rows, assemble(self.folder, language).criteria, language)
         title = text["fallback.title"].format(profile=self.settings.profile)
-        write_atomic(self.folder / "index.html", plain.page(title, language, body))
+        page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria)
+        write_atomic(self.folder / "index.html", page)
 
     def interrupt(self) -> None:
         """Record the stages that an interruption has stopped or kept from running."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import plotly.graph_objects as go
 
 from muse.records.schema import StageRecord
 
+from ..texts import say
 from .bars import memory_bars, throughput_bars
 from .bench import bench_figures
 from .curves import loss_by_position, loss_curves, scale_stress
@@ -15,7 +17,7 @@ from .dynamics import half_lives, plane_use, rotation_periods
 from .gradients import gradient_norms
 from .perplexity import perplexity_bars
 from .ratios import BASELINES, perplexity_ratios
-from .style import NothingToDraw, say
+from .style import NothingToDraw
 
 FIGURES = (
     loss_curves,
@@ -36,10 +38,8 @@ def of_stage(record: StageRecord, language: str = "en") -> list[go.Figure]:
     """Return every figure that the record has data for; captions name the text that was read."""
     figures = []
     for draw in FIGURES:
-        try:
+        with suppress(NothingToDraw):
             figures.append(draw(record, language))
-        except NothingToDraw:
-            continue
     return [with_text(figure, record.text, language) for figure in figures + bench_figures(record, language)]
 
 
