@@ -15,7 +15,6 @@ from torch import nn
 from muse import measure
 from muse.bench import bench
 from muse.bench.bench import BenchResult
-from muse.bench.context import BenchSizes
 from muse.catalog import BASELINE, REFERENCE, memory_models
 from muse.data.corpora import Corpus, load_corpus
 from muse.host.paths import shortened, with_short_paths
@@ -243,30 +242,12 @@ class Stage:
         ]  # fmt: skip
 
     def bench(self, on_group: Callable[[BenchResult], None] = lambda so_far: None) -> BenchResult:
-        """Race fast paths, naive ones and peers; `on_group` gets what there is after each group.
+        """Compare fast paths with naive ones and other libraries; `on_group` gets what there is after each group.
 
-        Naive forms and peers keep all that they need for the backward pass, so the fast paths do too.
+        Naive forms and other libraries keep all that they need for the backward pass, so the fast paths do too.
         """
-        settings = self.settings
-        sizes = BenchSizes(
-            vocab_size=settings.vocab_size,
-            d_model=settings.d_model,
-            n_layers=settings.n_layers,
-            n_seq=settings.n_seq,
-            n_tokens=settings.throughput_n_tokens,
-            forward_batches=tuple(settings.bench_forward_batches or ()),
-            training_batches=tuple(settings.bench_training_batches or ()),
-            head_tokens=settings.bench_head_tokens,
-            stack_batch=settings.bench_stack_batch_size,
-            memory_batch=settings.memory_batch_size,
-            warmups=settings.throughput_warmups,
-            samples=settings.throughput_samples,
-            seconds=settings.bench_seconds,
-            seed=settings.seed,
-            groups=tuple(settings.bench_groups),
-        )
         build = partial(self.model, recompute=False)
-        return bench.measure_bench(build, sizes, self.device, progress=track, on_group=on_group)
+        return bench.measure_bench(build, self.settings, self.device, progress=track, on_group=on_group)
 
     def record(
         self,

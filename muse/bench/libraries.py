@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .naive import PlanarStack
 
-PEERS = ("complex64", "complextorch", "complexPyTorch")
+LIBRARIES = ("complex64", "complextorch", "complexPyTorch")
 
 
 class PathMissingError(RuntimeError):
@@ -36,7 +36,7 @@ def _complex(real: Tensor, imag: Tensor) -> Tensor:
     return torch.complex(real.detach().float(), imag.detach().float())
 
 
-class PeerStack(nn.Module):
+class LibraryStack(nn.Module):
     """z = norm(z + modrelu(W z + w)), L times: c(... D) to c(... D) in complex64; this class uses torch alone."""
 
     def __init__(self, stack: PlanarStack) -> None:
@@ -116,7 +116,7 @@ class ComplexNorm(nn.Module):
         return self.gamma * (centred * torch.rsqrt(variance + self.eps)) + self.beta
 
 
-class ComplextorchStack(PeerStack):
+class ComplextorchStack(LibraryStack):
     """With the components of complextorch."""
 
     def __init__(self, stack: PlanarStack) -> None:
@@ -171,7 +171,7 @@ class _CentredRms(nn.Module):
         return self.rms(z - z.mean(-1, keepdim=True)) + self.beta
 
 
-class ComplexPyTorchStack(PeerStack):
+class ComplexPyTorchStack(LibraryStack):
     """With the ComplexLinear of complexPyTorch: fc_r(x) - fc_i(y) + i (fc_r(y) + fc_i(x)), two real layers."""
 
     def __init__(self, stack: PlanarStack) -> None:
@@ -194,9 +194,9 @@ class ComplexPyTorchStack(PeerStack):
                 "bias_imag": bias_imag}  # fmt: skip
 
 
-def build_peer(name: str, stack: PlanarStack) -> PeerStack:
-    """Return the stack of a peer with the weights of `stack` (float32); PathMissingError where it is not installed."""
-    kinds = {"complex64": PeerStack, "complextorch": ComplextorchStack, "complexPyTorch": ComplexPyTorchStack}
+def build_library_stack(name: str, stack: PlanarStack) -> LibraryStack:
+    """Return a library's stack with the weights of `stack` (float32); PathMissingError where it is not installed."""
+    kinds = {"complex64": LibraryStack, "complextorch": ComplextorchStack, "complexPyTorch": ComplexPyTorchStack}
     if name not in kinds:
-        raise ValueError(f"peer: got {name!r}, expected one of {', '.join(PEERS)}")
+        raise ValueError(f"library: got {name!r}, expected one of {', '.join(LIBRARIES)}")
     return kinds[name](stack)
