@@ -1,4 +1,4 @@
-"""The naive reference computes what an independent complex128 version computes; other libraries compute the same as it does."""
+"""The naive reference computes what an independent complex128 version does, and so do other libraries."""
 
 from __future__ import annotations
 
