@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from muse.measure.common import Progress, passthrough
-from muse.measure.throughput import Path, measure_throughput
+from muse.measure.throughput import Path, device_name, measure_throughput
 from muse.records.schema import Metric
 
 from .equality import Check
@@ -154,8 +154,8 @@ def compare(
             result.seconds = times[result.name]
     calls.clear()
     release(device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return GroupResult(group, tokens_per_call, baseline, tuple(results), where, flops_per_token, least_bytes, samples)
+    return GroupResult(group, tokens_per_call, baseline, tuple(results), device_name(device), flops_per_token,
+                       least_bytes, samples)  # fmt: skip
 
 
 def prepare(name: str, build: Callable[[], Trial], device: torch.device) -> tuple[PathResult, Trial | None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from muse.records.schema import Metric
 
-from .bootstrap import INTERVAL, RESAMPLES, document_losses
+from .bootstrap import INTERVAL, resampled_losses
 from .perplexity import PerplexityResult
 
 Seeds = Mapping[int, PerplexityResult]
@@ -118,17 +118,9 @@ def compare(candidate: Seeds, baseline: Seeds, baseline_name: str) -> Comparison
 
 
 def _bootstrap(by_seed: Seeds) -> np.ndarray:
-    """Return log mean perplexities of resampled documents and seeds, (RESAMPLES,).
-
-    The generator always starts alike: calls on the same documents and number of seeds draw the same resamples (paired).
-    """
-    generator = np.random.default_rng(0)
+    """Return log mean perplexities of resampled documents and seeds, (RESAMPLES,), paired with those of others."""
     results = list(by_seed.values())
-    used = results[0].document_targets > 0
-    nll = np.stack([result.document_nll_nats[used] for result in results])  # (seeds, documents)
-    losses = document_losses(nll, results[0].document_targets[used], generator)
-    picked = generator.integers(len(results), size=(RESAMPLES, len(results)))
-    return np.log(np.exp(np.take_along_axis(losses, picked, axis=1)).mean(axis=1))
+    return resampled_losses(np.stack([result.document_nll_nats for result in results]), results[0].document_targets)
 
 
 def ratio_metrics(metrics: Sequence[Metric], baseline_name: str) -> list[Metric]:
