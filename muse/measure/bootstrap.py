@@ -17,7 +17,7 @@ def resampled_losses(nll_nats: np.ndarray, targets: np.ndarray, seed: int = 0) -
     the same documents and number of seeds draw the same resamples (paired).
     """
     generator, used = np.random.default_rng(seed), targets > 0
-    nll_nats, targets = nll_nats[:, used].T.astype(float), targets[used].astype(float)
+    nll_nats, targets = np.compress(used, nll_nats, axis=1).T.astype(float), targets[used].astype(float)
     even, block = np.full(len(targets), 1 / len(targets)), max(1, RESAMPLES_AT_ONCE // len(targets))
     found = []
     for first in range(0, RESAMPLES, block):
