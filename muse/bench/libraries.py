@@ -1,7 +1,7 @@
 """The six-layer complex stack as other libraries would write it, with the weights of a `PlanarStack`.
 
 All of them hold complex64 numbers c(B T D). None has the norm of `muse.models.layers` (one variance per token); each
-takes the nearest component that computes the same function, so that the equality gate applies to all:
+takes the nearest component that computes the same function, so that the equality checks apply to all:
 
 - `complex64`: torch alone. nn.Linear of complex64; modReLU and norm are written out in complex arithmetic.
 - `complextorch` 2.1: its Linear, its AdaptiveModReLU (one bias per channel; channels must be dimension 1, so tokens are
@@ -12,39 +12,38 @@ takes the nearest component that computes the same function, so that the equalit
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from .naive import PlanarStack
+from muse.models import layers
 
-LIBRARIES = ("complex64", "complextorch", "complexPyTorch")
+from .naive import PlanarStack
 
 
 class PathMissingError(RuntimeError):
     """A path that cannot run on this machine; the message says what it lacks."""
 
 
-def _import(name: str, module: str) -> object:
+def _import(name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise PathMissingError(f"not installed: pip install muse-workbook[peers] ({name}: {error})") from error
 
 
-def _complex(real: Tensor, imag: Tensor) -> Tensor:
-    return torch.complex(real.detach().float(), imag.detach().float())
-
-
 class LibraryStack(nn.Module):
-    """z = norm(z + modrelu(W z + w)), L times: c(... D) to c(... D) in complex64; this class uses torch alone."""
+    """z = norm(z + modrelu(W z + w)), L times: c(... D) to c(... D) in complex64, from components like `Linear`.
 
-    def __init__(self, stack: PlanarStack) -> None:
+    Each is made of the PlanarStack's layer that it stands for, and gives its gradients under the names of that.
+    """
+
+    def __init__(self, stack: PlanarStack, linear: type, activation: type, norm: type) -> None:
         super().__init__()
-        self.eps = stack.norms[0].eps
-        self.linears = nn.ModuleList(self.linear(layer) for layer in stack.linears)
-        self.activations = nn.ModuleList(self.activation(layer.bias) for layer in stack.activations)
-        self.norms = nn.ModuleList(self.norm(layer) for layer in stack.norms)
+        self.linears = nn.ModuleList(map(linear, stack.linears))
+        self.activations = nn.ModuleList(map(activation, stack.activations))
+        self.norms = nn.ModuleList(map(norm, stack.norms))
         self.to(stack.linears[0].weight_real.device)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -52,151 +51,137 @@ class LibraryStack(nn.Module):
             z = norm(z + activation(linear(z)))
         return z
 
-    def linear(self, layer: nn.Module) -> nn.Module:
-        return _load(nn.Linear(*reversed(layer.weight_real.shape), dtype=torch.complex64, device="cpu"), layer)
-
-    def activation(self, bias: Tensor) -> nn.Module:
-        return ComplexModReLU(bias)
-
-    def norm(self, layer: nn.Module) -> nn.Module:
-        return ComplexNorm(layer.gamma, layer.beta, layer.eps)
-
     def gradients(self) -> dict[str, Tensor]:
         """Gradients under the names of the PlanarStack: of a complex parameter, the one of each of its parts."""
-        found: dict[str, Tensor] = {}
-        for i, (linear, activation, norm) in enumerate(zip(self.linears, self.activations, self.norms, strict=True)):
-            for name, grad in self.linear_gradients(linear).items():
-                found[f"linears.{i}.{name}"] = grad
-            found[f"activations.{i}.bias"] = self.bias_gradient(activation)
-            found[f"norms.{i}.gamma"], found[f"norms.{i}.beta"] = self.norm_gradients(norm)
-        return found
-
-    def linear_gradients(self, linear: nn.Module) -> dict[str, Tensor]:
-        weight, bias = linear.weight.grad, linear.bias.grad
-        return {"weight_real": weight.real, "weight_imag": weight.imag, "bias_real": bias.real, "bias_imag": bias.imag}
-
-    def bias_gradient(self, activation: nn.Module) -> Tensor:
-        return activation.bias.grad
-
-    def norm_gradients(self, norm: nn.Module) -> tuple[Tensor, Tensor]:
-        return norm.gamma.grad, norm.beta.grad
+        parts = {name: part for name, part in self.named_modules() if hasattr(part, "gradients") and part is not self}
+        return {f"{name}.{key}": grad for name, part in parts.items() for key, grad in part.gradients().items()}
 
 
-def _load(linear: nn.Module, layer: nn.Module) -> nn.Module:
+class Linear(nn.Linear):
+    """PyTorch's own, of complex64."""
+
+    def __init__(self, layer: layers.ComplexLinear) -> None:
+        super().__init__(*reversed(layer.weight_real.shape), dtype=torch.complex64, device="cpu")
+        load(self, layer)
+
+    def gradients(self) -> dict[str, Tensor]:
+        return gradients_of(self)
+
+
+def load(linear: nn.Module, layer: layers.ComplexLinear) -> None:
     """Copy a ComplexLinear into a linear layer with complex weight and bias."""
     with torch.no_grad():
-        linear.weight.copy_(_complex(layer.weight_real, layer.weight_imag))
-        linear.bias.copy_(_complex(layer.bias_real, layer.bias_imag))
-    return linear
+        linear.weight.copy_(torch.complex(layer.weight_real.float(), layer.weight_imag.float()))
+        linear.bias.copy_(torch.complex(layer.bias_real.float(), layer.bias_imag.float()))
 
 
-class ComplexModReLU(nn.Module):
+def gradients_of(linear: nn.Module) -> dict[str, Tensor]:
+    """Return the gradients of a linear layer with complex weight and bias by their parts."""
+    weight, bias = linear.weight.grad, linear.bias.grad
+    return {"weight_real": weight.real, "weight_imag": weight.imag, "bias_real": bias.real, "bias_imag": bias.imag}
+
+
+class ModReLU(nn.Module):
     """relu(|z| + b) z / |z| in complex arithmetic."""
 
-    def __init__(self, bias: Tensor) -> None:
+    def __init__(self, layer: layers.ModReLU) -> None:
         super().__init__()
-        self.bias = nn.Parameter(bias.detach().float().clone())
+        self.bias = nn.Parameter(layer.bias.detach().float().clone())
 
     def forward(self, z: Tensor) -> Tensor:
         magnitude = z.abs()
         return torch.relu(magnitude + self.bias) / magnitude.clamp_min(1e-12) * z
 
+    def gradients(self) -> dict[str, Tensor]:
+        return {"bias": self.bias.grad}
 
-class ComplexNorm(nn.Module):
+
+class Norm(nn.Module):
     """gamma (z - mu) / sqrt(E|z - mu|^2 + eps) + beta in complex arithmetic."""
 
-    def __init__(self, gamma: Tensor, beta: Tensor, eps: float) -> None:
+    def __init__(self, layer: layers.ComplexLayerNorm) -> None:
         super().__init__()
-        self.gamma, self.beta = (nn.Parameter(value.detach().float().clone()) for value in (gamma, beta))
-        self.eps = eps
+        self.gamma, self.beta = (nn.Parameter(value.detach().float().clone()) for value in (layer.gamma, layer.beta))
+        self.eps = layer.eps
 
     def forward(self, z: Tensor) -> Tensor:
         centred = z - z.mean(-1, keepdim=True)
         variance = (centred * centred.conj()).real.mean(-1, keepdim=True)
         return self.gamma * (centred * torch.rsqrt(variance + self.eps)) + self.beta
 
-
-class ComplextorchStack(LibraryStack):
-    """With the components of complextorch."""
-
-    def __init__(self, stack: PlanarStack) -> None:
-        self.library = _import("complextorch", "complextorch.nn")
-        super().__init__(stack)
-
-    def linear(self, layer: nn.Module) -> nn.Module:
-        wrapper = self.library.Linear(*reversed(layer.weight_real.shape))
-        _load(wrapper.linear, layer)
-        return wrapper
-
-    def activation(self, bias: Tensor) -> nn.Module:
-        activation = _ChannelsAt1(self.library.AdaptiveModReLU(len(bias)))
-        activation.inner.activation_mag.bias.data.copy_(bias)
-        return activation
-
-    def norm(self, layer: nn.Module) -> nn.Module:
-        norm = _CentredRms(self.library.RMSNorm(len(layer.gamma), eps=layer.eps), layer.beta)
-        eye = torch.eye(2, device=layer.gamma.device)[..., None]
-        norm.rms.weight.data.copy_(eye * layer.gamma.detach().float())
-        return norm
-
-    def linear_gradients(self, linear: nn.Module) -> dict[str, Tensor]:
-        return super().linear_gradients(linear.linear)
-
-    def bias_gradient(self, activation: nn.Module) -> Tensor:
-        return activation.inner.activation_mag.bias.grad
-
-    def norm_gradients(self, norm: nn.Module) -> tuple[Tensor, Tensor]:
-        return norm.rms.weight.grad[0, 0] + norm.rms.weight.grad[1, 1], norm.beta.grad
+    def gradients(self) -> dict[str, Tensor]:
+        return {"gamma": self.gamma.grad, "beta": self.beta.grad}
 
 
-class _ChannelsAt1(nn.Module):
-    """A module that wants (N C), given c(... C)."""
+def complextorch_stack(stack: PlanarStack) -> LibraryStack:
+    """Return a stack of the components of complextorch."""
+    library = _import("complextorch", "complextorch.nn")
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+    class LibraryLinear(library.Linear):
+        def __init__(self, layer: layers.ComplexLinear) -> None:
+            super().__init__(*reversed(layer.weight_real.shape))
+            load(self.linear, layer)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.inner(z.flatten(0, -2)).view_as(z)
+        def gradients(self) -> dict[str, Tensor]:
+            return gradients_of(self.linear)
+
+    class LibraryModReLU(library.AdaptiveModReLU):
+        def __init__(self, layer: layers.ModReLU) -> None:
+            super().__init__(len(layer.bias))
+            self.activation_mag.bias.data.copy_(layer.bias)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z.flatten(0, -2)).view_as(z)  # it wants (N C)
+
+        def gradients(self) -> dict[str, Tensor]:
+            return {"bias": self.activation_mag.bias.grad}
+
+    class LibraryNorm(library.RMSNorm):
+        def __init__(self, layer: layers.ComplexLayerNorm) -> None:
+            super().__init__(len(layer.gamma), eps=layer.eps)
+            self.weight.data.copy_(torch.eye(2)[..., None] * layer.gamma.detach().float().cpu())
+            self.beta = nn.Parameter(layer.beta.detach().float().clone())
+
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z - z.mean(-1, keepdim=True)) + self.beta
+
+        def gradients(self) -> dict[str, Tensor]:
+            return {"gamma": self.weight.grad[0, 0] + self.weight.grad[1, 1], "beta": self.beta.grad}
+
+    return LibraryStack(stack, LibraryLinear, LibraryModReLU, LibraryNorm)
 
 
-class _CentredRms(nn.Module):
-    """RMS norm of z less its mean, plus a real beta."""
+def complexpytorch_stack(stack: PlanarStack) -> LibraryStack:
+    """Return a stack with the ComplexLinear of complexPyTorch: fc_r(x) - fc_i(y) + i (fc_r(y) + fc_i(x))."""
+    library = _import("complexPyTorch", "complexPyTorch.complexLayers")
 
-    def __init__(self, rms: nn.Module, beta: Tensor) -> None:
-        super().__init__()
-        self.rms, self.beta = rms, nn.Parameter(beta.detach().float().clone())
+    class LibraryLinear(library.ComplexLinear):
+        def __init__(self, layer: layers.ComplexLinear) -> None:
+            super().__init__(*reversed(layer.weight_real.shape))
+            with torch.no_grad():
+                self.fc_r.weight.copy_(layer.weight_real)
+                self.fc_i.weight.copy_(layer.weight_imag)
+                self.fc_r.bias.copy_((layer.bias_real + layer.bias_imag) / 2)  # its biases: a = r - i, b = r + i
+                self.fc_i.bias.copy_((layer.bias_imag - layer.bias_real) / 2)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.rms(z - z.mean(-1, keepdim=True)) + self.beta
+        def gradients(self) -> dict[str, Tensor]:
+            r, i = self.fc_r, self.fc_i
+            bias_real, bias_imag = (r.bias.grad - i.bias.grad) / 2, (r.bias.grad + i.bias.grad) / 2
+            return {"weight_real": r.weight.grad, "weight_imag": i.weight.grad, "bias_real": bias_real,
+                    "bias_imag": bias_imag}  # fmt: skip
+
+    return LibraryStack(stack, LibraryLinear, ModReLU, Norm)
 
 
-class ComplexPyTorchStack(LibraryStack):
-    """With the ComplexLinear of complexPyTorch: fc_r(x) - fc_i(y) + i (fc_r(y) + fc_i(x)), two real layers."""
-
-    def __init__(self, stack: PlanarStack) -> None:
-        self.library = _import("complexPyTorch", "complexPyTorch.complexLayers")
-        super().__init__(stack)
-
-    def linear(self, layer: nn.Module) -> nn.Module:
-        linear = self.library.ComplexLinear(*reversed(layer.weight_real.shape))
-        with torch.no_grad():
-            linear.fc_r.weight.copy_(layer.weight_real)
-            linear.fc_i.weight.copy_(layer.weight_imag)
-            linear.fc_r.bias.copy_((layer.bias_real + layer.bias_imag) / 2)  # its biases: a = r - i, b = r + i
-            linear.fc_i.bias.copy_((layer.bias_imag - layer.bias_real) / 2)
-        return linear
-
-    def linear_gradients(self, linear: nn.Module) -> dict[str, Tensor]:
-        r, i = linear.fc_r, linear.fc_i
-        bias_real, bias_imag = (r.bias.grad - i.bias.grad) / 2, (r.bias.grad + i.bias.grad) / 2
-        return {"weight_real": r.weight.grad, "weight_imag": i.weight.grad, "bias_real": bias_real,
-                "bias_imag": bias_imag}  # fmt: skip
+STACKS = {
+    "complex64": lambda stack: LibraryStack(stack, Linear, ModReLU, Norm),
+    "complextorch": complextorch_stack,
+    "complexPyTorch": complexpytorch_stack,
+}
 
 
 def build_library_stack(name: str, stack: PlanarStack) -> LibraryStack:
     """Return a library's stack with the weights of `stack` (float32); PathMissingError where it is not installed."""
-    kinds = {"complex64": LibraryStack, "complextorch": ComplextorchStack, "complexPyTorch": ComplexPyTorchStack}
-    if name not in kinds:
-        raise ValueError(f"library: got {name!r}, expected one of {', '.join(LIBRARIES)}")
-    return kinds[name](stack)
+    if name not in STACKS:
+        raise ValueError(f"library: got {name!r}, expected one of {', '.join(STACKS)}")
+    return STACKS[name](stack)

@@ -15,7 +15,7 @@ from muse.ops import planar
 
 from .context import Context
 from .equality import Check, check, check_gradients, gradients, relative_rms
-from .libraries import LIBRARIES, build_library_stack
+from .libraries import STACKS, build_library_stack
 from .naive import NaiveStack, PlanarStack, perturb
 from .paths import compiled, cuda_graph, num_bytes
 from .timing import GroupResult, Trial
@@ -64,7 +64,7 @@ def complex_stack(bench: Context) -> Iterator[GroupResult]:
     if half is not None:
         paths["muse eager float32"] = lambda: trial(copied(), None)
         paths["naive float32"] = lambda: trial(NaiveStack(stack), None)
-    for name in LIBRARIES:
+    for name in STACKS:
         paths[name] = lambda name=name: stack_trial(bench, inputs.as_complex(), build_library_stack(name, stack), None)
     least = num_bytes(z, z, g, z) + 2 * num_bytes(*stack.parameters())  # in, out and their gradients; weights' too
     yield bench.compare(f"stack_{shape[0]}x{shape[1]}", paths, tokens_per_call=shape[0] * shape[1],

@@ -9,7 +9,7 @@ import reference
 import torch
 
 from muse.bench.equality import gradients, worst_gradient
-from muse.bench.libraries import LIBRARIES, PathMissingError, build_library_stack
+from muse.bench.libraries import STACKS, PathMissingError, build_library_stack
 from muse.bench.naive import NaiveStack, NaiveStage1, PlanarStack, perturb
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 from muse.ops import planar
@@ -94,7 +94,7 @@ def test_planar_stack_is_the_naive_one():
     assert worst_gradient({"z": leaf.grad, **gradients(stack)}, grads) < 1e-5
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", STACKS)
 def test_libraries_compute_the_same_function_and_gradients(name):
     stack, z, g, want, grads = stacks()
     try:
