@@ -66,11 +66,9 @@ class ThroughputResult:
         return found
 
     def _share(self, model_name: str) -> Metric:
+        share_of_rate = self.flops_per_token / self.matrix_flops_per_second
         passes = {path: 3 if path == "training" else 1 for path in self.seconds}
-        shares = {
-            path: self.tokens_per_second(path) * self.flops_per_token * passes[path] / self.matrix_flops_per_second
-            for path in self.seconds
-        }
+        shares = {path: self.tokens_per_second(path) * share_of_rate * passes[path] for path in self.seconds}
         first = next(iter(shares))
         note = f"forward matrix FLOPs (training: three times) over the matrix ceiling; the value is of {first}"
         return Metric(name="ceiling_share", model=model_name, value=shares[first], unit="1", n=len(self.seconds[first]),
@@ -187,23 +185,13 @@ def _seconds(call: Path, device: torch.device, calls: int = 1) -> float:
 def forward_logits(model: nn.Module, token_ids: Tensor) -> Path:
     """Return the published protocol: a forward pass that writes all logits. Puts the model in evaluation mode."""
     model.eval()
-
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return model(token_ids)
-
-    return call
+    return torch.inference_mode()(lambda: model(token_ids))
 
 
 def forward_loss(model: nn.Module, token_ids: Tensor, targets: Tensor) -> Path:
     """Return a forward pass to the mean loss without a logits tensor. Puts the model in evaluation mode."""
     model.eval()
-
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return model.loss(token_ids, targets)
-
-    return call
+    return torch.inference_mode()(lambda: model.loss(token_ids, targets))
 
 
 def training_step(
