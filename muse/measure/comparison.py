@@ -1,4 +1,4 @@
-"""Several seeds of several models on one split: means over seeds, and ratios with the doubt of seeds and documents."""
+"""Several seeds of several models on one split: means, and ratios with the uncertainty of seeds and documents."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from muse.host.files import sha256_of, write_atomic
+from muse.host.files import write_atomic
 from muse.models import weights
 from muse.records.schema import Artifact, Metric, Series
 
@@ -165,8 +165,6 @@ def write_result(folder: Path, result: TrainingResult) -> None:
 def read_result(folder: Path) -> TrainingResult:
     path = folder / checkpoint.RESULT_FILE
     values = weights.read_json(path)
-    if "weights_sha256" not in values and (folder / weights.MODEL_FILE).exists():  # a result of before
-        values["weights_sha256"] = sha256_of(folder / weights.MODEL_FILE)
     if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
         raise weights.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
     for name in ("training_curve", "validation_curve"):

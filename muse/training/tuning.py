@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -60,12 +60,6 @@ class Trained:
     def series(self, label: str) -> list[Series]:
         """Loss curves of every seed."""
         return [series for result in self.results for series in result.series(label)]
-
-
-def best_of(tries: Sequence[Try]) -> Try | None:
-    """Return the try with the smallest validation loss, the first of equal ones; None where all diverged."""
-    finished = [t for t in tries if t.validation_loss is not None]
-    return min(finished, key=lambda t: t.validation_loss, default=None)
 
 
 @dataclass(frozen=True)
@@ -138,14 +132,15 @@ class Plan:
         )
 
     def best_pair(self, model_name: str, ended: Outcomes) -> tuple[float, float] | None:
-        """The pair that trains every seed; None before every try ended, well or diverged, or if all did."""
+        """The pair that trains every seed, the first of equal ones; None before every try ended, or if all diverged."""
         tries = self.tries(model_name)
         if not tries:
             return self.pairs[0]
         outcomes = [ended.get(job) for job in tries]
         if not all(outcome and (outcome.result or outcome.diverged) for outcome in outcomes):
             return None
-        best = best_of(self.tried(model_name, ended))
+        finished = [t for t in self.tried(model_name, ended) if t.validation_loss is not None]
+        best = min(finished, key=lambda t: t.validation_loss, default=None)
         return best and (best.learning_rate, best.dropout)
 
     def trainings(self, model_name: str, ended: Outcomes) -> list[Job]:
