@@ -1,4 +1,4 @@
-"""Several seeds of several models on one split: means over seeds, and ratios with the doubt of seeds and documents."""
+"""Several seeds of several models on one split: means, and ratios with the uncertainty of seeds and documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from muse.records.schema import Metric
 
-from .bootstrap import INTERVAL, RESAMPLES, document_losses
+from .bootstrap import INTERVAL, resampled_losses
 from .perplexity import WITHOUT_UNK, PerplexityResult
 
 Seeds = Mapping[int, PerplexityResult]
@@ -127,17 +127,9 @@ def _without_unk(by_seed: Seeds) -> Seeds:
 
 
 def _bootstrap(by_seed: Seeds) -> np.ndarray:
-    """Return log mean perplexities of resampled documents and seeds, (RESAMPLES,).
-
-    The generator always starts alike: calls on the same documents and number of seeds draw the same resamples (paired).
-    """
-    generator = np.random.default_rng(0)
+    """Return log mean perplexities of resampled documents and seeds, (RESAMPLES,), paired with those of others."""
     results = list(by_seed.values())
-    used = results[0].document_targets > 0
-    nll = np.stack([result.document_nll_nats[used] for result in results])  # (seeds, documents)
-    losses = document_losses(nll, results[0].document_targets[used], generator)
-    picked = generator.integers(len(results), size=(RESAMPLES, len(results)))
-    return np.log(np.exp(np.take_along_axis(losses, picked, axis=1)).mean(axis=1))
+    return resampled_losses(np.stack([result.document_nll_nats for result in results]), results[0].document_targets)
 
 
 def ratio_metrics(metrics: Sequence[Metric], baseline_name: str) -> list[Metric]:

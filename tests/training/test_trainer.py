@@ -623,7 +623,7 @@ def test_cuda_steps_do_not_wait_for_the_host(tmp_path):
 
     def strict(self):
         last = self.num_unread + 1 == len(self.unread)
-        torch.cuda.set_sync_debug_mode("default" if last or self.step < 2 else "error")
+        torch.cuda.set_sync_debug_mode("default" if last or self.state.step < 2 else "error")
         try:
             step(self)
         finally:
