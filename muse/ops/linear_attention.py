@@ -1,8 +1,8 @@
-"""Complex gated linear attention: a matrix memory that turns, fades and learns one outer product per token.
+"""Complex gated linear attention: a matrix memory that rotates, fades and learns one outer product per token.
 
     M_t = exp(-gamma_t + i theta_t) M_{t-1} + k_t* v_t,    y_t = q_t M_t,    M_0 = 0
 
-M is c(K K) for each head: theta_t turns each of its K rows at its own rate, gamma_t fades all of them alike.
+M is c(K K) for each head: theta_t rotates each of its K rows at its own rate, gamma_t fades all of them alike.
 
 Glossary: B batch, T positions, H heads, K head width in complex channels, X = 2K real channels of a planar head, C
 chunk length, N = ceil(T / C) chunks. Both forms run on real matrix products:
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import planar
+from .operator import has_kernels
 
 try:
     from . import linear_attention_triton
@@ -41,7 +42,7 @@ def doubled(z: Tensor) -> Tensor:
     return torch.cat([z, times_i(z)], dim=-2)
 
 
-def turn(z: Tensor, angle: Tensor) -> Tensor:
+def rotate(z: Tensor, angle: Tensor) -> Tensor:
     """exp(i angle) z in the dtype of z: planar r(... 2K), angle in radians broadcastable to r(... K)."""
     real, imag = planar.unpack(z)
     cos, sin = angle.cos(), angle.sin()
@@ -67,9 +68,8 @@ def by_kernels(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, imaginary_scores: bool
 ) -> tuple[Tensor, Tensor] | None:
     """What the CUDA kernels give for `memory_chunked`: y and the final state; None where they do not serve."""
-    if linear_attention_triton is None or not linear_attention_triton.suits(q, k, v, log_decay, imaginary_scores):
-        return None
-    return linear_attention_triton.remembered(q, k, v, log_decay, imaginary_scores)
+    given, kernels = (q, k, v, log_decay, imaginary_scores), linear_attention_triton
+    return kernels.remembered(*given) if has_kernels(kernels, v) and kernels.suits(*given) else None
 
 
 def memory_chunked(

@@ -23,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operator import Operator
+
 WIDTHS = (16, 32, 64, 128)  # X of a real head; complex ones start at 32, because a product needs 16 rows
 CHUNK = {"half": 64, "tf32": 32, "tf32x3": 16}  # C by kind of product: what fits into registers
 COLUMNS = 64  # at most, that a program multiplies at a time
@@ -34,92 +36,62 @@ BACKWARD_WARPS = {"half": 4, "tf32": 8, "tf32x3": 4}
 
 def suits(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> bool:
     """Whether the kernels take q k v (B H T X) and log_decay (B H T)."""
-    if not v.is_cuda or not v.dtype == k.dtype == q.dtype or log_decay.dtype != torch.float32:
+    if not v.dtype == k.dtype == q.dtype or log_decay.dtype != torch.float32:
         return False
-    return v.dtype != torch.float64 and v.shape[-1] in WIDTHS[complex_:] and v.numel() > 0
+    return v.shape[-1] in WIDTHS[complex_:] and v.numel() > 0
 
 
-@torch.library.custom_op("muse::memory", mutates_args=())
-def remembered(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
-    """q k v (B H T X), log_decay float32 (B H T) -> y as v, final state float32 (B H R X)."""
+def _remembered(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
     q, k, v = (_rows(x) for x in (q, k, v))
-    y, final = _results(v, complex_)
+    y, final = _results(q, k, v, log_decay, complex_)
     states = _walk(k, v, log_decay, final, complex_)
-    batch, heads, tokens, width = v.shape
-    options = _options(v, complex_)
-    grid = (batch * heads * triton.cdiv(tokens, options["C"]),)
-    with torch.cuda.device_of(v):
-        _read_kernel[grid](
-            *(q, _strides(q), k, _strides(k), v, _strides(v), log_decay, _strides(log_decay), states),
-            *(y, _strides(y), heads, tokens),
-            **options,
-            BLOCK=min(COLUMNS, _state_rows(width, complex_)),
-            num_warps=FORWARD_WARPS,
-        )
+    _launch(_read_kernel, (q, k, v, log_decay, y), (states,), complex_, num_warps=FORWARD_WARPS)
     return y, final
 
 
-@torch.library.custom_op("muse::memory_backward", mutates_args=())
-def _backward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, grad: Tensor, grad_final: Tensor | None, complex_: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/d(q, k, v) as these, dL/d log_decay float32 (B H T); grad (B H T X) is that of y."""
-    q, k, v, grad = (_rows(x) for x in (q, k, v, grad))
-    results = _gradients(q, k, v, log_decay)
-    batch, heads, tokens, width = v.shape
-    states = _walk(k, v, log_decay, None, complex_)
-    grad_states = _walk(q, grad, log_decay, grad_final, complex_, reverse=True)
-    options = _options(v, complex_)
-    grid = (batch * heads * triton.cdiv(tokens, options["C"]),)
-    with torch.cuda.device_of(v):
-        _backward_kernel[grid](
-            *(q, _strides(q), k, _strides(k), v, _strides(v), log_decay, _strides(log_decay), grad, _strides(grad)),
-            *(states, grad_states),
-            *(argument for x in results for argument in (x, _strides(x))),
-            *(heads, tokens),
-            **options,
-            BLOCK=min(COLUMNS, _state_rows(width, complex_)),
-            HOLD=v.itemsize == 2,
-            num_warps=BACKWARD_WARPS[options["PRECISION"]],
-        )
-    return results
-
-
-@remembered.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
-    return _results(_rows(v), complex_)
-
-
-@_backward.register_fake
-def _(q, k, v, log_decay, grad, grad_final, complex_) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _gradients(_rows(q), _rows(k), _rows(v), log_decay)
-
-
-def _save_for_backward(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.complex_ = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)  # in training nobody reads the final state
-
-
-def _gradients_of_inputs(ctx, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, log_decay = ctx.saved_tensors
-    if grad is None:
-        grad = torch.zeros_like(v)
-    return *_backward(q, k, v, log_decay, grad, grad_final, ctx.complex_), None
-
-
-remembered.register_autograd(_gradients_of_inputs, setup_context=_save_for_backward)
-
-
-def _results(v: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
+def _results(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
     """Room for y, laid out as v, and for the final state."""
     final = v.new_empty(*v.shape[:2], _state_rows(v.shape[-1], complex_), v.shape[-1], dtype=torch.float32)
-    return torch.empty_like(v), final
+    return torch.empty_like(_rows(v)), final
 
 
-def _gradients(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(
+    grad: Tensor | None, grad_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q, k, v, grad = (_rows(x) for x in (q, k, v, torch.zeros_like(v) if grad is None else grad))
+    found = _gradients(grad, grad_final, q, k, v, log_decay, complex_)
+    states = _walk(k, v, log_decay, None, complex_), _walk(q, grad, log_decay, grad_final, complex_, reverse=True)
+    options = {"HOLD": v.itemsize == 2, "num_warps": BACKWARD_WARPS[_options(v, complex_)["PRECISION"]]}
+    _launch(_backward_kernel, (q, k, v, log_decay, grad, *found), states, complex_, **options)
+    return found
+
+
+def _gradients(grad, grad_final, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple:
     """Room for the gradients of the inputs, laid out as these."""
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), log_decay.new_empty(log_decay.shape)
+    return *(torch.empty_like(_rows(x)) for x in (q, k, v)), log_decay.new_empty(log_decay.shape)
+
+
+def _launch(kernel, strided: tuple[Tensor, ...], states: tuple[Tensor, ...], complex_: bool, **options: object) -> None:
+    """A program for each chunk of each head; `strided` are passed with their strides and begin with q, k, v."""
+    v = strided[2]
+    (batch, heads, tokens, _), shared = v.shape, _options(v, complex_)
+    pairs = (part for x in strided for part in (x, _strides(x)))
+    with torch.cuda.device_of(v):
+        kernel[(batch * heads * triton.cdiv(tokens, shared["C"]),)](
+            *pairs, *states, heads, tokens, **shared, BLOCK=min(COLUMNS, shared["R"]), **options
+        )
+
+
+remembered = Operator(
+    "memory",
+    "(Tensor q, Tensor k, Tensor v, Tensor log_decay, bool complex_) -> (Tensor, Tensor)",
+    _remembered,
+    _results,
+    _backward,
+    _gradients,
+    absent_grads=True,  # in training nobody reads the final state
+)
+"""q k v (B H T X), log_decay float32 (B H T) -> y as v, final state float32 (B H R X)."""
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -281,9 +253,9 @@ def _read_kernel(
     v_strides,
     log_decay,
     decay_strides,
-    states,
     y,
     y_strides,
+    states,
     heads,
     tokens,
     X: tl.constexpr,
@@ -348,8 +320,6 @@ def _backward_kernel(
     decay_strides,
     grad,
     grad_strides,
-    states,
-    grad_states,
     grad_q,
     grad_q_strides,
     grad_k,
@@ -358,6 +328,8 @@ def _backward_kernel(
     grad_v_strides,
     grad_decay,
     grad_decay_strides,
+    states,
+    grad_states,
     heads,
     tokens,
     X: tl.constexpr,

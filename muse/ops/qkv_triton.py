@@ -14,32 +14,17 @@ A pair is the real and imaginary part of a complex channel (planes = 2), or chan
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .tile_triton import Tile, contiguous, load, operator, store, tile
+from .operator import Operator
+from .tile_triton import Tile, contiguous, load, store, tile
 
 # pairs that a program holds at a time, the warps that share them, and how much of the batch it goes through
 PREPARE_PAIRS, PREPARE_WARPS, PREPARE_BATCHES = 1024, 8, 4
 PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES = 512, 4, 8
-
-
-def prepare(
-    seen: Tensor, taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None, planes: int, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B H T X) in the dtype of the projections `seen` (B T 3 planes D), before which there is nothing.
-
-    taps r(3D taps) or None; the pairs of q and k turn by elapsed x frequencies: elapsed r(B H T), or the number of
-    tokens so far where it is None, frequencies r(H K) or None, both float32.
-    """
-    call = _prepare_op if torch.compiler.is_compiling() else _Prepare.apply
-    return call(seen, taps, frequencies, elapsed, planes, heads)
 
 
 def _prepare(
@@ -62,36 +47,25 @@ def _prepare_backward(
     frequencies: Tensor | None,
     elapsed: Tensor | None,
     planes: int,
+    heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/dseen, and in float32 dL/d(taps, frequencies, elapsed), each empty where there is no such input."""
-    grads = contiguous(grad_q, grad_k, grad_v)
+    grads, given = contiguous(grad_q, grad_k, grad_v), (taps, frequencies, elapsed)
     seen, taps, frequencies, elapsed = contiguous(seen, None if taps is None else taps.t(), frequencies, elapsed)
     switches = _switches(taps, frequencies, elapsed)
-    grad_seen = torch.empty_like(seen)
+    grad_seen, wide = torch.empty_like(seen), {"dtype": torch.float32, "device": seen.device}
     tile = Tile(grads[0], planes, PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES)
-    wide = {"dtype": torch.float32, "device": seen.device}
-    grad_taps, grad_frequencies, grad_elapsed = (torch.empty(0, **wide) for _ in range(3))
-    if taps is not None:
-        grad_taps = torch.empty(tile.programs, *taps.shape, **wide)
-    if frequencies is not None:
-        grad_frequencies = torch.empty(tile.programs, *frequencies.shape, **wide)
-    if switches["HAS_ELAPSED"]:  # of q and of k, from each tap
-        grad_elapsed = torch.zeros(2 * switches["TAPS"], *elapsed.shape, **wide)
-    tile.launch(
-        _prepare_backward_kernel,
-        *grads,
-        seen,
-        taps,
-        frequencies,
-        elapsed,
-        grad_seen,
-        grad_taps,
-        grad_frequencies,
-        grad_elapsed,
-        **switches,
+    sums = [None if x is None else torch.empty(tile.programs, *x.shape, **wide) for x in (taps, frequencies)]
+    # of q and of k, from each tap
+    sums.append(torch.zeros(2 * switches["TAPS"], *elapsed.shape, **wide) if switches["HAS_ELAPSED"] else None)
+    inputs = seen, taps, frequencies, elapsed
+    tile.launch(_prepare_backward_kernel, *grads, *inputs, grad_seen, *sums, **switches)
+    grad_taps, *found = (None if x is None else x.sum(0) for x in sums)
+    found = None if grad_taps is None else grad_taps.t().contiguous(), *found
+    # An elapsed time without frequencies changes nothing.
+    return grad_seen, *(
+        seen.new_empty(0) if x is None else torch.zeros_like(x) if g is None else g.to(x.dtype)
+        for g, x in zip(found, given, strict=True)
     )
-    grad_taps, *sums = (x.sum(0) if x.ndim > 1 else x for x in (grad_taps, grad_frequencies, grad_elapsed))
-    return grad_seen, grad_taps if taps is None else grad_taps.t().contiguous(), *sums
 
 
 def _switches(taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None) -> dict[str, object]:
@@ -105,54 +79,24 @@ def _switches(taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor |
     }
 
 
-_prepare_op = operator(
-    _prepare,
-    "(Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? elapsed, int planes, int heads)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-
-
-_prepare_backward_op = operator(
-    _prepare_backward,
-    "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? elapsed,"
-    " int planes) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-
-
-@_prepare_op.register_fake
-def _(seen, taps, frequencies, elapsed, planes, heads):
+def _prepare_fake(seen, taps, frequencies, elapsed, planes: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = seen.shape
     return tuple(seen.new_empty(batch, heads, tokens, width // (3 * heads)) for _ in range(3))
 
 
-@_prepare_backward_op.register_fake
-def _(grad_q, grad_k, grad_v, seen, taps, frequencies, elapsed, planes):
-    parameters = taps, frequencies, None if frequencies is None else elapsed
-    sums = (seen.new_empty(0 if x is None else x.shape, dtype=torch.float32) for x in parameters)
-    return seen.new_empty(seen.shape), *sums
+prepare = Operator(
+    "mixer_prepare",
+    "(Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? elapsed, int planes, int heads)"
+    " -> (Tensor, Tensor, Tensor)",
+    _prepare,
+    _prepare_fake,
+    _prepare_backward,
+)
+"""q, k, v (B H T X) in the dtype of the projections `seen` (B T 3 planes D), before which there is nothing.
 
-
-def _save_prepare(ctx, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.planes, _ = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _prepare_gradients(backward: Callable, ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
-    grad_seen, *sums = backward(*grads, *inputs, ctx.planes)
-    found = (g.to(x.dtype) if x is not None and g.numel() else None for g, x in zip(sums, inputs[1:], strict=True))
-    return grad_seen, *found, None, None
-
-
-_prepare_op.register_autograd(partial(_prepare_gradients, _prepare_backward_op), setup_context=_save_prepare)
-
-
-class _Prepare(torch.autograd.Function):
-    """_prepare_op for eager code, which spares the host what an operator costs."""
-
-    forward = staticmethod(_prepare)
-    setup_context = staticmethod(_save_prepare)
-    backward = staticmethod(once_differentiable(partial(_prepare_gradients, _prepare_backward)))
+taps r(3D taps) or None; the pairs of q and k rotate by elapsed x frequencies: elapsed r(B H T), or the number of tokens
+so far where it is None, frequencies r(H K) or None, both float32.
+"""
 
 
 # Triton's constants are capitals, its tuples know + but no star, and an `if` on a constant leaves out a branch.

@@ -151,8 +151,8 @@ def test_cuda_kernels_take_any_strides():
 @needs_kernels
 def test_cuda_operators_are_well_formed():
     inputs = drawn(20, 32, torch.float32)
-    torch.library.opcheck(kernels.remembered, (*inputs, True))
-    torch.library.opcheck(kernels.remembered, (*drawn(20, 16, torch.float32), False))
+    torch.library.opcheck(kernels.remembered.op, (*inputs, True))
+    torch.library.opcheck(kernels.remembered.op, (*drawn(20, 16, torch.float32), False))
 
 
 def test_kernels_are_for_cuda_tensors_of_their_widths():
