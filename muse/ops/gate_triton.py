@@ -108,20 +108,10 @@ def _normed(y, place, inside, K: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _write_kernel(
-    y,
-    gate,
-    gain,
-    out,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EPS: tl.constexpr,
-    HAS_GATE: tl.constexpr,
+    y, gate, gain, out,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, EPS: tl.constexpr, HAS_GATE: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
     SECOND: tl.constexpr = D if PLANES == 2 else K
@@ -154,23 +144,10 @@ def _write_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _write_backward_kernel(
-    grad,
-    y,
-    gate,
-    gain,
-    grad_y,
-    grad_gate,
-    grad_gain,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EPS: tl.constexpr,
-    HAS_GATE: tl.constexpr,
+    grad, y, gate, gain, grad_y, grad_gate, grad_gain,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, EPS: tl.constexpr, HAS_GATE: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
     SECOND: tl.constexpr = D if PLANES == 2 else K

@@ -193,26 +193,22 @@ def _causal_decay(elapsed, C: tl.constexpr):
 
 
 @triton.jit
+def _met(scores, scores_i, tile, k, stride, length, c, C: tl.constexpr, X: tl.constexpr, R: tl.constexpr,
+         BLOCK: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr):
+    """The scores q k, and q (i k) of a complex head, with what the columns of q from c on, `tile`, give to them."""
+    scores += _dot(tile, tl.trans(_tile(k, stride, length, c, C, BLOCK)), PRECISION)
+    if COMPLEX:
+        across = _tile(k, stride, length, _across(c, X), C, BLOCK)
+        scores_i = _plus(scores_i, tile, tl.trans(across), c >= R, PRECISION)
+    return scores, scores_i
+
+
+@triton.jit
 def _walk_kernel(
-    k,
-    k_strides,
-    v,
-    v_strides,
-    log_decay,
-    decay_strides,
-    states,
-    edge,
-    heads,
-    tokens,
-    X: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    COMPLEX: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    REVERSE: tl.constexpr,
-    HAS_EDGE: tl.constexpr,
-    STAGES: tl.constexpr,
+    k, k_strides, v, v_strides, log_decay, decay_strides, states, edge,
+    heads, tokens,
+    X: tl.constexpr, R: tl.constexpr, C: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, REVERSE: tl.constexpr, HAS_EDGE: tl.constexpr, STAGES: tl.constexpr,
 ):
     """BLOCK columns of the state, S <- exp(e_C) S + sum of exp(e_C - e_t) k_t v_t^T; in reverse exp(e_t) q_t g_t^T."""
     first = tl.program_id(0) * BLOCK
@@ -245,24 +241,9 @@ def _walk_kernel(
 
 @triton.jit
 def _read_kernel(
-    q,
-    q_strides,
-    k,
-    k_strides,
-    v,
-    v_strides,
-    log_decay,
-    decay_strides,
-    y,
-    y_strides,
-    states,
-    heads,
-    tokens,
-    X: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    COMPLEX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, q_strides, k, k_strides, v, v_strides, log_decay, decay_strides, y, y_strides, states,
+    heads, tokens,
+    X: tl.constexpr, R: tl.constexpr, C: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """y of one chunk."""
@@ -282,10 +263,7 @@ def _read_kernel(
     scores_i = scores
     for c in tl.static_range(0, X, BLOCK):
         tile = _tile(q, q_strides[2], length, c, C, BLOCK)
-        scores += _dot(tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
-        if COMPLEX:
-            turned = _tile(k, k_strides[2], length, _across(c, X), C, BLOCK)
-            scores_i = _plus(scores_i, tile, tl.trans(turned), c >= R, PRECISION)
+        scores, scores_i = _met(scores, scores_i, tile, k, k_strides[2], length, c, C, X, R, BLOCK, COMPLEX, PRECISION)
     decay = _causal_decay(elapsed, C)
     weights, weights_i = (scores * decay).to(dtype), (scores_i * decay).to(dtype)
 
@@ -299,8 +277,8 @@ def _read_kernel(
         out = _dot(weights, _tile(v, v_strides[2], length, c, C, BLOCK), PRECISION)
         out += _dot(before, _tile(states, X, R, c, R, BLOCK), PRECISION)
         if COMPLEX:
-            turned = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
-            out = _plus(out, weights_i, turned, c >= R, PRECISION)
+            across = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
+            out = _plus(out, weights_i, across, c >= R, PRECISION)
             out = _plus(out, before_i, _tile(states, X, R, _across(c, X), R, BLOCK), c >= R, PRECISION)
         y_tiles += (out.to(dtype),)
     for c in tl.static_range(0, X // BLOCK):  # after all reading: a tile that is read twice is still the same
@@ -309,36 +287,40 @@ def _read_kernel(
 
 
 @triton.jit
+def _toward_rows(
+    g, g_stride, states, fading, q, q_stride, k, k_stride, slopes, slopes_i, grad_fading, length,
+    C: tl.constexpr, X: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr,
+    PRECISION: tl.constexpr, ADJOINT: tl.constexpr,
+):
+    """The gradient of q by tiles of BLOCK columns, and what its part from the state adds to that of the exponents.
+
+    With ADJOINT that of k: v, G, k, q stand for g, S, q, k.
+    """
+    tiles = ()
+    for r in tl.static_range(0, X, BLOCK):
+        out = tl.zeros((C, BLOCK), tl.float32)
+        for c in tl.static_range(0, X, BLOCK):
+            column_of_state = c if r < R else _across(c, X)
+            state_tile = _tile(states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
+            g_tile = _tile(g, g_stride, length, c, C, BLOCK)
+            out = _plus(out, g_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
+        out *= fading
+        grad_fading += tl.sum(out * _tile(q, q_stride, length, r, C, BLOCK), 1)
+        out += _dot(slopes, _tile(k, k_stride, length, r, C, BLOCK), PRECISION)
+        if COMPLEX:
+            across = _tile(k, k_stride, length, _across(r, X), C, BLOCK)
+            out = _plus(out, slopes_i, across, r < R if ADJOINT else r >= R, PRECISION)
+        tiles += (out.to(g.dtype.element_ty),)
+    return tiles, grad_fading
+
+
+@triton.jit
 def _backward_kernel(
-    q,
-    q_strides,
-    k,
-    k_strides,
-    v,
-    v_strides,
-    log_decay,
-    decay_strides,
-    grad,
-    grad_strides,
-    grad_q,
-    grad_q_strides,
-    grad_k,
-    grad_k_strides,
-    grad_v,
-    grad_v_strides,
-    grad_decay,
-    grad_decay_strides,
-    states,
-    grad_states,
-    heads,
-    tokens,
-    X: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    COMPLEX: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HOLD: tl.constexpr,
+    q, q_strides, k, k_strides, v, v_strides, log_decay, decay_strides, grad, grad_strides, grad_q, grad_q_strides,
+    grad_k, grad_k_strides, grad_v, grad_v_strides, grad_decay, grad_decay_strides, states, grad_states,
+    heads, tokens,
+    X: tl.constexpr, R: tl.constexpr, C: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, HOLD: tl.constexpr,
 ):
     """Gradients of one chunk. The adjoint of i is -i: what meets i k or i v on the way there, meets -i q, -i g back."""
     chunks = tl.cdiv(tokens, C)
@@ -363,13 +345,12 @@ def _backward_kernel(
     for c in tl.static_range(0, X, BLOCK):
         q_tile = _tile(q, q_strides[2], length, c, C, BLOCK)
         g_tile = _tile(grad, grad_strides[2], length, c, C, BLOCK)
-        scores += _dot(q_tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
-        slopes += _dot(g_tile, tl.trans(_tile(v, v_strides[2], length, c, C, BLOCK)), PRECISION)
-        if COMPLEX:
-            turned = _tile(k, k_strides[2], length, _across(c, X), C, BLOCK)
-            scores_i = _plus(scores_i, q_tile, tl.trans(turned), c >= R, PRECISION)
-            turned = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
-            slopes_i = _plus(slopes_i, g_tile, tl.trans(turned), c >= R, PRECISION)
+        scores, scores_i = _met(
+            scores, scores_i, q_tile, k, k_strides[2], length, c, C, X, R, BLOCK, COMPLEX, PRECISION
+        )
+        slopes, slopes_i = _met(
+            slopes, slopes_i, g_tile, v, v_strides[2], length, c, C, X, R, BLOCK, COMPLEX, PRECISION
+        )
     decay = _causal_decay(elapsed, C)
     scores, scores_i = scores * decay, scores_i * decay
     t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
@@ -393,52 +374,28 @@ def _backward_kernel(
         passed += tl.sum(state_tile.to(tl.float32) * _tile(states, X, R, c, R, BLOCK).to(tl.float32), 1)
         out = _dot(k_real, state_tile, PRECISION)
         if COMPLEX:
-            turned = _tile(grad_states, X, R, _across(c, X), R, BLOCK)
-            out = _plus(out, k_imag, turned, c >= R, PRECISION)
+            across = _tile(grad_states, X, R, _across(c, X), R, BLOCK)
+            out = _plus(out, k_imag, across, c >= R, PRECISION)
         out *= left
         out += _dot(weights, _tile(grad, grad_strides[2], length, c, C, BLOCK), PRECISION)
         if COMPLEX:
-            turned = _tile(grad, grad_strides[2], length, _across(c, X), C, BLOCK)
-            out = _plus(out, weights_i, turned, c < R, PRECISION)
+            across = _tile(grad, grad_strides[2], length, _across(c, X), C, BLOCK)
+            out = _plus(out, weights_i, across, c < R, PRECISION)
         v_tiles += (out.to(dtype),)
 
-    q_tiles = ()
     if not HOLD:
         tl.debug_barrier()
-    for r in tl.static_range(0, X, BLOCK):
-        out = tl.zeros((C, BLOCK), tl.float32)
-        for c in tl.static_range(0, X, BLOCK):
-            column_of_state = c if r < R else _across(c, X)
-            state_tile = _tile(states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
-            g_tile = _tile(grad, grad_strides[2], length, c, C, BLOCK)
-            out = _plus(out, g_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
-        out *= kept
-        grad_elapsed += tl.sum(out * _tile(q, q_strides[2], length, r, C, BLOCK), 1)
-        out += _dot(slopes, _tile(k, k_strides[2], length, r, C, BLOCK), PRECISION)
-        if COMPLEX:
-            turned = _tile(k, k_strides[2], length, _across(r, X), C, BLOCK)
-            out = _plus(out, slopes_i, turned, r >= R, PRECISION)
-        q_tiles += (out.to(dtype),)
-
+    q_tiles, grad_elapsed = _toward_rows(
+        grad, grad_strides[2], states, kept, q, q_strides[2], k, k_strides[2], slopes, slopes_i, grad_elapsed, length,
+        C, X, R, BLOCK, COMPLEX, PRECISION, ADJOINT=False,
+    )
     slopes, slopes_i = tl.trans(slopes), tl.trans(slopes_i)
-    grad_left = tl.zeros((C,), tl.float32)
-    k_tiles = ()
     if not HOLD:
         tl.debug_barrier()
-    for r in tl.static_range(0, X, BLOCK):
-        out = tl.zeros((C, BLOCK), tl.float32)
-        for c in tl.static_range(0, X, BLOCK):
-            column_of_state = c if r < R else _across(c, X)
-            state_tile = _tile(grad_states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
-            v_tile = _tile(v, v_strides[2], length, c, C, BLOCK)
-            out = _plus(out, v_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
-        out *= left
-        grad_left += tl.sum(out * _tile(k, k_strides[2], length, r, C, BLOCK), 1)
-        out += _dot(slopes, _tile(q, q_strides[2], length, r, C, BLOCK), PRECISION)
-        if COMPLEX:
-            turned = _tile(q, q_strides[2], length, _across(r, X), C, BLOCK)
-            out = _plus(out, slopes_i, turned, r < R, PRECISION)
-        k_tiles += (out.to(dtype),)
+    k_tiles, grad_left = _toward_rows(
+        v, v_strides[2], grad_states, left, k, k_strides[2], q, q_strides[2], slopes, slopes_i,
+        tl.zeros((C,), tl.float32), length, C, X, R, BLOCK, COMPLEX, PRECISION, ADJOINT=True,
+    )
 
     # Nothing is stored before here, so the compiler sees that a tile it has read is still the same and holds it; where
     # that asks for too many registers (HOLD is off), barriers make it read the tile again.

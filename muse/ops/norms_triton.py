@@ -10,6 +10,8 @@ vectors are summed over the tokens of a program, then over programs by PyTorch: 
 For torch.compile each is one opaque step.
 """
 
+# ruff: noqa: N803 - Triton's constants are written in capitals
+
 from __future__ import annotations
 
 import torch
@@ -184,7 +186,7 @@ residual_norms = Operator(
 
 
 @triton.jit
-def _places(first, rows, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803 - Triton's constants
+def _places(first, rows, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Offsets (ROWS BLOCK) of the real parts of the tokens from `first`: in r(N 2D), in r(N D); and which exist."""
     token = (first + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
@@ -192,19 +194,19 @@ def _places(first, rows, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _vector(pointer, D: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def _vector(pointer, D: tl.constexpr, BLOCK: tl.constexpr):
     """r(D) as (1 BLOCK) in float32."""
     column = tl.arange(0, BLOCK)[None, :]
     return tl.load(pointer + column, mask=column < D, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _mean(x, D: tl.constexpr):  # noqa: N803
+def _mean(x, D: tl.constexpr):
     return tl.sum(x, 1)[:, None] / D
 
 
 @triton.jit
-def _normed(x, y, inside, eps, D: tl.constexpr):  # noqa: N803
+def _normed(x, y, inside, eps, D: tl.constexpr):
     """n = (z - mu) / sqrt(E|z - mu|^2 + eps) as two planes, 0 outside, and the factor of each token."""
     x = tl.where(inside, x - _mean(x, D), 0.0)
     y = tl.where(inside, y - _mean(y, D), 0.0)
@@ -213,7 +215,7 @@ def _normed(x, y, inside, eps, D: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def _normed_backward(gx, gy, nx, ny, rstd, gamma, inside, D: tl.constexpr):  # noqa: N803
+def _normed_backward(gx, gy, nx, ny, rstd, gamma, inside, D: tl.constexpr):
     """dL/dz of y = gamma n + beta from dL/dy, as two planes."""
     gx, gy = gx * gamma, gy * gamma
     along = _mean(gx * nx + gy * ny, D)
@@ -230,8 +232,8 @@ def _modrelu_scale(hx, hy, bias, eps):
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm_kernel(
-    z, gamma, beta, out, rows, eps, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr  # noqa: N803
-):  # fmt: skip
+    z, gamma, beta, out, rows, eps, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     place, _, inside = _places(tl.program_id(0) * ROWS, rows, D, ROWS, BLOCK)
     x, y, _rstd = _normed(load(z, place, inside), load(z + D, place, inside), inside, eps, D)
     scale, shift = _vector(gamma, D, BLOCK), _vector(beta, D, BLOCK)
@@ -242,9 +244,9 @@ def _norm_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def _residual_norm_kernel(
     z, h, keep, bias, gamma, beta, next_gamma, next_beta, out, next_out, rows, norm_eps, eps,
-    HAS_KEEP: tl.constexpr, HAS_NEXT: tl.constexpr,  # noqa: N803
-    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
-):  # fmt: skip
+    HAS_KEEP: tl.constexpr, HAS_NEXT: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):
     place, place_keep, inside = _places(tl.program_id(0) * ROWS, rows, D, ROWS, BLOCK)
     hx, hy = load(h, place, inside), load(h + D, place, inside)
     factor, _r, _open = _modrelu_scale(hx, hy, _vector(bias, D, BLOCK), eps)
@@ -267,8 +269,8 @@ def _residual_norm_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def _norm_backward_kernel(
     grad, z, gamma, grad_z, sums, rows, eps,
-    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,  # noqa: N803
-):  # fmt: skip
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):
     scale = _vector(gamma, D, BLOCK)
     sum_gamma = tl.zeros((BLOCK,), tl.float32)
     sum_beta = tl.zeros((BLOCK,), tl.float32)
@@ -290,9 +292,9 @@ def _norm_backward_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def _residual_norm_backward_kernel(
     grad, grad_next, z, h, keep, bias, gamma, beta, next_gamma, grad_z, grad_h, sums, rows, norm_eps, eps,
-    HAS_KEEP: tl.constexpr, HAS_GRAD: tl.constexpr, HAS_NEXT: tl.constexpr,  # noqa: N803
-    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,  # noqa: N803
-):  # fmt: skip
+    HAS_KEEP: tl.constexpr, HAS_GRAD: tl.constexpr, HAS_NEXT: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):
     b, scale = _vector(bias, D, BLOCK), _vector(gamma, D, BLOCK)
     if HAS_NEXT:
         shift, next_scale = _vector(beta, D, BLOCK), _vector(next_gamma, D, BLOCK)

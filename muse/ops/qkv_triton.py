@@ -123,24 +123,10 @@ def _weights(taps, channel, inside, WIDTH: tl.constexpr, TAPS: tl.constexpr, HAS
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _prepare_kernel(
-    seen,
-    taps,
-    frequencies,
-    elapsed,
-    q,
-    k,
-    v,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    HAS_TAPS: tl.constexpr,
-    TURNS: tl.constexpr,
+    seen, taps, frequencies, elapsed, q, k, v,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, TURNS: tl.constexpr,
     HAS_ELAPSED: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
@@ -156,12 +142,7 @@ def _prepare_kernel(
         if not HAS_ELAPSED:
             cos, sin = _cos_sin((row + 1).to(tl.float32), frequency)
     for part in tl.static_range(3):
-        if part == 0:
-            out = q
-        elif part == 1:
-            out = k
-        else:
-            out = v
+        out = (q, k, v)[part]
         near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
         if PLANES == 1:
             far = _weights(taps, part * D + channel + K, column < K, 3 * D, TAPS, HAS_TAPS)
@@ -188,30 +169,25 @@ def _prepare_kernel(
             store(target, row * (2 * K) + column + K, y, inside)
 
 
+@triton.jit
+def _reached(elapsed, row, tokens, frequency, cos, sin, step, LAG: tl.constexpr, HAS_ELAPSED: tl.constexpr):
+    """The time of each token and its cosine and sine; without `elapsed` those of the row before go on by a `step`."""
+    if HAS_ELAPSED:
+        time = load(elapsed, row, row < tokens)
+        cos, sin = _cos_sin(time, frequency)
+    else:
+        time = (row + 1).to(tl.float32)
+        if LAG > 0:
+            cos, sin = cos * step[0] - sin * step[1], sin * step[0] + cos * step[1]
+    return time, cos, sin
+
+
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _prepare_backward_kernel(
-    grad_q,
-    grad_k,
-    grad_v,
-    seen,
-    taps,
-    frequencies,
-    elapsed,
-    grad_seen,
-    grad_taps,
-    grad_frequencies,
-    grad_elapsed,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    HAS_TAPS: tl.constexpr,
-    TURNS: tl.constexpr,
+    grad_q, grad_k, grad_v, seen, taps, frequencies, elapsed, grad_seen, grad_taps, grad_frequencies, grad_elapsed,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, TURNS: tl.constexpr,
     HAS_ELAPSED: tl.constexpr,
 ):
     """A projection of token t went into the convolutions of t + lag: their gradients are turned back and come home.
@@ -230,16 +206,13 @@ def _prepare_backward_kernel(
     if TURNS:
         turning = zero
         frequency = load(frequencies, head * K + column, column < K)
+        first_cos, first_sin = zero, zero
+        step = (zero, zero)
         if not HAS_ELAPSED:
-            cos_here, sin_here = _cos_sin((row + 1).to(tl.float32), frequency)
-            cos_next, sin_next = _cos_sin(1.0, frequency)
+            first_cos, first_sin = _cos_sin((row + 1).to(tl.float32), frequency)
+            step = _cos_sin(1.0, frequency)
     for part in tl.static_range(3):
-        if part == 0:
-            grad = grad_q
-        elif part == 1:
-            grad = grad_k
-        else:
-            grad = grad_v
+        grad = (grad_q, grad_k, grad_v)[part]
         near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
         near_sums = (zero,) * TAPS
         if PLANES == 1:
@@ -264,15 +237,11 @@ def _prepare_backward_kernel(
                 if part < 2:
                     u, v = u * (0.5 / K), v * (0.5 / K)
                 if TURNS and part < 2:
-                    if HAS_ELAPSED:
-                        time = load(elapsed + lane, row + lag, row + lag < tokens)
-                        cos, sin = _cos_sin(time, frequency)
-                    else:
-                        time = (row + (lag + 1)).to(tl.float32)
-                        if lag == 0:
-                            cos, sin = cos_here, sin_here
-                        else:
-                            cos, sin = cos * cos_next - sin * sin_next, sin * cos_next + cos * sin_next
+                    if lag == 0:
+                        cos, sin = first_cos, first_sin
+                    time, cos, sin = _reached(
+                        elapsed + lane, row + lag, tokens, frequency, cos, sin, step, lag, HAS_ELAPSED
+                    )
                     u, v = u * cos + v * sin, v * cos - u * sin
                     along = near[lag] * x * v - far[lag] * y * u
                     turning += time * along
