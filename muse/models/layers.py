@@ -110,8 +110,9 @@ class ComplexEmbedding(nn.Module):
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draw the initial values of one complex layer (not of its children); other modules are left alone.
 
-    ComplexLinear: circular complex Xavier, E|w|^2 = 2 / (I + O), so each part has variance 1 / (I + O); bias 0.
-    ComplexEmbedding: E|e|^2 = 1, each part has variance 1/2. ModReLU: b = 0. ComplexLayerNorm: gamma = 1, beta = 0.
+    ComplexLinear: circular complex Xavier (arXiv:1705.09792), E|w|^2 = 2 / (I + O), so each part has variance
+    1 / (I + O); bias 0. ComplexEmbedding: E|e|^2 = 1, each part has variance 1/2. ModReLU: b = 0. ComplexLayerNorm:
+    gamma = 1, beta = 0.
     Parameters on the meta device have no values; to draw there would cost the import of torch's compiler.
     """
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):

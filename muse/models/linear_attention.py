@@ -29,7 +29,7 @@ from . import layers
 from .memory_options import MemoryOptions
 
 SHORTEST_TOKENS = 2  # initial memory of the fastest head, 1 / gamma
-SLOWEST_TURN = 1e-4  # radians per token; the fastest channel turns about 1
+SLOWEST_ROTATION = 1e-4  # radians per token; the fastest channel rotates by about 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MixerState:
     """What a mixer remembers of the past, the same size after any number of tokens."""
 
     matrix: Tensor  # (B H K 2K), or (B H X X) without imaginary scores
-    angle: Tensor  # (B H X/2) radians in [0, 2 pi), the cumulated turning
+    angle: Tensor  # (B H X/2) radians in [0, 2 pi), the cumulated rotation
     recent: Tensor  # (B taps-1 3 planes D), what the convolution still sees
 
 
@@ -86,8 +86,8 @@ class MemoryMixer(nn.Module):
         self.decay = RealLinear(2 * d_model, self.n_heads) if options.decay == "data" else None
         self.decay_bias = nn.Parameter(torch.empty(self.n_heads)) if options.decay != "none" else None
         self.pace = RealLinear(2 * d_model, self.n_heads) if options.rotation == "data" else None
-        turns = options.rotation != "none"
-        self.turn_bias = nn.Parameter(torch.empty(self.n_heads, self.head_width // 2)) if turns else None
+        rotates = options.rotation != "none"
+        self.turn_bias = nn.Parameter(torch.empty(self.n_heads, self.head_width // 2)) if rotates else None
 
     def forward(self, u: Tensor) -> tuple[Tensor, MixerState]:
         """All T tokens from an empty memory: u r(B T 2D) -> r(B T 2D), state after the last token."""
@@ -118,8 +118,8 @@ class MemoryMixer(nn.Module):
         """One token: u r(B 1 2D) -> r(B 1 2D), new state."""
         seen = torch.cat([state.recent, self.qkv(u)], dim=1)
         log_decay, pace = self.log_decay(u), self._pace(u)
-        turned = self.frequencies() if pace is None else pace * self.frequencies()
-        angle = torch.remainder(state.angle + turned, 2 * math.pi)
+        step = self.frequencies() if pace is None else pace * self.frequencies()
+        angle = torch.remainder(state.angle + step, 2 * math.pi)
         q, k, v = (x.squeeze(2) for x in self._prepared(seen, log_decay, angle[:, :, None]))
         matrix, y = memory_step(state.matrix, q, k, v, log_decay.squeeze(-1), self.options.imaginary_scores)
         return self._write(y.unsqueeze(2), u), MixerState(matrix, angle, seen[:, 1:])
@@ -140,10 +140,10 @@ class MemoryMixer(nn.Module):
         dtype = planar.accumulate_dtype(self.norm_gain.dtype)
         if self.turn_bias is None:
             return self.norm_gain.new_zeros(self.n_heads, self.head_width // 2, dtype=dtype)
-        return log_spaced(1.0, SLOWEST_TURN, self.turn_bias) * self.turn_bias.to(dtype).exp()
+        return log_spaced(1.0, SLOWEST_ROTATION, self.turn_bias) * self.turn_bias.to(dtype).exp()
 
     def _pace(self, u: Tensor) -> Tensor | None:
-        """How fast the token turns the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
+        """How fast the token rotates the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
         return None if self.pace is None else 2 * torch.sigmoid(_exact(u, self.pace.weight)).transpose(1, 2)
 
     def _preceded(self, seen: Tensor) -> Tensor:
@@ -151,9 +151,9 @@ class MemoryMixer(nn.Module):
         return seen if self.taps is None else F.pad(seen, (0, 0, self.taps.shape[1] - 1, 0))
 
     def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k turned by angle (B H T X/2)."""
-        options, turned = self.options, None if self.turn_bias is None else angle
-        q, k, v = qkv.prepared(seen, self.taps, turned, options.planes, self.n_heads, options.qk_norm)
+        """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k rotated by angle (B H T X/2)."""
+        options, angle = self.options, None if self.turn_bias is None else angle
+        q, k, v = qkv.prepared(seen, self.taps, angle, options.planes, self.n_heads, options.qk_norm)
         if options.input_scaling and options.decay != "none":
             k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
         return q, k, v

@@ -51,7 +51,7 @@ _norm = by_hand(_norm_formula, _norm_gradient)  # keeps one number per token, wh
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean x^2 + eps) and one real gain per channel, shared by its planes: it commutes with a common turn."""
+    """x / sqrt(mean x^2 + eps) (arXiv:1910.07467) and one real gain per channel: it commutes with a common rotation."""
 
     def __init__(self, channels: int, planes: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class RMSNorm(nn.Module):
 
 
 class OutputNorm(nn.Module):
-    """RMS norm, then a gain per channel that turns (complex) or not (real): planar r(B T 2D) to the head's features.
+    """RMS norm, then a gain per channel that rotates (complex) or not (real): planar r(B T 2D) to the head's features.
 
     With a tied head z would predict its own token. Initial phases (signs) spread evenly over the channels cancel that.
     """

@@ -2,11 +2,13 @@
 
     M_t = exp(-gamma_t + i theta_t) M_{t-1} + k_t* v_t,    y_t = q_t M_t,    M_0 = 0
 
-M is c(K K) for each head: theta_t rotates each of its K rows at its own rate, gamma_t fades all of them alike.
+Gated linear attention (arXiv:2312.06635) whose decay is one real number a head, as in RetNet (2307.08621), times
+a rotation, fixed or from the token as in selective rotation (2511.17388) and Mamba-3 (2603.15569). M is c(K K) for each
+head: theta_t rotates each of its K rows at its own rate, gamma_t fades all of them alike.
 
 Glossary: B batch, T positions, H heads, K head width in complex channels, X = 2K real channels of a planar head, C
 chunk length, N = ceil(T / C) chunks. Both forms run on real matrix products:
-- the turning is moved to the inputs, q_t exp(i Theta_t) and k_t exp(i Theta_t) with Theta_t the sum of theta up to t;
+- the rotation is moved to the inputs, q_t exp(i Theta_t) and k_t exp(i Theta_t) with Theta_t the sum of theta up to t;
 - a complex write k* v is the two real writes k v and (ik)(iv), and a complex state is the planar r(K 2K), [Re M, Im M].
 With `imaginary_scores=False` only Re(q k*) acts on v, as in any real linear attention of width X; its state is r(X X).
 Angles, decays, their sums and the states are float32 (float64 stays); every exponential has an argument <= 0.
@@ -56,12 +58,6 @@ def memory_step(
     q, k, v = (x.to(state.dtype).unsqueeze(-2) for x in (q, k, v))
     state = log_decay.exp()[..., None, None] * state + _written(k, v, imaginary_scores)
     return state, (q @ _readable(state, imaginary_scores)).squeeze(-2)
-
-
-def zero_state(batch: int, heads: int, width: int, imaginary_scores: bool, like: Tensor) -> Tensor:
-    """The state M_0 = 0 of heads with `width` = X real channels, on the device of `like`."""
-    rows = width // 2 if imaginary_scores else width
-    return torch.zeros(batch, heads, rows, width, device=like.device, dtype=planar.accumulate_dtype(like.dtype))
 
 
 def by_kernels(

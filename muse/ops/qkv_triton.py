@@ -1,6 +1,6 @@
 """What `qkv` computes point by point before the matrix memory, as CUDA kernels, forward and backward.
 
-    prepare: q, k, v = short convolution of the projections, q and k turned by exp(i angle) and divided by X
+    prepare: q, k, v = short convolution of the projections, q and k rotated by exp(i angle) and divided by X
 
 The PyTorch form in `qkv` is the reference, letters are as there, K = X/2 pairs of channels per head. A program holds
 some tokens of one head and goes through a group of the batch, so that fixed angles are computed once per group. All
@@ -70,12 +70,12 @@ def _prepare_backward(
 
 def _switches(taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None) -> dict[str, object]:
     """Constants of the two kernels of `prepare`; taps as r(taps 3D), so that neighbours lie side by side."""
-    turns = frequencies is not None
+    rotates = frequencies is not None
     return {
         "TAPS": 1 if taps is None else taps.shape[0],
         "HAS_TAPS": taps is not None,
-        "TURNS": turns,
-        "HAS_ELAPSED": turns and elapsed is not None,
+        "ROTATES": rotates,
+        "HAS_ELAPSED": rotates and elapsed is not None,
     }
 
 
@@ -126,7 +126,7 @@ def _prepare_kernel(
     seen, taps, frequencies, elapsed, q, k, v,
     tokens, batch,
     H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, TURNS: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, ROTATES: tl.constexpr,
     HAS_ELAPSED: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
@@ -137,7 +137,7 @@ def _prepare_kernel(
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < tokens) & (column < K)
     channel = head * (2 * K // PLANES) + column
-    if TURNS:
+    if ROTATES:
         frequency = load(frequencies, head * K + column, column < K)
         if not HAS_ELAPSED:
             cos, sin = _cos_sin((row + 1).to(tl.float32), frequency)
@@ -157,7 +157,7 @@ def _prepare_kernel(
                 there = inside & (row >= lag)
                 x += near[lag] * load(source, place, there)
                 y += far[lag] * load(source, place + SECOND, there)
-            if TURNS and part < 2:
+            if ROTATES and part < 2:
                 if HAS_ELAPSED:
                     time = load(elapsed + (b * H + head) * tokens.to(tl.int64), row, row < tokens)
                     cos, sin = _cos_sin(time, frequency)
@@ -187,10 +187,10 @@ def _prepare_backward_kernel(
     grad_q, grad_k, grad_v, seen, taps, frequencies, elapsed, grad_seen, grad_taps, grad_frequencies, grad_elapsed,
     tokens, batch,
     H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, TURNS: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, ROTATES: tl.constexpr,
     HAS_ELAPSED: tl.constexpr,
 ):
-    """A projection of token t went into the convolutions of t + lag: their gradients are turned back and come home.
+    """A projection of token t went into the convolutions of t + lag: their gradients are rotated back and come home.
 
     d/dangle is Im(conj(c) dL/dc) for the complex result c of a convolution, the sum of what each tap gave to it.
     """
@@ -203,8 +203,8 @@ def _prepare_backward_kernel(
     inside = (row < tokens) & (column < K)
     channel = head * (2 * K // PLANES) + column
     zero = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if TURNS:
-        turning = zero
+    if ROTATES:
+        grad_frequency = zero
         frequency = load(frequencies, head * K + column, column < K)
         first_cos, first_sin = zero, zero
         step = (zero, zero)
@@ -236,7 +236,7 @@ def _prepare_backward_kernel(
                 v = load(grad + lane * (2 * K), (row + lag) * (2 * K) + column + K, there)
                 if part < 2:
                     u, v = u * (0.5 / K), v * (0.5 / K)
-                if TURNS and part < 2:
+                if ROTATES and part < 2:
                     if lag == 0:
                         cos, sin = first_cos, first_sin
                     time, cos, sin = _reached(
@@ -244,7 +244,7 @@ def _prepare_backward_kernel(
                     )
                     u, v = u * cos + v * sin, v * cos - u * sin
                     along = near[lag] * x * v - far[lag] * y * u
-                    turning += time * along
+                    grad_frequency += time * along
                     if HAS_ELAPSED:
                         sums = grad_elapsed + (part * TAPS + lag) * batch.to(tl.int64) * H * tokens + lane
                         store(sums, row + lag, tl.sum(along * frequency, 1)[:, None], row + lag < tokens)
@@ -268,6 +268,6 @@ def _prepare_backward_kernel(
                 store(sums, at, tl.sum(near_sums[lag], 0)[None, :], column < K)
                 if PLANES == 1:
                     store(sums, at + K, tl.sum(far_sums[lag], 0)[None, :], column < K)
-    if TURNS:
+    if ROTATES:
         sums = grad_frequencies + (tl.program_id(1) * H + head).to(tl.int64) * K
-        store(sums, column, tl.sum(turning, 0)[None, :], column < K)
+        store(sums, column, tl.sum(grad_frequency, 0)[None, :], column < K)

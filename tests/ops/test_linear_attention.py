@@ -5,7 +5,7 @@ import reference
 import reference_memory
 import torch
 
-from muse.ops.linear_attention import doubled, memory_chunked, memory_step, rotate, times_i, zero_state
+from muse.ops.linear_attention import doubled, memory_chunked, memory_step, rotate, times_i
 
 
 def drawn(length, batch=2, heads=3, width=5, seed=0, dtype=torch.float64):
@@ -50,7 +50,7 @@ def test_steps_are_the_chunked_form_and_leave_its_state(length, chunk_tokens, im
     want, final = chunked(q, k, v, gamma, theta, imaginary_scores, chunk_tokens)
     angle = theta.cumsum(2)
     q, k = rotate(q, angle), rotate(k, angle)
-    state, out = zero_state(2, 3, 10, imaginary_scores, q), []
+    state, out = torch.zeros(2, 3, 5 if imaginary_scores else 10, 10, dtype=q.dtype), []
     for t in range(length):
         state, y = memory_step(state, q[:, :, t], k[:, :, t], v[:, :, t], -gamma[:, :, t], imaginary_scores)
         out.append(y)

@@ -10,7 +10,7 @@ import torch
 from devices import CUDA, DEVICE, INTERPRETED, needs_cuda, needs_kernels
 
 from muse.models import hebbian
-from muse.ops import linear_attention
+from muse.ops import linear_attention, planar
 
 kernels = linear_attention.linear_attention_triton
 needs_kernels = needs_kernels(kernels)
@@ -42,7 +42,8 @@ def drawn(tokens, width, dtype, decay=0.3, batch=1 if INTERPRETED else 2, heads=
 
 
 def steps(q, k, v, log_decay, imaginary_scores):
-    state, out = linear_attention.zero_state(*q.shape[:2], q.shape[-1], imaginary_scores, q), []
+    rows, width = q.shape[-1] // (1 + imaginary_scores), q.shape[-1]
+    state, out = q.new_zeros(*q.shape[:2], rows, width, dtype=planar.accumulate_dtype(q.dtype)), []
     for t in range(q.shape[2]):
         given = (x[:, :, t] for x in (q, k, v, log_decay))
         state, y = linear_attention.memory_step(state, *given, imaginary_scores)
