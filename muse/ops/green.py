@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .operator import Operator, has_kernels, transformed
+from .operator import Operator, has_kernels
 
 try:
     from . import green_triton
@@ -28,7 +28,7 @@ def left_green(diagonal_real: Tensor, diagonal_imag: Tensor, coupling: Tensor) -
     batch, _, chains = diagonal_real.shape
     coupling = coupling.expand_as(diagonal_real)
     planes = [x.transpose(0, 1).flatten(1).contiguous() for x in (diagonal_real, diagonal_imag, coupling)]
-    green = (_formula(*planes)[0] if transformed() else _green(*planes)).unflatten(2, (batch, chains)).transpose(1, 2)
+    green = _green(*planes).unflatten(2, (batch, chains)).transpose(1, 2)
     return green[0], green[1]
 
 
