@@ -82,7 +82,12 @@ ABLATIONS = {model.name: dict(model.options) for model in MODELS if model.option
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 SYNTHETIC, WIKITEXT = "synthetic", "wikitext-2"
-CORPORA = (SYNTHETIC, WIKITEXT)
+WITH_UNK, RAW = "wikitext-2-v1", "wikitext-2-raw-v1"
+HUB_CORPORA = {WIKITEXT: RAW, WITH_UNK: WITH_UNK, RAW: RAW}
+"""What each corpus of the hub stands for: a text of the data set Salesforce/wikitext. In the text with <unk> rare words
+are replaced; the published protocol reads the raw one."""
+
+CORPORA = (SYNTHETIC, *HUB_CORPORA)
 TOKENIZERS = ("gpt2", "corpus")
 
 BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")

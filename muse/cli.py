@@ -7,7 +7,8 @@ import json
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from muse.host.signals import Interruptions
@@ -15,7 +16,11 @@ from muse.runner.notebooks import find_notebooks, resolve_folders, stage_paramet
 from muse.runner.run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
 
 from .catalog import LANGUAGES, REPORT, STAGE_NAMES
-from .params import ParamsError, load_params
+from .params import ParamsError, Settings, load_params
+
+Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
+Argument = Callable[..., argparse.Action]
+FOLDER = {"type": Path, "metavar": "FOLDER"}
 
 BENCH_KEYS = {"vocab_size", "d_model", "n_layers", "n_seq", "memory_batch_size", "seed", "device"}
 """Settings that decide what `muse bench` does, beside those that start with `throughput_` and `bench_`."""
@@ -35,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
+    options.command = shlex.join(["muse", *arguments])
     try:
         with Interruptions(wait=False):
-            return options.call(options, arguments)
+            return options.call(options)
     except ParamsError as error:
         print(f"muse: {error}", file=sys.stderr)
         return BAD_PARAMETERS
@@ -57,137 +63,55 @@ def _parser() -> argparse.ArgumentParser:
         prog="muse", description="Measure planar complex half-precision language models against real ones."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    command = commands.add_parser(
-        "run",
-        help="run the notebooks of a params file and write a report",
-        description="Run the stages of a params file as notebooks and write their records, pages and the report.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_settings(command)
-    command.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where the report goes (default: reports/<profile>)"
-    )
-    command.add_argument("--gate", action="store_true", help="let the exit code tell whether every criterion passes")
-    command.set_defaults(call=_run)
-
-    command = commands.add_parser(
-        "train",
-        help="train the models of a params file, or go on where an interrupted training stopped",
-        description="Train every model and seed of a params file. The same command resumes; finished ones are reused.",
-    )
-    _add_settings(command)
-    command.add_argument(
-        "--processes", type=int, metavar="N", help="train N at a time, over all visible CUDA devices (default: in turn)"
-    )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write where finished trainings lie to FILE as well")
-    command.set_defaults(call=_train)
-
-    command = commands.add_parser(
-        "export",
-        help="write a trained model as a folder with config.json, model.safetensors and a model card",
-        description="Write the model of a finished training as a folder that muse.from_pretrained reads.",
-    )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoints/<model>-s<seed>-<key>")
-    command.add_argument("out", type=Path, metavar="OUT", help="the folder that gets the model")
-    command.add_argument("--float32", action="store_true", help="as trained, not as served in float16 planes")
-    command.set_defaults(call=_export)
-
-    command = commands.add_parser(
-        "eval",
-        help="ask the lm-evaluation-harness about a saved model (extra: eval)",
-        description="Run tasks of EleutherAI's lm-evaluation-harness on a saved model and print their results as JSON.",
-    )
-    command.add_argument("model", type=Path, metavar="MODEL", help="a folder that muse export wrote")
-    command.add_argument(
-        "--tokenizer", default="gpt2", metavar="FOLDER", help="gpt2 (from the hub, default) or a folder"
-    )
-    command.add_argument("--tasks", nargs="+", default=["muse_wikitext"], metavar="TASK", help="default: muse_wikitext")
-    command.add_argument(
-        "--corpus", metavar="FOLDER", help="the text of muse_wikitext: a folder with test.txt or parquet"
-    )
-    command.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
-    command.add_argument("--batch-size", type=int, default=4, metavar="N", help="sequences at once (default: 4)")
-    command.add_argument("--device", metavar="DEVICE", help="default: cuda where there is one, else cpu")
-    command.set_defaults(call=_eval)
-
-    command = commands.add_parser(
-        "bench",
-        help="race fast paths against naive ones and peers, each found equal first",
-        description="Time forward, training step, head and complex stack: this package's paths, naive ones and peers, "
-        "in turn. Each is timed only after it was found equal to a float64 reference. Writes FOLDER/bench.json.",
-    )
-    _add_settings(command, optional=True)
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="where bench.json goes (default: reports/bench)")
-    command.set_defaults(call=_bench)
-
-    command = commands.add_parser(
-        "params",
-        help="print the parameters of one stage's notebook, for plain papermill",
-        description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
-    )
-    _add_settings(command)
-    command.add_argument(
-        "stage", metavar="STAGE", choices=(*STAGE_NAMES, REPORT), help=", ".join((*STAGE_NAMES, REPORT))
-    )
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="the run folder that gets the stage's record")
-    command.set_defaults(call=_params)
-
-    command = commands.add_parser(
-        "report",
-        help="make the pages of a finished run again, in another language or with other runs beside it",
-        description="Make a run's pages again from its records, without measuring anything.",
-    )
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder, such as reports/quick")
-    command.add_argument("--language", choices=LANGUAGES, default="en", help="language of the pages (default: en)")
-    command.add_argument(
-        "--with",
-        dest="companions",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="OTHER",
-        help="folders of runs that the report shows as companions, from now on",
-    )
-    command.set_defaults(
-        call=lambda options, arguments: render(options.folder, options.language, companions=options.companions)
-    )
-
-    command = commands.add_parser(
-        "check-pages",
-        help="look at the pages of finished runs as a reader would, in a headless browser where there is one",
-        description="Check the pages of runs: nothing remote, nothing lost, nothing cut on paper.",
-        epilog="exit codes: 0 no problem, 1 a problem, 2 bad parameters",
-    )
-    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder: reports/quick")
-    command.set_defaults(call=_check_pages)
-
-    command = commands.add_parser("schema", help="print the JSON schema of report.json")
-    command.set_defaults(call=_schema)
+    for add in (_add_run, _add_train, _add_export, _add_eval, _add_bench, _add_params, _add_report, _add_check_pages):
+        add(commands)
+    commands.add_parser("schema", help="print the JSON schema of report.json").set_defaults(call=_schema)
     return parser
 
 
-def _add_settings(command: argparse.ArgumentParser, optional: bool = False) -> None:
+def _add(commands: Commands, name: str, call: Callable[[argparse.Namespace], int], words: str, **more) -> Argument:
+    """Add a command and return what adds an argument to it; `more` are argparse's."""
+    command = commands.add_parser(name, help=words, **more)
+    command.set_defaults(call=call)
+    return command.add_argument
+
+
+def _add_settings(add: Argument, optional: bool = False) -> None:
     words = "a params file, such as params/quick.yaml" + (" (default: the published sizes)" if optional else "")
-    command.add_argument("params", type=Path, metavar="PARAMS", help=words, nargs="?" if optional else None)
-    command.add_argument(
-        "-p",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set one parameter, as often as needed; the value is YAML: -p seeds=[0,1]",
-    )
+    add("params", type=Path, metavar="PARAMS", help=words, nargs="?" if optional else None)
+    words = "set one parameter, as often as needed; the value is YAML: -p seeds=[0,1]"
+    add("-p", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=words)
 
 
-def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _add_run(commands: Commands) -> None:
+    add = _add(
+        commands, "run", _run, "run the notebooks of a params file and write a report", epilog=EXIT_CODES,
+        description="Run the stages of a params file as notebooks and write their records, pages and the report.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    _add_settings(add)
+    add("--out", **FOLDER, help="where the report goes (default: reports/<profile>)")
+    add("--gate", action="store_true", help="let the exit code tell whether every criterion passes")
+
+
+def _run(options: argparse.Namespace) -> int:
     settings = load_params(options.params, options.overrides)
-    return run(settings, out=options.out, gate=options.gate, command=shlex.join(["muse", *arguments]))
+    return run(settings, out=options.out, gate=options.gate, command=options.command)
 
 
-def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    settings = resolve_folders(load_params(options.params, options.overrides), Path.cwd())
+def _add_train(commands: Commands) -> None:
+    add = _add(
+        commands, "train", _train, "train the models of a params file, or go on where an interrupted training stopped",
+        description="Train every model and seed of a params file. The same command resumes; finished ones are reused.",
+    )  # fmt: skip
+    _add_settings(add)
+    words = "train N at a time, over all visible CUDA devices (default: in turn)"
+    add("--processes", type=int, metavar="N", help=words)
+    add("--json", type=Path, metavar="FILE", help="write where finished trainings lie to FILE as well")
+
+
+def _train(options: argparse.Namespace) -> int:
+    settings = _resolved(options)
     if not settings.train_tokens:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     if options.processes is not None and options.processes < 1:
@@ -218,38 +142,77 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return STAGE_FAILED if failed else OK
 
 
-def _export(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _resolved(options: argparse.Namespace) -> Settings:
+    return resolve_folders(load_params(options.params, options.overrides), Path.cwd())
+
+
+@contextmanager
+def _given_by_the_user() -> Iterator[None]:
+    """What cannot be read or used is a bad parameter."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ParamsError(str(error)) from error
+
+
+def _add_export(commands: Commands) -> None:
+    add = _add(
+        commands, "export", _export, "write a trained model as a folder with config.json, model.safetensors and a "
+        "model card", description="Write the model of a finished training as a folder that muse.from_pretrained reads.",
+    )  # fmt: skip
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoints/<model>-s<seed>-<key>")
+    add("out", type=Path, metavar="OUT", help="the folder that gets the model")
+    add("--float32", action="store_true", help="as trained, not stored in float16 planes")
+
+
+def _export(options: argparse.Namespace) -> int:
     from muse.models.pretrained import export_checkpoint
 
-    try:
+    with _given_by_the_user():
         model = export_checkpoint(options.checkpoint, options.out, float32=options.float32)
-    except (OSError, ValueError) as error:
-        print(f"muse: {error}", file=sys.stderr)
-        return BAD_PARAMETERS
-    num_parameters, dtype = sum(p.numel() for p in model.parameters()), next(model.parameters()).dtype
-    print(
-        f"{options.out}: {type(model).__name__}, {num_parameters:,} parameters in {str(dtype).removeprefix('torch.')}"
-    )
+    parameters = list(model.parameters())
+    count, dtype = sum(p.numel() for p in parameters), str(parameters[0].dtype).removeprefix("torch.")
+    print(f"{options.out}: {type(model).__name__}, {count:,} parameters in {dtype}")
     return OK
 
 
-def _eval(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _add_eval(commands: Commands) -> None:
+    add = _add(
+        commands, "eval", _eval, "ask the lm-evaluation-harness about a saved model (extra: eval)",
+        description="Run tasks of EleutherAI's lm-evaluation-harness on a saved model and print their results as JSON.",
+    )  # fmt: skip
+    add("model", type=Path, metavar="MODEL", help="a folder that muse export wrote")
+    add("--tokenizer", default="gpt2", metavar="FOLDER", help="gpt2 (from the hub, default) or a folder")
+    add("--tasks", nargs="+", default=["muse_wikitext"], metavar="TASK", help="default: muse_wikitext")
+    add("--corpus", metavar="FOLDER", help="the text of muse_wikitext: a folder with test.txt or parquet")
+    add("--limit", type=int, metavar="N", help="only the first N documents of each task")
+    add("--batch-size", type=int, default=4, metavar="N", help="sequences at once (default: 4)")
+    add("--device", metavar="DEVICE", help="default: cuda where there is one, else cpu")
+
+
+def _eval(options: argparse.Namespace) -> int:
     try:
         from muse.harness.harness import MuseLM, evaluate
     except ModuleNotFoundError as error:
-        print(f"muse: {error}; muse eval needs an extra: pip install 'muse-workbook[eval]'", file=sys.stderr)
-        return BAD_PARAMETERS
-    try:
+        raise ParamsError(f"{error}; muse eval needs an extra: pip install 'muse-workbook[eval]'") from error
+    with _given_by_the_user():
         model = MuseLM(options.model, options.tokenizer, options.device, options.batch_size)
         found = evaluate(model, options.tasks, options.corpus, options.limit)
-    except (OSError, ValueError) as error:
-        print(f"muse: {error}", file=sys.stderr)
-        return BAD_PARAMETERS
     print(json.dumps(found, indent=1, allow_nan=False))
     return OK
 
 
-def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _add_bench(commands: Commands) -> None:
+    add = _add(
+        commands, "bench", _bench, "time fast paths beside naive ones and other libraries, each found equal first",
+        description="Time forward, training step, head and complex stack in turn: this package's paths, naive ones and "
+        "other libraries. Each is timed once it was found equal to a float64 reference. Writes FOLDER/bench.json.",
+    )  # fmt: skip
+    _add_settings(add, optional=True)
+    add("--out", **FOLDER, default=Path("reports", "bench"), help="where bench.json goes (default: reports/bench)")
+
+
+def _bench(options: argparse.Namespace) -> int:
     settings = load_params(options.params, options.overrides)
     from muse.records.environment import utc_now
     from muse.records.schema import BenchRecord
@@ -258,13 +221,12 @@ def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from muse.stages import throughput
     from muse.stages.stage import Stage
 
-    out = options.out or Path("reports", "bench")
-    if out.exists() and not out.is_dir():
-        raise ParamsError(f"--out: {out} is a file, expected a folder")
-    info = run_info(settings, shlex.join(["muse", *arguments]))
+    if options.out.exists() and not options.out.is_dir():
+        raise ParamsError(f"--out: {options.out} is a file, expected a folder")
+    info = run_info(settings, options.command)
     every = settings.model_dump()
     chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
-    stage = Stage("bench", chosen | {"record_dir": out})
+    stage = Stage("bench", chosen | {"record_dir": options.out})
     shown = 0
 
     def keep(so_far) -> None:
@@ -282,20 +244,57 @@ def _bench(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return OK
 
 
-def _params(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _add_params(commands: Commands) -> None:
+    add = _add(
+        commands, "params", _params, "print the parameters of one stage's notebook, for plain papermill",
+        description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
+    )  # fmt: skip
+    _add_settings(add)
+    names = (*STAGE_NAMES, REPORT)
+    add("stage", metavar="STAGE", choices=names, help=", ".join(names))
+    add("--out", **FOLDER, help="the run folder that gets the stage's record")
+
+
+def _params(options: argparse.Namespace) -> int:
     import yaml  # the reader of papermill: what it writes, papermill reads back as the same values
 
-    settings = resolve_folders(load_params(options.params, options.overrides), Path.cwd())
-    notebook = next(n for n in find_notebooks([options.stage]) if n.stage == options.stage)
-    out = options.out or default_out(settings)
-    print(
-        yaml.safe_dump(stage_parameters(settings, notebook, out / "records"), sort_keys=False, allow_unicode=True),
-        end="",
-    )
+    settings = _resolved(options)
+    (notebook,) = [found for found in find_notebooks([options.stage]) if found.stage == options.stage]
+    values = stage_parameters(settings, notebook, (options.out or default_out(settings)) / "records")
+    print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
     return OK
 
 
-def _check_pages(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _add_report(commands: Commands) -> None:
+    add = _add(
+        commands, "report", _report,
+        "make the pages of a finished run again, in another language or with other runs beside it",
+        description="Make a run's pages again from its records, without measuring anything.",
+    )  # fmt: skip
+    add("folder", **FOLDER, help="a run's folder, such as reports/quick")
+    add("--language", choices=LANGUAGES, default="en", help="language of the pages (default: en)")
+    words = "folders of runs that the report shows as companions, from now on"
+    add("--with", dest="companions", nargs="+", type=Path, default=[], metavar="OTHER", help=words)
+    words = "let index.html load assets/figures.js as the stages' pages do: 2 MB less, but it must stay in its folder"
+    add("--shared-script", action="store_true", help=words)
+
+
+def _report(options: argparse.Namespace) -> int:
+    given = {"companions": options.companions, "shared_script": options.shared_script}
+    return render(options.folder, options.language, **given)
+
+
+def _add_check_pages(commands: Commands) -> None:
+    add = _add(
+        commands, "check-pages", _check_pages,
+        "look at the pages of finished runs as a reader would, in a headless browser where there is one",
+        description="Check the pages of runs: nothing remote, nothing lost, nothing cut on paper.",
+        epilog="exit codes: 0 no problem, 1 a problem, 2 bad parameters",
+    )  # fmt: skip
+    add("folders", **FOLDER, nargs="+", help="a run's folder: reports/quick")
+
+
+def _check_pages(options: argparse.Namespace) -> int:
     from muse.report.check import check_folders
 
     for folder in options.folders:
@@ -304,7 +303,7 @@ def _check_pages(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return check_folders(options.folders)
 
 
-def _schema(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _schema(options: argparse.Namespace) -> int:
     from muse.records.store import schema
 
     print(json.dumps(schema(), indent=1))

@@ -15,11 +15,13 @@ from .catalog import (
     BASELINE,
     BENCH_GROUPS,
     CANDIDATES,
+    HUB_CORPORA,
     LANGUAGES,
     MODEL_NAMES,
     REFERENCE,
     STAGE_NAMES,
     SYNTHETIC,
+    WIKITEXT,
     YARDSTICK,
     memory_models,
     stage,
@@ -63,7 +65,11 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models live; auto takes CUDA if present")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights and random inputs of measurements")
 
-    corpus: str = Field(SYNTHETIC, description="synthetic, wikitext-2 (from the hub) or a folder of text or parquet")
+    corpus: str = Field(
+        SYNTHETIC,
+        description=f"{SYNTHETIC}, a folder of text or parquet, or from the hub {', '.join(HUB_CORPORA)}; {WIKITEXT} "
+        f"stands for {HUB_CORPORA[WIKITEXT]}",
+    )
     tokenizer: str = Field(
         "corpus", description="gpt2 (from the hub), a folder with vocab.json and merges.txt, or corpus"
     )

@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from muse.records.criteria import CRITERIA
 from muse.records.schema import Criterion, Judged, Metric, Report, RunInfo, Series, StageRecord, Summary
 from muse.records.store import write_record
-from muse.report import page as report
+from muse.report.export import export_html
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_report.ipynb"
 
@@ -69,7 +69,7 @@ def export_cells(folder, *cells, page="pages/03_perplexity.html", parameters=Non
     metadata = {"papermill": {"parameters": parameters}} if parameters else {}
     nbformat.write(new_notebook(cells=list(cells), metadata=metadata), source)
     options = {"title": "A title", "links": [], "language": "en", "inline_assets": False} | options
-    report.export_html(source, folder / page, **options)
+    export_html(source, folder / page, **options)
     return folder / page
 
 
@@ -78,7 +78,7 @@ def run_notebook(folder, language, monkeypatch):
     outputs = []
     monkeypatch.setattr(
         "IPython.display.display",
-        lambda item, raw=False: outputs.append(shown(item if raw else {"text/html": item.data})),
+        lambda *bundles, raw: outputs.extend(map(shown, bundles)),
     )
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     values = {}

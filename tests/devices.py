@@ -7,10 +7,18 @@ import os
 import pytest
 import torch
 
+from muse.ops import operator
+
 CUDA = torch.cuda.is_available()
 INTERPRETED = not CUDA and os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CUDA else "cpu"
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs CUDA")
+
+
+def interpret(monkeypatch):
+    """Sends what is on a CPU to the kernels, as on CUDA, where they are interpreted."""
+    if INTERPRETED:
+        monkeypatch.setattr(operator, "KERNEL_DEVICE", "cpu")
 
 
 def needs_kernels(module):

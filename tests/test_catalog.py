@@ -91,7 +91,7 @@ def test_every_name_is_a_setting_that_params_accept():
         bench_groups=list(catalog.BENCH_GROUPS), language=catalog.LANGUAGES[-1],
     )  # fmt: skip
     assert settings.stages == catalog.usual_stages(settings.models)
-    assert set(catalog.LANGUAGES) == {"en", "ja"}
+    assert {"en", "ja"} <= set(catalog.LANGUAGES)
 
 
 @pytest.mark.parametrize(("models", "expected"), [

@@ -196,10 +196,24 @@ def test_every_metric_of_the_committed_report_has_a_name_in_words(language):
     assert sorted(name for name in names if f"metric.{name}" not in texts(language)) == []
 
 
-def test_the_committed_report_is_small_enough_to_send():
-    files = [path for path in (ROOT / "reports" / "gpu").rglob("*") if path.is_file()]
-    kept = [path for path in files if path.relative_to(ROOT / "reports" / "gpu").parts[0] not in ("logs", "notebooks")]
-    assert sum(path.stat().st_size for path in kept) <= 8e6
+def test_what_is_tracked_of_reports_is_small_and_told_once():
+    listed = subprocess.run(["git", "ls-files", "-z", "reports"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in filter(None, listed.stdout.split("\0"))]
+    sizes = {path: path.stat().st_size for path in paths if path.exists()}
+    assert sum(sizes.values()) <= 5e6
+    script = ROOT / "reports" / "gpu" / "assets" / "figures.js"
+    assert max(size for path, size in sizes.items() if path != script) <= 2**20
+    assert not [path for path in sizes if path.parent.name == "records"]
+
+
+def test_every_committed_perplexity_says_of_which_text_it_is():
+    gpu = ROOT / "reports" / "gpu"
+    for path in (gpu / "report.json", *gpu.glob("companions/*.json"), *gpu.parent.glob("wikitext2-cpu-*/report.json")):
+        read = {stage.stage: stage.text for stage in read_record(Report, path).stages}
+        assert read["perplexity"] == "wikitext-2-v1", path
+        assert not read.get("memory")
 
 
 def test_the_committed_comparison_is_what_its_params_file_makes():

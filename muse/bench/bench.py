@@ -1,8 +1,8 @@
-"""What is raced: forward, training step, head with loss, complex stack, other models; each against its plain form.
+"""The benchmark: forward, training step, head with loss, complex stack, other models; each against its plain form.
 
 Every group runs its paths on the same weights and tokens. "muse" paths are this package's, compiled, as a CUDA graph or
-eager; "naive" is `muse.bench.naive`; peers are in `muse.bench.peers`. Vector parameters are stirred first, so that a
-path which forgets a bias or a gain is found out. References are float64.
+eager; "naive" is `muse.bench.naive`; other libraries are in `muse.bench.libraries`. Vector parameters are perturbed
+first, so that a path which forgets a bias or a gain shows. References are float64.
 """
 
 from __future__ import annotations
@@ -17,75 +17,78 @@ from muse.catalog import BENCH_GROUPS
 from muse.measure.common import Progress, passthrough
 from muse.measure.throughput import Ceiling, copy_ceiling, matrix_ceiling
 from muse.ops import planar
+from muse.params import Settings
 from muse.records.schema import Metric
 
-from .context import BenchSizes, Build, Context, nothing
+from .context import Build, Context, no_value
 from .forward import forward
-from .head import head_race
+from .head import head
 from .peak import memory
-from .race import RaceResult, one_line, release
-from .stack import stack_race
+from .stack import complex_stack
+from .timing import GroupResult, one_line, release
 from .training import models, training
 
-GROUPS: dict[str, Callable[[Context], Iterator[RaceResult | Metric]]] = {
+GROUPS: dict[str, Callable[[Context], Iterator[GroupResult | Metric]]] = {
     "forward": forward,
     "training": training,
-    "head": lambda bench: iter([head_race(bench)]),
-    "stack": lambda bench: iter([stack_race(bench)]),
+    "head": head,
+    "stack": complex_stack,
     "models": models,
     "memory": memory,
 }
-"""The groups of the catalog, each a function from the bench to its results."""
+"""The groups of the catalog, each a function from the context to its results."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Every race, the ceilings of the machine, and what has no race."""
+    """The results of every group, the ceilings of the machine, and what was not timed."""
 
-    found: tuple[RaceResult | Metric, ...]  # in the order of the groups
+    results: tuple[GroupResult | Metric, ...]  # in the order of the groups
     matrix: Ceiling
     copy: Ceiling
     seconds: float
 
     @property
-    def races(self) -> tuple[RaceResult, ...]:
-        return tuple(one for one in self.found if isinstance(one, RaceResult))
+    def groups(self) -> tuple[GroupResult, ...]:
+        """What was timed."""
+        return tuple(result for result in self.results if isinstance(result, GroupResult))
 
     def metrics(self) -> list[Metric]:
         """Return all of it, under names that start with `bench_`."""
         ceilings = [*self.matrix.metrics(), *self.copy.metrics()]
-        found = [metric.model_copy(update={"name": f"bench_{metric.name}"}) for metric in ceilings]
-        for one in self.found:
-            found += [one] if isinstance(one, Metric) else one.metrics(self.matrix.value, self.copy.value)
+        metrics = [metric.model_copy(update={"name": f"bench_{metric.name}"}) for metric in ceilings]
+        for result in self.results:
+            is_metric = isinstance(result, Metric)
+            metrics += [result] if is_metric else result.metrics(self.matrix.value, self.copy.value)
         took = Metric(name="bench_seconds", value=self.seconds, unit="s", note="all of it, compiling included")
-        return [*found, took]
+        return [*metrics, took]
 
 
 def measure_bench(
     build: Build,
-    sizes: BenchSizes,
+    settings: Settings,
     device: torch.device | str,
     *,
     progress: Progress = passthrough,
     on_group: Callable[[BenchResult], None] = lambda so_far: None,
 ) -> BenchResult:
-    """Race every group of `sizes`; `build(name, use_complex32=...)` returns an untrained model on the device.
+    """Compare the paths of every group of `settings.bench_groups`, in the sizes of these settings.
 
-    `on_group` gets what there is after each group, so that an interruption loses one group.
+    `build(name, use_complex32=...)` returns an untrained model on the device. `on_group` gets what there is after each
+    group, so that an interruption loses one group.
     """
     start, device = time.perf_counter(), torch.device(device)
-    sizes = sizes.for_device(device.type)
     half = planar.compute_dtype(torch.float16, device)
     ceilings = [matrix_ceiling(device, dtype) for dtype in dict.fromkeys((half, torch.float32))]
     result = BenchResult((), max(ceilings, key=lambda ceiling: ceiling.value), copy_ceiling(device), 0.0)
-    bench = Context(build, sizes, device, half, progress)
-    for group in (group for group in BENCH_GROUPS if group in sizes.groups):
-        found: list[RaceResult | Metric] = []
+    bench = Context(build, settings, device, half, progress)
+    for group in (group for group in BENCH_GROUPS if group in settings.bench_groups):
+        results: list[GroupResult | Metric] = []
         try:
-            found.extend(GROUPS[group](bench))
+            results.extend(GROUPS[group](bench))
         except Exception as error:  # a reference that does not fit, for instance; the other groups go on
-            found.append(nothing(f"bench_{group}_speed", "token/s", f"failed: {one_line(error)}"))
-        result = replace(result, found=(*result.found, *found), seconds=time.perf_counter() - start)
+            results.append(no_value(f"bench_{group}_speed", "token/s", f"failed: {one_line(error)}"))
+        result = replace(result, results=(*result.results, *results), seconds=time.perf_counter() - start)
         on_group(result)
         release(device)
     return result

@@ -1,61 +1,47 @@
-"""What every group of a bench shares: sizes, device, tokens, precisions, and how a race is run."""
+"""What every group of a benchmark shares: settings, device, tokens, precisions, and how paths are compared."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from muse.catalog import BENCH_GROUPS
 from muse.measure.common import Progress
+from muse.params import Settings
 from muse.records.schema import Metric
 
-from .race import RaceResult, Trial, race
+from .timing import GroupResult, Trial, compare
 
 Build = Callable[..., nn.Module]
-FORWARD_BATCHES = {"cuda": (4, 64), "cpu": (4,)}
-TRAINING_BATCHES = {"cuda": (16, 64), "cpu": (1,)}
+FORWARD_BATCHES = {"cuda": [4, 64], "cpu": [4]}
+TRAINING_BATCHES = {"cuda": [16, 64], "cpu": [1]}
 
 
 @dataclass(frozen=True)
-class BenchSizes:
-    """How much is raced; empty batch sizes take those of the device."""
-
-    vocab_size: int = 50257
-    d_model: int = 512
-    n_layers: int = 6
-    n_seq: int = 1024
-    n_tokens: int = 1024  # per sequence
-    forward_batches: tuple[int, ...] = ()
-    training_batches: tuple[int, ...] = ()
-    head_tokens: int = 2048
-    stack_batch: int = 2
-    memory_batch: int = 2
-    warmups: int = 10
-    samples: int = 30
-    seconds: float = 2.0  # timed calls of one path
-    seed: int = 0
-    groups: tuple[str, ...] = BENCH_GROUPS
-
-    def for_device(self, device_type: str) -> BenchSizes:
-        """Return the same with the batch sizes filled in."""
-        forward = self.forward_batches or FORWARD_BATCHES.get(device_type, FORWARD_BATCHES["cpu"])
-        training = self.training_batches or TRAINING_BATCHES.get(device_type, TRAINING_BATCHES["cpu"])
-        return replace(self, forward_batches=forward, training_batches=training)
-
-
-@dataclass
 class Context:
-    """One bench on one device."""
+    """One benchmark on one device."""
 
     build: Build
-    sizes: BenchSizes
+    settings: Settings
     device: torch.device
     half: torch.dtype  # of products of half-precision numbers on this device
     progress: Progress
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a sequence."""
+        return self.settings.throughput_n_tokens
+
+    @property
+    def forward_batches(self) -> list[int]:
+        return self.settings.bench_forward_batches or FORWARD_BATCHES[self.device.type]
+
+    @property
+    def training_batches(self) -> list[int]:
+        return self.settings.bench_training_batches or TRAINING_BATCHES[self.device.type]
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -72,22 +58,26 @@ class Context:
 
     def draw(self, *shape: int, seed: int = 0) -> Tensor:
         """Return normal random numbers, drawn on the host."""
-        generator = torch.Generator().manual_seed(self.sizes.seed + seed)
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(self.settings.seed + seed))
 
-    def tokens(self, batch: int) -> tuple[Tensor, Tensor]:
+    def tokens(self, *shape: int) -> Tensor:
+        """Return random token ids."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return torch.randint(self.settings.vocab_size, shape, generator=generator).to(self.device)
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """Return random inputs and targets (B T)."""
-        generator = torch.Generator().manual_seed(self.sizes.seed)
-        ids = torch.randint(self.sizes.vocab_size, (batch, self.sizes.n_tokens + 1), generator=generator)
-        ids = ids.to(self.device)
+        ids = self.tokens(size, self.n_tokens + 1)
         return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
-    def race(self, group: str, candidates: Mapping[str, Callable[[], Trial]], **work) -> RaceResult:
-        sizes = self.sizes
-        work = {"baseline": "naive", "samples": sizes.samples, "limit_seconds": sizes.seconds} | work
-        return race(group, candidates, device=self.device, warmups=sizes.warmups, progress=self.progress, **work)
+    def compare(self, group: str, paths: Mapping[str, Callable[[], Trial]], **work) -> GroupResult:
+        """Compare the paths of a group; `work` as `timing.compare` takes it."""
+        settings = self.settings
+        work = {"baseline": "naive", "samples": settings.throughput_samples} | work
+        return compare(group, paths, device=self.device, warmups=settings.throughput_warmups,
+                       limit_seconds=settings.bench_seconds, progress=self.progress, **work)  # fmt: skip
 
 
-def nothing(name: str, unit: str, note: str) -> Metric:
+def no_value(name: str, unit: str, note: str) -> Metric:
     """Return a metric without a value, and why."""
     return Metric(name=name, value=None, unit=unit, n=0, reason=note, note=note)

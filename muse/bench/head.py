@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -12,38 +12,32 @@ from torch import Tensor, nn
 from muse.ops.cross_entropy import head_loss
 
 from .context import Context
-from .gates import Check, check, check_gradients
-from .paths import extra_bytes
-from .peers import PathMissingError
-from .race import RaceResult, Trial
+from .equality import Check, check, check_gradients
+from .libraries import PathMissingError
+from .paths import extra_bytes, num_bytes
+from .timing import GroupResult, Trial
 
 HEAD_WEIGHT_STD = 0.05  # logits with a standard deviation near 1: some tokens are likelier than others
 HEAD_LOSS_SCALE = 16  # times the number of tokens: keeps float16 gradients of a mean loss above their smallest number
 
 
-def head_race(bench: Context) -> RaceResult:
-    """Race mean cross entropy of (N D) features with all its gradients; inputs are the same numbers in every dtype."""
-    n, vocab, d = bench.sizes.head_tokens, bench.sizes.vocab_size, bench.sizes.d_model
+def head(bench: Context) -> Iterator[GroupResult]:
+    """Compare mean cross entropies of (N D) features with all gradients; all dtypes get the same numbers."""
+    n, vocab, d = bench.settings.bench_head_tokens, bench.settings.vocab_size, bench.settings.d_model
     drawn = bench.draw(n, d), bench.draw(vocab, d, seed=1) * HEAD_WEIGHT_STD, bench.draw(vocab, seed=2) * 0.1
     # Rounded to both half precisions, so that no path starts from other numbers than the reference.
     inputs = {name: t.bfloat16().half().float().to(bench.device) for name, t in zip("xwb", drawn, strict=True)}
-    generator = torch.Generator().manual_seed(bench.sizes.seed)
-    targets = torch.randint(vocab, (n,), generator=generator).to(bench.device)
-    want = head_reference(inputs, targets)
-    trial = partial(head_trial, bench, inputs, targets, want)
-    candidates = {
-        "muse eager": lambda: trial(muse_head, torch.float16),
+    targets = bench.tokens(n)
+    trial = partial(head_trial, bench, inputs, targets, head_reference(inputs, targets))
+    paths = {
+        "muse eager": lambda: trial(head_loss, torch.float16),
         "naive": lambda: trial(naive_head, torch.bfloat16),
         "naive float32": lambda: trial(naive_head, torch.float32),
         "torch": lambda: trial(native_head(None), torch.bfloat16),
         "torch chunked": lambda: trial(native_head("LinearCrossEntropyOptions"), torch.bfloat16),
     }
-    half_bytes = sum(2 * 2 * t.numel() for t in inputs.values())  # read once, gradients written once
-    return bench.race(f"head_{n}", candidates, tokens_per_call=n, flops_per_token=6 * vocab * d, least_bytes=half_bytes)
-
-
-def muse_head(x: Tensor, w: Tensor, b: Tensor, targets: Tensor) -> Tensor:
-    return head_loss(x, w, b, targets)
+    least = num_bytes(*inputs.values())  # as halves: read once, gradients written once
+    yield bench.compare(f"head_{n}", paths, tokens_per_call=n, flops_per_token=6 * vocab * d, least_bytes=least)
 
 
 def naive_head(x: Tensor, w: Tensor, b: Tensor, targets: Tensor) -> Tensor:
@@ -93,7 +87,4 @@ def head_trial(
         got = {name: leaf.grad.float() / scale for name, leaf in leaves.items()}
         return [check("loss", abs(loss - want[0]), products), *check_gradients(got, want[1], products)]
 
-    eager = not hasattr(loss_of, "_torchdynamo_orig_callable")
-    clear = [lambda leaf=leaf: setattr(leaf, "grad", None) for leaf in leaves.values()]
-    measurable = bench.device.type == "cuda" or eager
-    return Trial(call, compared, partial(extra_bytes, call, clear, bench.device) if measurable else None)
+    return Trial(call, compared, partial(extra_bytes, call, [*leaves.values()], bench.device))

@@ -3,7 +3,7 @@
 Four products per complex linear map, one operation after the other, float32 logits of the whole batch, and a look for
 NaN in both parts after each block, which stops the device queue (12 times in a forward pass of six blocks). Weights are
 those of a model of `muse.models.stage1` without a memory. In float64 and without checks it is the reference of the
-gates.
+equality checks.
 
 B batch, T positions, D width (complex channels), V vocabulary; real and imaginary parts are separate r(B T D).
 """
@@ -115,7 +115,7 @@ class PlanarStack(nn.Module):
 
 
 class NaiveStack(nn.Module):
-    """The same as `stack`, with a copy of its weights, the way of NaiveStage1."""
+    """The same as `stack`, with a copy of its weights, written as NaiveStage1 is."""
 
     def __init__(self, stack: PlanarStack, *, checks: bool = True) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class NaiveStack(nn.Module):
 
 
 @torch.no_grad()
-def stir(model: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
+def perturb(model: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
     """Move every vector parameter (biases, gains) by normal noise, and return the model.
 
     As initialised they are zero or one, and a path that forgets one of them would pass for equal. Biases of ModReLU are

@@ -13,8 +13,8 @@ from torch import Tensor
 from muse.measure.memory import LiveBytes
 from muse.ops.cuda_graph import WARMUPS, Replayed
 
-from .peers import PathMissingError
-from .race import free
+from .libraries import PathMissingError
+from .timing import free
 
 
 def compiler_problem(device: torch.device) -> str:
@@ -37,7 +37,7 @@ def compiled(function: Callable, device: torch.device, mode: str | None = None) 
     return torch.compile(function, dynamic=False, mode=mode)
 
 
-def replayed(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Return the call as one CUDA graph, already captured, so that what is compared is a replay."""
     update = Replayed(lambda: (call(),))
     for _ in range(WARMUPS + 1):
@@ -51,11 +51,14 @@ def num_bytes(*tensors: Tensor) -> int:
 
 
 def extra_bytes(
-    call: Callable, clear: list[Callable], device: torch.device
+    call: Callable, leaves: list[Tensor], device: torch.device
 ) -> tuple[int, Literal["measured", "estimate"]]:
-    """Return the peak of a call above what was there before: the CUDA allocator's, else live tensors added up."""
-    for forget in clear:
-        forget()
+    """Return the peak of a call above what was there before, gradients of `leaves` included.
+
+    It is the CUDA allocator's, else live tensors added up.
+    """
+    for leaf in leaves:
+        leaf.grad = None
     if device.type != "cuda":
         with LiveBytes() as live:
             call()

@@ -15,10 +15,10 @@ from .naive import NaiveStage1
 
 def memory(bench: Context) -> Iterator[Metric]:
     """Peak of forward + backward of the reference model in complex32; without CUDA an estimate."""
-    model = partial(bench.build, REFERENCE, use_complex32=True)
+    model, settings = partial(bench.build, REFERENCE, use_complex32=True), bench.settings
     for name, make in {"muse eager": model, "naive": lambda: NaiveStage1(model())}.items():
-        shape = {"batch_size": bench.sizes.memory_batch, "n_seq": bench.sizes.n_seq}
-        found = measure_memory(make, **shape, device=bench.device, seed=bench.sizes.seed)
-        note = f"forward + loss + backward, batch {found.batch_size} x {found.n_seq}; {found.note}"
-        yield Metric(name="bench_peak_memory", model=name, value=found.peak_bytes, unit="byte", basis=found.basis,
+        result = measure_memory(make, batch_size=settings.memory_batch_size, n_seq=settings.n_seq, device=bench.device,
+                                seed=settings.seed)  # fmt: skip
+        note = f"forward + loss + backward, batch {result.batch_size} x {result.n_seq}; {result.note}"
+        yield Metric(name="bench_peak_memory", model=name, value=result.peak_bytes, unit="byte", basis=result.basis,
                      note=note)  # fmt: skip

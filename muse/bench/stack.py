@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,68 +14,77 @@ from torch import Tensor, nn
 from muse.ops import planar
 
 from .context import Context
-from .gates import Check, check, check_gradients, gradients, relative_rms
-from .naive import NaiveStack, PlanarStack, stir
-from .paths import compiled, num_bytes, replayed
-from .peers import PEERS, build_peer
-from .race import RaceResult, Trial
+from .equality import Check, check, check_gradients, gradients, relative_rms
+from .libraries import STACKS, build_library_stack
+from .naive import NaiveStack, PlanarStack, perturb
+from .paths import compiled, cuda_graph, num_bytes
+from .timing import GroupResult, Trial
 
 
-def stack_race(bench: Context) -> RaceResult:
-    """Race L complex layers on (B T) tokens with all gradients; float32 weights, and complex32 ones on CUDA."""
-    sizes, shape = bench.sizes, (bench.sizes.stack_batch, bench.sizes.n_tokens, 2 * bench.sizes.d_model)
-    stack = stir(PlanarStack(sizes.d_model, sizes.n_layers, sizes.seed), sizes.seed).to(bench.device)
+@dataclass(frozen=True)
+class Inputs:
+    """What a path gets, and what must come out of it: of <out, g>, the gradient of z and of every parameter."""
+
+    z: Tensor  # planar r(B T 2D) or c(B T D)
+    g: Tensor
+    want: Tensor  # planar, as are the gradients
+    want_gradients: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, stack: PlanarStack, z: Tensor, g: Tensor) -> Self:
+        """Return planar inputs with what the naive stack makes of them in float64."""
+        naive, leaf = NaiveStack(stack, checks=False).double(), z.double().requires_grad_()
+        out = naive(leaf)
+        out.backward(g.double())
+        return cls(z, g, out.detach(), {"z": leaf.grad, **gradients(naive)})
+
+    def as_complex(self) -> Self:
+        """Return the same as complex64 numbers; their conversion is not timed."""
+        return replace(self, z=planar.to_complex(self.z), g=planar.to_complex(self.g))
+
+
+def complex_stack(bench: Context) -> Iterator[GroupResult]:
+    """Compare L complex layers on (B T) tokens with all gradients; float32 weights, and complex32 ones on CUDA."""
+    settings = bench.settings
+    shape = settings.bench_stack_batch_size, bench.n_tokens, 2 * settings.d_model
+    stack = perturb(PlanarStack(settings.d_model, settings.n_layers, settings.seed), settings.seed).to(bench.device)
     z, g = (bench.draw(*shape, seed=seed).half().float().to(bench.device) for seed in (3, 4))
+    inputs = Inputs.of(stack, z, g)
     half = None if bench.half == torch.float32 else bench.half
-    trial = partial(stack_trial, bench, z, g, stack_reference(stack, z, g))
-    copy_of = partial(like, stack)
-    candidates = {"muse compiled": lambda: trial(copy_of(), half, compile_it=True)}
+    trial = partial(stack_trial, bench, inputs)
+    copied = lambda: copy.deepcopy(stack)  # noqa: E731  each path has weights of its own
+    paths = {"muse compiled": lambda: trial(copied(), half, compile_it=True)}
     if bench.device.type == "cuda":
-        candidates["muse graph"] = lambda: trial(copy_of(), half, compile_it=True, graph=True)
-        candidates["muse graph complex32"] = lambda: trial(copy_of().half(), None, compile_it=True, graph=True)
-        candidates["muse compiled complex32"] = lambda: trial(copy_of().half(), None, compile_it=True)
-        candidates["muse eager complex32"] = lambda: trial(copy_of().half(), None)
-    candidates["muse eager"] = lambda: trial(copy_of(), half)
-    candidates["naive"] = lambda: trial(NaiveStack(stack), half)
+        paths["muse graph"] = lambda: trial(copied(), half, compile_it=True, graph=True)
+        paths["muse graph complex32"] = lambda: trial(copied().half(), None, compile_it=True, graph=True)
+        paths["muse compiled complex32"] = lambda: trial(copied().half(), None, compile_it=True)
+        paths["muse eager complex32"] = lambda: trial(copied().half(), None)
+    paths["muse eager"] = lambda: trial(copied(), half)
+    paths["naive"] = lambda: trial(NaiveStack(stack), half)
     if half is not None:
-        candidates["muse eager float32"] = lambda: trial(copy_of(), None)
-        candidates["naive float32"] = lambda: trial(NaiveStack(stack), None)
-    for name in PEERS:
-        candidates[name] = partial(peer_trial, name, stack, z, g, trial)
+        paths["muse eager float32"] = lambda: trial(copied(), None)
+        paths["naive float32"] = lambda: trial(NaiveStack(stack), None)
+    for name in STACKS:
+        paths[name] = lambda name=name: stack_trial(bench, inputs.as_complex(), build_library_stack(name, stack), None)
     least = num_bytes(z, z, g, z) + 2 * num_bytes(*stack.parameters())  # in, out and their gradients; weights' too
-    return bench.race(f"stack_{shape[0]}x{shape[1]}", candidates, tokens_per_call=shape[0] * shape[1],
-                      flops_per_token=3 * sizes.n_layers * 8 * sizes.d_model**2, least_bytes=least)  # fmt: skip
-
-
-def like(stack: PlanarStack) -> PlanarStack:
-    """Return another stack with the same weights."""
-    made = PlanarStack(stack.norms[0].gamma.numel(), len(stack.norms)).to(stack.norms[0].gamma.device)
-    made.load_state_dict(stack.state_dict())
-    return made
-
-
-def stack_reference(stack: PlanarStack, z: Tensor, g: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the output and all gradients of <out, g>, the input's as `z`, from the naive stack in float64."""
-    naive, leaf = NaiveStack(stack, checks=False).double(), z.double().requires_grad_()
-    out = naive(leaf)
-    out.backward(g.double())
-    return out.detach(), {"z": leaf.grad, **gradients(naive)}
+    yield bench.compare(f"stack_{shape[0]}x{shape[1]}", paths, tokens_per_call=shape[0] * shape[1],
+                        flops_per_token=3 * settings.n_layers * 8 * settings.d_model**2, least_bytes=least)  # fmt: skip
 
 
 def stack_trial(
     bench: Context,
-    z: Tensor,
-    g: Tensor,
-    want: tuple[Tensor, dict],
+    inputs: Inputs,
     module: nn.Module,
     autocast: torch.dtype | None,
     *,
     compile_it: bool = False,
     graph: bool = False,
 ) -> Trial:
+    """Forward and backward of one stack, and its output and gradients against what must come out."""
     dtype = next(module.parameters()).dtype
     products = autocast or (bench.half if dtype == torch.float16 else torch.float32)
-    leaf = z.detach().to(z.dtype if z.is_complex() else dtype, copy=True).requires_grad_()
+    z = inputs.z.detach()
+    leaf = z.to(z.dtype if z.is_complex() else dtype, copy=True).requires_grad_()
     run = compiled(module, bench.device) if compile_it else module
 
     def call() -> Tensor:
@@ -80,11 +92,11 @@ def stack_trial(
         leaf.grad = None
         with bench.cast(autocast):
             out = run(leaf)
-        out.backward(g.to(out.dtype))
+        out.backward(inputs.g.to(out.dtype))
         return out
 
     if graph:
-        call = replayed(call)
+        call = cuda_graph(call)
 
     def compared() -> list[Check]:
         out = call()
@@ -92,13 +104,7 @@ def stack_trial(
         got = {"z": leaf.grad} | named
         if out.is_complex():
             out, got["z"] = planar.from_complex(out), planar.from_complex(got["z"])
-        forward = check("forward", relative_rms([(out, want[0])]), products)
-        return [forward, *check_gradients(got, want[1], products)]
+        forward = check("forward", relative_rms([(out, inputs.want)]), products)
+        return [forward, *check_gradients(got, inputs.want_gradients, products)]
 
     return Trial(call, compared)
-
-
-def peer_trial(name: str, stack: PlanarStack, z: Tensor, g: Tensor, trial: Callable) -> Trial:
-    """The trial of a peer, on complex64 numbers; their conversion is not timed."""
-    bench, _, _, want = trial.args
-    return stack_trial(bench, planar.to_complex(z), planar.to_complex(g), want, build_peer(name, stack), None)

@@ -13,62 +13,61 @@ from muse.catalog import BASELINE, REFERENCE, WITH_MEMORY, YARDSTICK
 from muse.measure.throughput import flops_per_token, training_step
 from muse.records.schema import Metric
 
-from .context import Context, nothing
-from .gates import Check, check, check_gradients, gradients, reference_gradients
-from .naive import NaiveStage1, stir
+from .context import Context, no_value
+from .equality import Check, check, check_gradients, gradients, reference_gradients
+from .naive import NaiveStage1, perturb
 from .paths import compiled
-from .race import RaceResult, Trial
+from .timing import GroupResult, Trial
 
 OTHERS = (WITH_MEMORY, BASELINE, YARDSTICK)
 
 
-def training(bench: Context) -> Iterator[RaceResult]:
+def training(bench: Context) -> Iterator[GroupResult]:
     """Forward + backward + AdamW of the reference model: float32 masters, products in half precision."""
-    master = stir(bench.build(REFERENCE, use_complex32=False), bench.sizes.seed)
-    flops = 3 * flops_per_token(master, bench.sizes.n_tokens)
-    for batch in bench.sizes.training_batches:
-        ids, targets = bench.tokens(batch)
-        reference = NaiveStage1(master, checks=False).double()
-        loss, grads = reference_gradients(reference, ids, targets)
-        del reference
+    master = perturb(bench.build(REFERENCE, use_complex32=False), bench.settings.seed)
+    flops = 3 * flops_per_token(master, bench.n_tokens)
+    for batch in bench.training_batches:
+        ids, targets = bench.batch(batch)
+        loss, grads = reference_gradients(NaiveStage1(master, checks=False).double(), ids, targets)
 
         def compare(got_loss: float, got: Mapping[str, Tensor], loss=loss, grads=grads) -> list[Check]:
             products = bench.autocast_dtype or torch.float32
             return [check("loss", abs(got_loss - loss), products), *check_gradients(got, grads, products)]
 
         trial = partial(training_trial, bench, ids=ids, targets=targets, compare=compare)
-        candidates = {
+        paths = {
             "muse compiled": partial(trial, lambda: copy.deepcopy(master), compile_loss=True),
             "muse eager": partial(trial, lambda: copy.deepcopy(master)),
             "naive": partial(trial, lambda: NaiveStage1(master)),
         }
-        yield bench.race(f"training_{batch}x{bench.sizes.n_tokens}", candidates, tokens_per_call=ids.numel(),
-                        flops_per_token=flops, least_bytes=optimizer_bytes(master))  # fmt: skip
+        yield bench.compare(f"training_{batch}x{bench.n_tokens}", paths, tokens_per_call=ids.numel(),
+                            flops_per_token=flops, least_bytes=optimizer_bytes(master))  # fmt: skip
         del grads
 
 
-def models(bench: Context) -> Iterator[RaceResult | Metric]:
+def models(bench: Context) -> Iterator[GroupResult | Metric]:
     """Training of the other models against GPT-2, eager and compiled, at the smallest training batch; CUDA only."""
     if bench.device.type != "cuda":
-        yield nothing("bench_models_speed", "token/s", "missing: full-size models are trained in turn on CUDA only")
+        yield no_value("bench_models_speed", "token/s", "missing: full-size models are trained in turn on CUDA only")
         return
     for mode in ("eager", "compiled"):
-        yield race_models(bench, mode, min(bench.sizes.training_batches))
+        yield compare_models(bench, mode, min(bench.training_batches))
 
-def race_models(bench: Context, mode: str, batch: int) -> RaceResult:
+
+def compare_models(bench: Context, mode: str, batch: int) -> GroupResult:
     """Training steps of several models, all on the same tokens; FLOPs are each model's own."""
-    ids, targets = bench.tokens(batch)
-    masters = {name: stir(bench.build(name, use_complex32=False), bench.sizes.seed) for name in OTHERS}
-    candidates = {
+    ids, targets = bench.batch(batch)
+    masters = {name: perturb(bench.build(name, use_complex32=False), bench.settings.seed) for name in OTHERS}
+    paths = {
         name: partial(training_trial, bench, lambda master=master: master, ids=ids, targets=targets,
                       compare=partial(compare_with_float32, bench, master, ids, targets),
                       compile_loss=mode == "compiled")
         for name, master in masters.items()
     }  # fmt: skip
-    flops = {name: 3 * flops_per_token(master, bench.sizes.n_tokens) for name, master in masters.items()}
+    flops = {name: 3 * flops_per_token(master, bench.n_tokens) for name, master in masters.items()}
     least = {name: optimizer_bytes(master) for name, master in masters.items()}
-    return bench.race(f"models_{mode}_{batch}x{bench.sizes.n_tokens}", candidates, tokens_per_call=ids.numel(),
-                    baseline=YARDSTICK, flops_per_token=flops, least_bytes=least)  # fmt: skip
+    return bench.compare(f"models_{mode}_{batch}x{bench.n_tokens}", paths, tokens_per_call=ids.numel(),
+                         baseline=YARDSTICK, flops_per_token=flops, least_bytes=least)  # fmt: skip
 
 
 def training_trial(
@@ -90,9 +89,9 @@ def training_trial(
         with bench.cast(dtype):
             loss = loss_of(ids, targets)
         loss.backward()
-        found = compare(loss.item(), gradients(model))
+        checks = compare(loss.item(), gradients(model))
         model.zero_grad(set_to_none=True)
-        return found
+        return checks
 
     return Trial(call, compared)
 

@@ -16,17 +16,15 @@ def num_targets(ids: torch.Tensor) -> int:
 def evaluation_batches(
     ids: torch.Tensor, n_seq: int, batch_size: int, max_batches: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields int64 (inputs, targets), both (B T): evaluation_windows in order, never padded.
+    """Yields int64 (inputs, targets), both (B T): windows of T = n_seq without overlap, in order, never padded.
 
     The last full windows may make a smaller batch; the shorter tail is a batch of its own. `max_batches` stops early.
     """
     if batch_size < 1 or n_seq < 1:
         raise ValueError(f"batch_size and n_seq must be at least 1, got {batch_size} and {n_seq}")
-    num_full = num_targets(ids) // n_seq
-    batches = [range(first, min(first + batch_size, num_full)) for first in range(0, num_full, batch_size)]
-    spans = [(rows[0] * n_seq, len(rows), n_seq) for rows in batches]
-    if num_targets(ids) > num_full * n_seq:
-        spans.append((num_full * n_seq, 1, num_targets(ids) - num_full * n_seq))
+    num_full, tail = divmod(num_targets(ids), n_seq)
+    spans = [(first * n_seq, min(batch_size, num_full - first), n_seq) for first in range(0, num_full, batch_size)]
+    spans += [(num_full * n_seq, 1, tail)] if tail else []
     for start, rows, length in spans[:max_batches]:
         span = ids[start : start + rows * length + 1].long()
         yield span[:-1].reshape(rows, length), span[1:].reshape(rows, length)

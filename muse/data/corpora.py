@@ -1,7 +1,7 @@
-"""Text to deterministic next-token batches: what was read, how it was cut, and which tokens count.
+"""Corpora by name or folder: which text was read, how it was cut into tokens, and where its documents begin.
 
 A split of N tokens has N - 1 evaluation targets: every token but the first, before which nothing stands (no start
-token is invented). Windows do not overlap, so each target is predicted once, from at most n_seq tokens before it.
+token is invented).
 """
 
 from __future__ import annotations
@@ -11,51 +11,28 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
+from muse.catalog import HUB_CORPORA, RAW, SYNTHETIC, WITH_UNK
 from muse.host.files import replaced
 
-from .batches import num_targets
+from .corpus import Corpus, SourceFile, TokenSplit
 from .grammar import Grammar
-from .hub import SourceFile
 from .readers import read_folder, read_wikitext
-from .tokenizers import Tokenizer, gpt2_tokenizer, word_tokenizer
+from .tokenizers import UNKNOWN, Tokenizer, gpt2_tokenizer, word_tokenizer
 
 SPLITS = ("train", "validation", "test")
 SYNTHETIC_TOKENS = {"train": 400_000, "validation": 20_000, "test": 40_000}
 SYNTHETIC_SEED = 77  # of the first 150 the one whose validation and test samples lie closest to the exact entropies
 CACHE_FORMAT = 1  # part of every cache key: raise it when ids or document starts of the same text change
 ARTICLE_TITLE = re.compile(r" = [^=](.*[^=])? = \n?")  # of WikiText; section titles have two or more signs on each side
-
-
-@dataclass(frozen=True)
-class TokenSplit:
-    """One split as one run of tokens."""
-
-    name: str
-    ids: torch.Tensor  # int32 (tokens,)
-    document_starts: torch.Tensor  # int64 (documents,), token index where each document begins, the first is 0
-    num_words: int  # canonical words: whitespace-separated words plus one for each end of line
-    num_bytes: int  # of the text in UTF-8
-    sha256: str  # of the ids as little-endian int32
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The splits of a corpus under one tokenizer, and what was read to make them."""
-
-    name: str
-    tokenizer_name: str
-    vocab_size: int  # smallest model vocabulary that holds every id
-    splits: dict[str, TokenSplit]
-    files: tuple[SourceFile, ...]
-    entropy_nats_per_token: float | None  # true entropy rate, known for the synthetic corpus only
-    decode: Callable[[Sequence[int]], str]
+WIKITEXT_ARTICLES = {"train": 600, "validation": 60, "test": 60}
+OTHER_TEXT = "another text"
 
 
 def load_corpus(
@@ -67,7 +44,7 @@ def load_corpus(
     hub_timeout_seconds: float = 10,
     synthetic_tokens: dict[str, int] | None = None,
 ) -> Corpus:
-    """Reads a corpus ("synthetic", "wikitext-2" or a folder) with a tokenizer ("gpt2", "corpus" or a folder).
+    """Reads a corpus (a name of the catalog or a folder) with a tokenizer ("gpt2", "corpus" or a folder).
 
     Token ids are kept in `cache_dir` (default $MUSE_CACHE_DIR, else the user's cache), keyed by the SHA-256 of text and
     tokenizer. Raises ValueError for names and files that do not fit, CorpusUnavailable within seconds where the hub is
@@ -76,13 +53,13 @@ def load_corpus(
     unknown = [name for name in splits if name not in SPLITS]
     if unknown or not splits:
         raise ValueError(f"splits must be some of {', '.join(SPLITS)}, got {tuple(splits)}")
-    if corpus == "synthetic":
+    if corpus == SYNTHETIC:
         return _synthetic_corpus(tokenizer, splits, synthetic_tokens or {})
     if synthetic_tokens:
-        raise ValueError(f"synthetic_tokens is for corpus 'synthetic', got corpus {corpus!r}")
+        raise ValueError(f"synthetic_tokens is for corpus {SYNTHETIC!r}, got corpus {corpus!r}")
     needed = [name for name in SPLITS if name in splits or (tokenizer == "corpus" and name == "train")]
-    if corpus == "wikitext-2":
-        lines, files = read_wikitext(needed, hub_timeout_seconds)
+    if corpus in HUB_CORPORA:
+        lines, files = read_wikitext(corpus, needed, hub_timeout_seconds)
     else:
         lines, files = read_folder(Path(corpus), needed)
     if tokenizer == "corpus":
@@ -91,22 +68,30 @@ def load_corpus(
         encoder = gpt2_tokenizer(tokenizer, hub_timeout_seconds)
     cache_dir = Path(cache_dir or _default_cache_dir())
     token_splits = {name: _tokenized(name, lines[name], encoder, cache_dir) for name in splits}
-    return Corpus(corpus, tokenizer, encoder.vocab_size, token_splits, files + encoder.files, None, encoder.decode)
+    text, files = HUB_CORPORA.get(corpus) or text_of(lines), files + encoder.files
+    return Corpus(corpus, tokenizer, encoder.vocab_size, token_splits, files, None, encoder.decode, text)
 
 
-def evaluation_windows(ids: torch.Tensor, n_seq: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields int64 (inputs, targets), both (T,), without overlap; T is n_seq but for a shorter tail that is kept."""
-    if n_seq < 1:
-        raise ValueError(f"n_seq must be at least 1, got {n_seq}")
-    for start in range(0, num_targets(ids), n_seq):
-        window = ids[start : start + n_seq + 1].long()
-        yield window[:-1], window[1:]
+def text_of(lines: Mapping[str, Sequence[str]]) -> str:
+    """Which text these lines of splits are: WikiText-2 by its numbers of articles, with rare words or `<unk>` instead.
+
+    Of any other text no more than that is said, and whether it holds `<unk>`.
+    """
+    has_unk = any(UNKNOWN in line for split in lines.values() for line in split)
+    if all(len(_titles(split)[0]) == WIKITEXT_ARTICLES[name] for name, split in lines.items()):
+        return WITH_UNK if has_unk else RAW
+    return f"{OTHER_TEXT} with {UNKNOWN}" if has_unk else OTHER_TEXT
+
+
+def canonical_words(text: str) -> int:
+    """Whitespace-separated words plus one for each end of line."""
+    return len(text.split()) + text.count("\n")
 
 
 def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, int]) -> Corpus:
     """The language of muse.grammar at its default sizes, a seed for each split; its symbols are its tokens."""
     if tokenizer != "corpus":
-        raise ValueError(f"corpus 'synthetic' has symbols of its own: tokenizer must be 'corpus', got {tokenizer!r}")
+        raise ValueError(f"corpus {SYNTHETIC!r} has symbols of its own: tokenizer must be 'corpus', got {tokenizer!r}")
     wrong = {name: size for name, size in sizes.items() if name not in SPLITS or size < 2}
     if wrong:
         raise ValueError(f"synthetic_tokens must give {', '.join(SPLITS)} at least 2 tokens each, got {wrong}")
@@ -115,26 +100,47 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
         seed = [SYNTHETIC_SEED, SPLITS.index(name)]
         ids = grammar.sample({**SYNTHETIC_TOKENS, **sizes}[name], seed)
         text = grammar.decode(ids.tolist()).encode()
-        made[name] = _token_split(name, ids, np.flatnonzero(ids == 0), num_words=len(ids), num_bytes=len(text))
+        made[name] = _token_split(name, ids, np.flatnonzero(ids == 0), len(ids), len(text))
         files.append(SourceFile.of_bytes(f"muse.data.grammar.Grammar().sample({len(ids)}, seed={seed})", text))
-    return Corpus("synthetic", "corpus", grammar.vocab_size, made, tuple(files), grammar.entropy_nats(), grammar.decode)
+    known = grammar.entropy_nats(), grammar.decode, SYNTHETIC
+    return Corpus(SYNTHETIC, "corpus", grammar.vocab_size, made, tuple(files), *known)
 
 
-def _first_lines(lines: Sequence[str]) -> list[int]:
-    """Line index where each document begins.
+def _titles(lines: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Line indices of WikiText's titles of articles, between blank lines, and of all lines after a blank one.
 
-    WikiText: an article, from a title between blank lines (the "= 1 =" of a formula inside a paragraph is none). Text
-    without such titles: a paragraph, from a line after a blank one. Whatever stands before the first belongs to it.
+    The "= 1 =" of a formula inside a paragraph is no title.
     """
     blank = [True, *(not line.strip() for line in lines), True]  # blank[i + 1] is line i
     opening = [i for i, line in enumerate(lines) if blank[i] and not blank[i + 1]]
-    titles = [i for i in opening if blank[i + 2] and ARTICLE_TITLE.fullmatch(lines[i])]
+    return [i for i in opening if blank[i + 2] and ARTICLE_TITLE.fullmatch(lines[i])], opening
+
+
+def _first_lines(lines: Sequence[str]) -> list[int]:
+    """Line index where each document begins: an article, or a paragraph of a text without titles of articles.
+
+    Whatever stands before the first belongs to it.
+    """
+    titles, opening = _titles(lines)
     return [0, *(titles or opening)[1:]]
 
 
-def _token_split(name: str, ids: np.ndarray, document_starts: np.ndarray, num_words: int, num_bytes: int) -> TokenSplit:
-    starts = torch.from_numpy(document_starts.astype(np.int64))
-    return TokenSplit(name, torch.from_numpy(ids.astype(np.int32)), starts, num_words, num_bytes, _sha256_of_ids(ids))
+def _token_split(
+    name: str, ids: np.ndarray, starts: np.ndarray, num_words: int, num_bytes: int, unk_pieces: Sequence = ()
+) -> TokenSplit:
+    ids, starts = ids.astype(np.int32), torch.from_numpy(starts.astype(np.int64))
+    sha256, inside_unk = _sha256_of_ids(ids), _inside_unk(ids, unk_pieces)
+    return TokenSplit(name, torch.from_numpy(ids), starts, num_words, num_bytes, sha256, inside_unk)
+
+
+def _inside_unk(ids: np.ndarray, unk_pieces: Sequence[Sequence[int]]) -> torch.Tensor | None:
+    """bool (tokens,): second and later pieces of an `<unk>`, of which `unk_pieces` are the ids; None without any."""
+    inside = np.zeros(len(ids), bool)
+    for pieces in unk_pieces:
+        if len(pieces) <= len(ids):
+            starts = np.flatnonzero((sliding_window_view(ids, len(pieces)) == pieces).all(1))
+            inside[starts[:, None] + np.arange(1, len(pieces))] = True
+    return torch.from_numpy(inside) if inside.any() else None
 
 
 def _sha256_of_ids(ids: np.ndarray) -> str:
@@ -156,7 +162,7 @@ def _tokenized(name: str, lines: list[str], tokenizer: Tokenizer, cache_dir: Pat
             raise ValueError(f"split {name!r} must have at least 2 tokens to have a target, got {len(ids)}")
         cached = ids, (np.cumsum(lengths) - lengths)[_first_lines(lines)]
         _write_cache(path, *cached)
-    return _token_split(name, *cached, num_words=len(text.split()) + text.count("\n"), num_bytes=len(content))
+    return _token_split(name, *cached, canonical_words(text), len(content), tokenizer.unk_pieces)
 
 
 def _default_cache_dir() -> Path:

@@ -12,7 +12,7 @@ state is the entropy given the whole past (Shannon 1948, section 7), and the rat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -97,50 +97,53 @@ class Grammar:
         def to(following: str, extra: int = 0):
             return (following, topic, colours, extra)
 
-        if node == "topic":
-            for new in range(self.num_topics):
-                yield TOPICS[new], 1 / self.num_topics, ("name", new, (), 0)
-        elif node == "name":
-            yield NAMES[len(colours)], 1.0, to("colour")
-        elif node == "colour":
-            following = "name" if len(colours) + 1 < self.num_names else "sentence"
-            for new in range(self.num_colours):
-                yield COLOURS[new], 1 / self.num_colours, (following, topic, (*colours, new), 0)
-        elif node == "sentence":
-            goes_on = 1 - self.end_probability
-            yield START, self.end_probability, ("topic",)
-            for name in range(self.num_names):
-                yield NAMES[name], goes_on * self.recall_probability / self.num_names, to("recall", name)
-            yield SINGULAR, goes_on * (1 - self.recall_probability) / 2, to("subject", 0)
-            yield PLURAL, goes_on * (1 - self.recall_probability) / 2, to("subject", 1)
-        elif node == "recall":
-            yield IS, 1.0, to("recalled", extra)
-        elif node == "recalled":
-            yield COLOURS[colours[extra]], 1.0, to("stop")
-        elif node in ("subject", "inner", "object"):
-            following = {"subject": "clause", "inner": "verb", "object": "stop"}[node]
-            for index, weight in enumerate(falling(self.num_adjectives)):
-                yield ADJECTIVES[index], self.adjective_probability * weight, to(node, extra)
-            for index, weight in enumerate(falling(self.nouns_per_topic)):
-                noun = (topic * self.num_nouns // self.num_topics + index) % self.num_nouns
-                yield NOUNS[noun], (1 - self.adjective_probability) * weight, to(following, extra)
-        elif node == "clause":
-            yield THAT, self.clause_probability, to("inner verb", extra)
-            yield from self._verbs(topic, extra, 1 - self.clause_probability, to("done"))
-        elif node == "inner verb":
-            yield from self._verbs(topic, extra, 1.0, to("inner det", extra))
-        elif node == "verb":
-            yield from self._verbs(topic, extra, 1.0, to("done"))
-        elif node == "inner det":
-            yield SINGULAR, 0.5, to("inner", extra)
-            yield PLURAL, 0.5, to("inner", extra)
-        elif node == "done":
-            yield STOP, 1 - self.object_probability, to("sentence")
-            yield SINGULAR, self.object_probability / 2, to("object")
-            yield PLURAL, self.object_probability / 2, to("object")
-        else:
-            assert node == "stop", node
-            yield STOP, 1.0, to("sentence")
+        match node:
+            case "topic":
+                yield from ((TOPICS[new], 1 / self.num_topics, ("name", new, (), 0)) for new in range(self.num_topics))
+            case "name":
+                yield NAMES[len(colours)], 1.0, to("colour")
+            case "colour":
+                following = "name" if len(colours) + 1 < self.num_names else "sentence"
+                for new in range(self.num_colours):
+                    yield COLOURS[new], 1 / self.num_colours, (following, topic, (*colours, new), 0)
+            case "sentence":
+                yield from self._openings(to)
+            case "recall":
+                yield IS, 1.0, to("recalled", extra)
+            case "recalled":
+                yield COLOURS[colours[extra]], 1.0, to("stop")
+            case "subject" | "inner" | "object":
+                following = {"subject": "clause", "inner": "verb", "object": "stop"}[node]
+                yield from self._phrase(topic, to(node, extra), to(following, extra))
+            case "clause":
+                yield THAT, self.clause_probability, to("inner verb", extra)
+                yield from self._verbs(topic, extra, 1 - self.clause_probability, to("done"))
+            case "verb" | "inner verb":
+                yield from self._verbs(topic, extra, 1.0, to("done") if node == "verb" else to("inner det", extra))
+            case "inner det":
+                yield from ((det, 0.5, to("inner", extra)) for det in (SINGULAR, PLURAL))
+            case "done":
+                yield STOP, 1 - self.object_probability, to("sentence")
+                yield from ((det, self.object_probability / 2, to("object")) for det in (SINGULAR, PLURAL))
+            case "stop":
+                yield STOP, 1.0, to("sentence")
+
+    def _openings(self, to: Callable[..., tuple]):
+        """Yields what may stand where a sentence could begin: the next document, a name, or a det with its number."""
+        goes_on = 1 - self.end_probability
+        yield START, self.end_probability, ("topic",)
+        for name in range(self.num_names):
+            yield NAMES[name], goes_on * self.recall_probability / self.num_names, to("recall", name)
+        for number, det in enumerate((SINGULAR, PLURAL)):
+            yield det, goes_on * (1 - self.recall_probability) / 2, to("subject", number)
+
+    def _phrase(self, topic: int, same: tuple, following: tuple):
+        """Yields one more adjective, which leaves the state the same, or a noun of the topic."""
+        for index, weight in enumerate(falling(self.num_adjectives)):
+            yield ADJECTIVES[index], self.adjective_probability * weight, same
+        for index, weight in enumerate(falling(self.nouns_per_topic)):
+            noun = (topic * self.num_nouns // self.num_topics + index) % self.num_nouns
+            yield NOUNS[noun], (1 - self.adjective_probability) * weight, following
 
     def _verbs(self, topic: int, number: int, probability: float, following: tuple):
         """Yields the verbs of a topic in the given number (0 singular, 1 plural), most frequent first."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -17,19 +14,6 @@ Loaded = TypeVar("Loaded")
 
 class CorpusUnavailable(ConnectionError):  # noqa: N818 (a state of the world, like its base's subclasses)
     """What was asked for is neither in the local cache nor reachable; the message says which three ways out exist."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """What was read, for the record: a path or hub id, the SHA-256 of its bytes and their number."""
-
-    path: str
-    sha256: str
-    num_bytes: int
-
-    @classmethod
-    def of_bytes(cls, path: str | Path, content: bytes) -> SourceFile:
-        return cls(str(path), hashlib.sha256(content).hexdigest(), len(content))
 
 
 def from_cache_or_hub(

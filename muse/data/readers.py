@@ -5,31 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .hub import SourceFile, from_cache_or_hub, quiet_datasets
+from muse.catalog import CORPORA, HUB_CORPORA
 
-WIKITEXT_HUB_ID, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
+from .corpus import SourceFile
+from .hub import from_cache_or_hub, quiet_datasets
 
+WIKITEXT_HUB_ID = "Salesforce/wikitext"
 
 Texts = tuple[dict[str, list[str]], tuple[SourceFile, ...]]  # lines of each split, and the files they came from
 
 
-def read_wikitext(splits: Sequence[str], hub_timeout_seconds: float) -> Texts:
+def read_wikitext(name: str, splits: Sequence[str], hub_timeout_seconds: float) -> Texts:
+    """Lines of the text that a name of `catalog.HUB_CORPORA` stands for."""
     import datasets
 
     def load(local_only: bool):
         with quiet_datasets(local_only):
-            return datasets.load_dataset(WIKITEXT_HUB_ID, WIKITEXT_CONFIG)
+            return datasets.load_dataset(WIKITEXT_HUB_ID, HUB_CORPORA[name])
 
-    found = from_cache_or_hub("corpus 'wikitext-2'", WIKITEXT_HUB_ID, "dataset", load, hub_timeout_seconds)
-    lines = {name: _lines_of_rows(found[name]["text"]) for name in splits}
-    source = f"{WIKITEXT_HUB_ID}/{WIKITEXT_CONFIG}"
-    return lines, tuple(SourceFile.of_bytes(f"{source}/{name}", "".join(lines[name]).encode()) for name in splits)
+    found = from_cache_or_hub(f"corpus {name!r}", WIKITEXT_HUB_ID, "dataset", load, hub_timeout_seconds)
+    lines = {split: _lines_of_rows(found[split]["text"]) for split in splits}
+    source = f"{WIKITEXT_HUB_ID}/{HUB_CORPORA[name]}"
+    return lines, tuple(SourceFile.of_bytes(f"{source}/{split}", "".join(lines[split]).encode()) for split in splits)
 
 
 def read_folder(folder: Path, splits: Sequence[str]) -> Texts:
     """Lines of <split>.txt, or of <split>.parquet or <split>-*.parquet (column text)."""
     if not folder.is_dir():
-        raise ValueError(f"corpus must be 'synthetic', 'wikitext-2' or an existing folder, got {str(folder)!r}")
+        raise ValueError(f"corpus must be {', '.join(CORPORA)} or an existing folder, got {str(folder)!r}")
     lines, files = {}, []
     for name in splits:
         text = [path for path in (folder / f"{name}.txt",) if path.is_file()]

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .hub import SourceFile, from_cache_or_hub, quiet_datasets
+from .corpus import SourceFile
+from .hub import from_cache_or_hub, quiet_datasets
 
 GPT2_HUB_ID = "openai-community/gpt2"
 TOKENIZER_FILES = ("vocab.json", "merges.txt")  # required of a folder; the others are read where they exist
 OPTIONAL_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-
-
 UNKNOWN, NEWLINE = "<unk>", "\n"
 
 
@@ -24,12 +23,12 @@ UNKNOWN, NEWLINE = "<unk>", "\n"
 class Tokenizer:
     """A mapping from lines (newline kept) to ids; `sha256` names the mapping, so that it can key a cache."""
 
-    name: str
     vocab_size: int  # smallest vocabulary that holds every id
     sha256: str
     files: tuple[SourceFile, ...]
     encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # lines -> int32 ids (tokens,), int64 tokens per line
     decode: Callable[[Sequence[int]], str]
+    unk_pieces: tuple[tuple[int, ...], ...] = ()  # ids of <unk> after a space and without one, where they are several
 
 
 def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
@@ -42,7 +41,7 @@ def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
         return _checked(GPT2TokenizerFast.from_pretrained(GPT2_HUB_ID, local_files_only=local_only), GPT2_HUB_ID)
 
     tokenizer = from_cache_or_hub("the gpt2 tokenizer", GPT2_HUB_ID, "model", load, hub_timeout_seconds)
-    return _wrap(source, tokenizer, files=())
+    return _wrap(tokenizer, files=())
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer:
@@ -52,10 +51,10 @@ def _folder_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"tokenizer must be {expected}, got {str(folder)!r}: no {' and no '.join(missing)} there")
     from transformers import GPT2TokenizerFast
 
-    present = [folder / name for name in TOKENIZER_FILES + OPTIONAL_FILES if (folder / name).is_file()]
+    present = [path for name in TOKENIZER_FILES + OPTIONAL_FILES if (path := folder / name).is_file()]
     files = tuple(SourceFile.of_bytes(path, path.read_bytes()) for path in present)
     tokenizer = _checked(GPT2TokenizerFast.from_pretrained(str(folder), local_files_only=True), str(folder))
-    return _wrap(str(folder), tokenizer, files)
+    return _wrap(tokenizer, files)
 
 
 def _checked(tokenizer, name: str):
@@ -67,7 +66,7 @@ def _checked(tokenizer, name: str):
     return tokenizer
 
 
-def _wrap(name: str, tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
+def _wrap(tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
     """A transformers tokenizer as a Tokenizer; without files of its own, its definition is what is recorded."""
     tokenizer.model_max_length = 10**9  # a long line is no mistake here: lines are joined and cut into windows later
     definition = tokenizer.backend_tokenizer.to_str().encode()
@@ -77,13 +76,14 @@ def _wrap(name: str, tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
 
         return tokenize_dataset(Dataset.from_dict({"text": lines}), tokenizer)
 
+    unk_pieces = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f" {UNKNOWN}", UNKNOWN))
     return Tokenizer(
-        name,
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
         sha256=hashlib.sha256(definition).hexdigest(),
         files=files or (SourceFile.of_bytes(GPT2_HUB_ID, definition),),
         encode=encode,
         decode=lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False),
+        unk_pieces=tuple(pieces for pieces in unk_pieces if len(pieces) > 1),
     )
 
 
@@ -123,4 +123,4 @@ def word_tokenizer(training_lines: Iterable[str]) -> Tokenizer:
         return " ".join(words[index] for index in token_ids).replace(f"{NEWLINE} ", NEWLINE)
 
     file = SourceFile.of_bytes("vocabulary of the training split", definition)
-    return Tokenizer("corpus", len(words), file.sha256, (file,), encode, decode)
+    return Tokenizer(len(words), file.sha256, (file,), encode, decode)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from lm_eval.api.model import LM
@@ -20,7 +22,9 @@ from lm_eval.api.registry import register_model
 from torch import nn
 from tqdm import tqdm
 
-from muse.data import corpora, readers
+from muse.data import readers
+from muse.data.corpora import canonical_words
+from muse.data.corpus import TokenSplit
 from muse.data.tokenizers import gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
@@ -71,13 +75,8 @@ class MuseLM(LM):
         if not any(lines):
             return [[] for _ in strings]
         ids, lengths = self.tokenizer.encode([line for string in lines for line in string])
-        ends = iter(lengths.cumsum().tolist())
-        start, found = 0, []
-        for string in lines:
-            end = max((next(ends) for _ in string), default=start)
-            found.append(ids[start:end].tolist())
-            start = end
-        return found
+        ends = np.cumsum([0, *lengths])[np.cumsum([0, *map(len, lines)])]
+        return [ids[start:end].tolist() for start, end in pairwise(ends)]
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """Nat of each whole text: windows of n_seq without overlap, every target once, the first charged the mean."""
@@ -88,7 +87,7 @@ class MuseLM(LM):
     def _rolling(self, ids: list[int]) -> float:
         if len(ids) < 2:  # nothing stands before the only token: all are alike
             return -len(ids) * math.log(self.model.config.vocab_size)
-        split = corpora.TokenSplit("text", torch.tensor(ids), torch.tensor([0]), num_words=0, num_bytes=0, sha256="")
+        split = TokenSplit("text", torch.tensor(ids), torch.tensor([0]), num_words=0, num_bytes=0, sha256="")
         result = measure_perplexity(self.model, split, n_seq=self.n_seq, batch_size=self.batch_size)
         return -result.loss_nats * len(ids)
 
@@ -169,12 +168,8 @@ def page(doc: Mapping[str, str]) -> str:
 def process_results(doc: Mapping[str, str], results: Sequence[float]) -> dict[str, tuple[float, int]]:
     """(nat, count) of a text: words are those of `muse.data.corpora`, one for each end of line included."""
     (nats,), text = results, doc["page"]
-    num_words, num_bytes = len(text.split()) + text.count("\n"), len(text.encode())
-    return {
-        "word_perplexity": (nats, num_words),
-        "byte_perplexity": (nats, num_bytes),
-        "bits_per_byte": (nats, num_bytes),
-    }
+    per_word, per_byte = (nats, canonical_words(text)), (nats, len(text.encode()))
+    return {"word_perplexity": per_word, "byte_perplexity": per_byte, "bits_per_byte": per_byte}
 
 
 def evaluate(model: MuseLM, tasks: Sequence[str], corpus: str | None = None, limit: int | None = None) -> dict:

@@ -69,22 +69,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class StepClock:
-    """Tells the remaining time of a step from the rate at which it was seen to advance."""
-
-    def __init__(self) -> None:
-        self.first: tuple[str, int, float] | None = None
-
-    def remaining_seconds(self, step: str, done: int, total: int | None, now: float) -> float | None:
-        """Return the remaining time, or None while the rate or the total is unknown."""
-        if self.first is None or self.first[0] != step or done < self.first[1]:
-            self.first = (step, done, now)
-        advanced, seconds = done - self.first[1], now - self.first[2]
-        if total is None or advanced <= 0 or seconds <= 0:
-            return None
-        return max(0, total - done) * seconds / advanced
-
-
 class StageLines:
     """The driver's terminal: one live line in a terminal, otherwise a line when a stage starts and when it ends."""
 
@@ -114,18 +98,25 @@ class StageLines:
         """Begin a stage."""
         self.index = self.stages.index(stage)
         self.started = time.monotonic()
-        self.clock = StepClock()
         self.progress_file.unlink(missing_ok=True)
         if self.live:
-            self.bar = tqdm(bar_format="{desc}", leave=False, file=self.stream, dynamic_ncols=True)
+            self.bar = tqdm(desc=self.head, leave=False, file=self.stream, dynamic_ncols=True)
             self.tick()
         else:
             self.line(self.head)
 
     def tick(self) -> None:
-        """Refresh the live line."""
-        if self.bar is not None:
-            self.bar.set_description_str(self.describe(time.monotonic()))
+        """Refresh the live line: the step that runs, what tqdm makes of its rate, and what the run still needs."""
+        if self.bar is None:
+            return
+        step, done, total = read_progress(self.progress_file) or ("", 0, None)
+        description = f"{self.head} {step}".rstrip()
+        if description != self.bar.desc or done < self.bar.n or total != self.bar.total:  # another step: its own rate
+            self.bar.reset()
+            self.bar.total, self.bar.initial, self.bar.desc = total, done, description
+        self.bar.n = done
+        left = self.run_remaining_seconds(time.monotonic())
+        self.bar.set_postfix_str("run: time left unknown" if left is None else f"run about {duration(left)} left")
 
     def end(self, outcome: str, reason: str = "") -> None:
         """End a stage with a word, and with the first line of the reason where there is one."""
@@ -139,24 +130,10 @@ class StageLines:
         """Print a line that stays."""
         print(text, file=self.stream, flush=True)
 
-    def describe(self, now: float) -> str:
-        """Return the live line: stage, step, elapsed time, what the step and the run still need."""
-        parts = [self.head]
-        found = read_progress(self.progress_file)
-        if found is not None:
-            step, done, total = found
-            parts.append(f"{step} {done}" + (f"/{total}" if total is not None else ""))
-        parts.append(f"elapsed {duration(now - self.started)}")
-        if found is not None and (left := self.clock.remaining_seconds(*found, now)) is not None:
-            parts.append(f"step {duration(left)} left")
-        run_left = self.run_remaining_seconds(now)
-        parts.append("run: time left unknown" if run_left is None else f"run about {duration(run_left)} left")
-        return parts[0] + " " + ", ".join(parts[1:])
-
     def run_remaining_seconds(self, now: float) -> float | None:
         """Return what this and the later stages took last time, less what this one has had; None when unknown."""
         expected = [self.previous_seconds.get(stage) for stage in self.stages[self.index :]]
-        if any(seconds is None for seconds in expected):
+        if None in expected:
             return None
         return max(0.0, expected[0] - (now - self.started)) + sum(expected[1:])
 

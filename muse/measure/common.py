@@ -1,4 +1,4 @@
-"""What the measurements share: random tokens, the mode and device of a model, non-finite checks.
+"""What the measurements share: random tokens, the mode and device of a model, hooks, non-finite checks.
 
 Every measurement takes a model by its protocol: `config`, `forward`, `features`, `head_parameters`, `loss`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +45,23 @@ def dropout_seed(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def forward_hooks(hooks: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    """Register a forward hook on each of some modules, and remove them all at the end."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
 def random_batch(
-    model: nn.Module, batch_size: int, n_tokens: int, generator: torch.Generator, device: torch.device
+    model: nn.Module, batch_size: int, n_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return uniform random inputs and next-token targets, both int64 (B T), drawn on the host."""
+    """Return uniform random inputs and next-token targets, int64 (B T), drawn on the host, on the model's device."""
     if not 1 <= n_tokens <= model.config.n_seq:
         raise ValueError(f"n_tokens must be 1 to n_seq={model.config.n_seq}, got {n_tokens}")
-    ids = torch.randint(model.config.vocab_size, (batch_size, n_tokens + 1), generator=generator).to(device)
+    ids = torch.randint(model.config.vocab_size, (batch_size, n_tokens + 1), generator=generator)
+    ids = ids.to(device_of(model))
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 

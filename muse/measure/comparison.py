@@ -1,4 +1,4 @@
-"""Several seeds of several models on one split: means over seeds, and ratios with the doubt of seeds and documents."""
+"""Several seeds of several models on one split: means, and ratios with the uncertainty of seeds and documents."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from muse.records.schema import Metric
 
-from .bootstrap import INTERVAL, RESAMPLES, document_losses
-from .perplexity import PerplexityResult
+from .bootstrap import INTERVAL, resampled_losses
+from .perplexity import WITHOUT_UNK, PerplexityResult
 
 Seeds = Mapping[int, PerplexityResult]
 
@@ -28,8 +29,7 @@ def seed_metrics(model_name: str, by_seed: Seeds) -> list[Metric]:
         ((seed, metrics),) = of_seed.items()
         return [m.model_copy(update={"samples": [m.value], "labels": [f"seed {seed}"]}) if m.value is not None else m
                 for m in metrics.values()]  # fmt: skip
-    losses = _bootstrap(by_seed)
-    found = []
+    one, found = next(iter(by_seed.values())), []
     for name, first in next(iter(of_seed.values())).items():
         values = [metrics[name].value for metrics in of_seed.values()]
         if None in values or name == "num_targets":
@@ -43,9 +43,8 @@ def seed_metrics(model_name: str, by_seed: Seeds) -> list[Metric]:
             "interval": None,
         }
         if first.interval is not None:
-            update["interval"] = tuple(
-                _as(name, loss, next(iter(by_seed.values()))) for loss in np.percentile(losses, INTERVAL)
-            )
+            losses = _bootstrap(_without_unk(by_seed) if name == WITHOUT_UNK else by_seed)
+            update["interval"] = tuple(_as(name, loss, one) for loss in np.percentile(losses, INTERVAL))
         found.append(first.model_copy(update=update))
     return found
 
@@ -56,6 +55,7 @@ def _as(name: str, loss_nats: float, result: PerplexityResult) -> float:
     return {
         "loss": lambda: loss_nats,
         "perplexity": lambda: math.exp(loss_nats),
+        WITHOUT_UNK: lambda: math.exp(loss_nats),
         "word_perplexity": lambda: math.exp(loss_nats * tokens / result.num_words),
         "bits_per_byte": lambda: loss_nats * tokens / result.num_bytes / math.log(2),
     }[name]()
@@ -70,9 +70,10 @@ class ComparisonResult:
     interval: tuple[float, float]
     seed_ratios: dict[int, float]
     num_documents: int
+    without_unk: Self | None = None  # the same of the perplexities without later pieces of <unk>; None without any
 
-    def metrics(self, model_name: str) -> list[Metric]:
-        """Return `perplexity_ratio_to_<baseline>` with the paired seeds' ratios as samples."""
+    def metrics(self, model_name: str, name: str = "perplexity") -> list[Metric]:
+        """Return `<name>_ratio_to_<baseline>` with the paired seeds' ratios as samples, and that without <unk>."""
         doubt = f"{self.num_documents} documents" + (
             f" and {len(self.seed_ratios)} paired seeds" if self.seed_ratios else ""
         )
@@ -80,7 +81,7 @@ class ComparisonResult:
         sd = f"; sd over paired seeds {statistics.stdev(spread):.4g}" if len(spread) > 1 else ""
         return [
             Metric(
-                name=f"perplexity_ratio_to_{self.baseline_name}",
+                name=f"{name}_ratio_to_{self.baseline_name}",
                 model=model_name,
                 value=self.ratio,
                 unit="1",
@@ -89,7 +90,8 @@ class ComparisonResult:
                 samples=spread,
                 labels=[f"seed {seed}" for seed in self.seed_ratios],
                 note=f"ratio of mean perplexities; paired bootstrap over {doubt}{sd}",
-            )
+            ),
+            *(self.without_unk.metrics(model_name, WITHOUT_UNK) if self.without_unk else []),
         ]
 
 
@@ -108,27 +110,26 @@ def compare(candidate: Seeds, baseline: Seeds, baseline_name: str) -> Comparison
     shared = [seed for seed in candidate if seed in baseline]
     ratios = np.exp(_bootstrap(candidate)) / np.exp(_bootstrap(baseline))
     low, high = np.percentile(ratios, INTERVAL)
+    rest, other_rest = _without_unk(candidate), _without_unk(baseline)
     return ComparisonResult(
         baseline_name=baseline_name,
         ratio=mean(candidate) / mean(baseline),
         interval=(float(low), float(high)),
         seed_ratios={seed: math.exp(candidate[seed].loss_nats - baseline[seed].loss_nats) for seed in shared},
         num_documents=int((first.document_targets > 0).sum()),
+        without_unk=compare(rest, other_rest, baseline_name) if rest and other_rest else None,
     )
 
 
-def _bootstrap(by_seed: Seeds) -> np.ndarray:
-    """Return log mean perplexities of resampled documents and seeds, (RESAMPLES,).
+def _without_unk(by_seed: Seeds) -> Seeds:
+    """The seeds' results without later pieces of <unk>; empty where the text has none."""
+    return {seed: result.without_unk for seed, result in by_seed.items() if result.without_unk}
 
-    The generator always starts alike: calls on the same documents and number of seeds draw the same resamples (paired).
-    """
-    generator = np.random.default_rng(0)
+
+def _bootstrap(by_seed: Seeds) -> np.ndarray:
+    """Return log mean perplexities of resampled documents and seeds, (RESAMPLES,), paired with those of others."""
     results = list(by_seed.values())
-    used = results[0].document_targets > 0
-    nll = np.stack([result.document_nll_nats[used] for result in results])  # (seeds, documents)
-    losses = document_losses(nll, results[0].document_targets[used], generator)
-    picked = generator.integers(len(results), size=(RESAMPLES, len(results)))
-    return np.log(np.exp(np.take_along_axis(losses, picked, axis=1)).mean(axis=1))
+    return resampled_losses(np.stack([result.document_nll_nats for result in results]), results[0].document_targets)
 
 
 def ratio_metrics(metrics: Sequence[Metric], baseline_name: str) -> list[Metric]:

@@ -1,7 +1,7 @@
-"""What the numbers of Stage 1 with memory do: use of the imaginary plane, spread of phases, forgetting and turning.
+"""What the numbers of Stage 1 with memory do: use of the imaginary plane, spread of phases, forgetting and rotation.
 
-Needs a model with `embed` and with blocks that hold a `muse.mixer.MemoryMixer`: Stage 1 with memory, or its real twin,
-of which only the decays mean anything.
+Needs a model with `embed` and with blocks that hold a `muse.models.linear_attention.MemoryMixer`: Stage 1 with memory,
+or its real counterpart, of which only the decays mean anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class LayerDynamics:
-    """One layer: the residual stream behind it and the decays and turns of its memory."""
+    """One layer: the residual stream behind it and the decays and rotations of its memory."""
 
     imaginary_share: float  # energy of the imaginary plane over that of both, 0.5 for circular numbers
     phase_spread: float  # 1 - |sum z| / sum |z| over tokens, mean over channels: 0 one phase each, 1 spread evenly

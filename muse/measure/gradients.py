@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from muse.records.schema import Metric
 
-from .common import device_of, dropout_seed, random_batch, training_mode
+from .common import dropout_seed, random_batch, training_mode
 
 FIRST_LOSS_SCALE = 2.0**15
 LOSS_SCALE_STEP = 4.0
@@ -51,12 +51,13 @@ class GradientResult:
             return Metric(name=name, model=model_name, value=value, unit=unit, n=n, labels=list(labels),
                           samples=list(samples), note=note)  # fmt: skip
 
-        low = min(finite, key=finite.get) if finite and not note else None
-        high = max(finite, key=finite.get) if finite and not note else None
+        usable = {} if note else finite
+        low, high = ([pick(usable, key=usable.get)] if usable else [] for pick in (min, max))
+        median = torch.tensor(list(usable.values()), dtype=torch.float64).quantile(0.5).item() if usable else None
         return [
-            metric("gradient_norm", None if note else _median(finite.values()), "1", finite, finite.values()),
-            metric("gradient_norm_min", None if low is None else finite[low], "1", [low] if low else []),
-            metric("gradient_norm_max", None if high is None else finite[high], "1", [high] if high else []),
+            metric("gradient_norm", median, "1", finite, finite.values()),
+            metric("gradient_norm_min", finite[low[0]] if low else None, "1", low),
+            metric("gradient_norm_max", finite[high[0]] if high else None, "1", high),
             metric("parameters_without_gradient", len(self.missing) + len(self.zero), "parameters",
                    [*self.missing, *self.zero], n=len(self.norms) + len(self.missing),
                    note=f"missing: {_listed(self.missing)}; zero: {_listed(self.zero)}"),
@@ -66,20 +67,14 @@ class GradientResult:
 
 
 def measure_gradients(
-    model: nn.Module,
-    *,
-    batch_size: int = 2,
-    n_tokens: int = 128,
-    seed: int = 0,
-    device: torch.device | str | None = None,
+    model: nn.Module, *, batch_size: int = 2, n_tokens: int = 128, seed: int = 0
 ) -> GradientResult:
     """Return the gradient norms of the mean loss in training mode; the model's gradients are cleared before and after.
 
     Models with float16 parameters get a loss scale, a power of two that is lowered until no gradient overflows: float16
     gradients of a mean loss would underflow. A gradient that is not finite even at scale 1 is reported as it is.
     """
-    device = device_of(model) if device is None else torch.device(device)
-    inputs, targets = random_batch(model, batch_size, n_tokens, torch.Generator().manual_seed(seed), device)
+    inputs, targets = random_batch(model, batch_size, n_tokens, torch.Generator().manual_seed(seed))
     scale = FIRST_LOSS_SCALE if any(p.dtype == torch.float16 for p in model.parameters()) else 1.0
     try:
         while True:
@@ -110,10 +105,6 @@ def gradient_norm(gradient: Tensor) -> float:
     """Return the Euclidean norm, summed in float64, which the square of no float32 number overflows."""
     chunks = gradient.detach().flatten().split(NORM_CHUNK)
     return float(torch.stack([chunk.double().square().sum() for chunk in chunks]).sum().sqrt())
-
-
-def _median(values) -> float:
-    return float(torch.tensor(list(values), dtype=torch.float64).quantile(0.5))
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from muse.models.layers import ComplexEmbedding, ComplexLayerNorm, ComplexLinear, ModReLU
 from muse.records.schema import Metric
 
-from .common import device_of, random_batch, tensors_in, training_mode
+from .common import forward_hooks, random_batch, tensors_in, training_mode
 
 COMPLEX_LAYERS = (ComplexEmbedding, ComplexLinear, ComplexLayerNorm, ModReLU)
 HALF = (torch.float16, torch.bfloat16)
@@ -56,20 +56,13 @@ def check_layout(
     `token_ids` int64 (B T) defaults to a small random batch.
     """
     if token_ids is None:
-        n_tokens = min(8, model.config.n_seq)
-        token_ids, _ = random_batch(model, 2, n_tokens, torch.Generator().manual_seed(seed), device_of(model))
+        token_ids, _ = random_batch(model, 2, min(8, model.config.n_seq), torch.Generator().manual_seed(seed))
     layers = {name or "model": module for name, module in model.named_modules() if isinstance(module, complex_layers)}
     activations, violations = _look_at_activations(model, token_ids, layers)
-    num_parameters = 0
     for name, layer in layers.items():
-        num_parameters += len(list(layer.parameters(recurse=False)))
         violations += [f"{name}.{problem}" for problem in parameter_problems(layer)]
-    return LayoutResult(
-        num_activations=len(activations),
-        num_parameters=num_parameters,
-        violations=tuple(violations),
-        bytes_per_complex=max(activations, default=None),
-    )
+    num_parameters = sum(len(list(layer.parameters(recurse=False))) for layer in layers.values())
+    return LayoutResult(len(activations), num_parameters, tuple(violations), max(activations, default=None))
 
 
 def _look_at_activations(
@@ -90,13 +83,9 @@ def _look_at_activations(
 
         return look
 
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        with training_mode(model, False), torch.no_grad():
-            model.features(token_ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(layer, watch(name)) for name, layer in layers.items()]
+    with forward_hooks(hooks), training_mode(model, False), torch.no_grad():
+        model.features(token_ids)
     return sizes, violations
 
 

@@ -12,6 +12,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -80,37 +81,31 @@ def measure_memory(
     optimizer, two whole steps, so that the second one runs beside the state that the first one made.
     """
     device = torch.device(device)
-    measure = _measure_cuda if device.type == "cuda" else _estimate
-    return measure(build, batch_size, n_seq, device, with_optimizer, seed)
+    measure = partial(_measure_cuda, device=device) if device.type == "cuda" else _estimate
+    return MemoryResult(batch_size, n_seq, with_optimizer, **measure(build, batch_size, n_seq, with_optimizer, seed))
 
 
 def _measure_cuda(
-    build: Callable[[], nn.Module], batch_size: int, n_seq: int, device: torch.device, with_optimizer: bool, seed: int
-) -> MemoryResult:
+    build: Callable[[], nn.Module], batch_size: int, n_seq: int, with_optimizer: bool, seed: int, device: torch.device
+) -> dict[str, object]:
     _empty_cuda_caches(device)
     before, reserved_before = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     model = build().to(device).train()
-    inputs, targets = random_batch(model, batch_size, n_seq, torch.Generator().manual_seed(seed), device)
+    inputs, targets = random_batch(model, batch_size, n_seq, torch.Generator().manual_seed(seed))
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     optimizer = _steps(model, inputs, targets, with_optimizer)
     torch.cuda.synchronize(device)
-    result = MemoryResult(
-        batch_size=batch_size,
-        n_seq=n_seq,
-        with_optimizer=with_optimizer,
-        recompute=getattr(model, "recompute", False),
-        parameter_bytes=_parameter_bytes(model),
-        peak_bytes=torch.cuda.max_memory_allocated(device) - before,
-        held_bytes=torch.cuda.memory_allocated(device) - before,
-        reserved_bytes=torch.cuda.max_memory_reserved(device) - reserved_before,
-        parameter_dtypes=_parameter_dtypes(model),
-        basis="measured",
-        note=f"CUDA allocator, library workspaces included; {before} bytes held before left out",
-    )
+    found = _about(model) | {
+        "peak_bytes": torch.cuda.max_memory_allocated(device) - before,
+        "held_bytes": torch.cuda.memory_allocated(device) - before,
+        "reserved_bytes": torch.cuda.max_memory_reserved(device) - reserved_before,
+        "basis": "measured",
+        "note": f"CUDA allocator, library workspaces included; {before} bytes held before left out",
+    }
     del model, inputs, targets, optimizer
     _empty_cuda_caches(device)
-    return result
+    return found
 
 
 def _empty_cuda_caches(device: torch.device) -> None:
@@ -123,8 +118,8 @@ def _empty_cuda_caches(device: torch.device) -> None:
 
 
 def _estimate(
-    build: Callable[[], nn.Module], batch_size: int, n_seq: int, device: torch.device, with_optimizer: bool, seed: int
-) -> MemoryResult:
+    build: Callable[[], nn.Module], batch_size: int, n_seq: int, with_optimizer: bool, seed: int
+) -> dict[str, object]:
     model = build().to("cpu").train()
     with FakeTensorMode(allow_non_fake_inputs=True), planar.cpu_compute("storage"):
         _make_fake(model)
@@ -136,19 +131,18 @@ def _estimate(
             gc.collect()
             held = live.current
             del optimizer, targets
-    return MemoryResult(
-        batch_size=batch_size,
-        n_seq=n_seq,
-        with_optimizer=with_optimizer,
-        recompute=getattr(model, "recompute", False),
-        parameter_bytes=_parameter_bytes(model),
-        peak_bytes=live.peak,
-        held_bytes=held,
-        reserved_bytes=None,
-        parameter_dtypes=_parameter_dtypes(model),
-        basis="estimate",
-        note="estimate: live tensors of a run without data, no library workspaces",
-    )
+    note = "estimate: live tensors of a run without data, no library workspaces"
+    return _about(model) | {"peak_bytes": live.peak, "held_bytes": held, "reserved_bytes": None, "basis": "estimate",
+                            "note": note}  # fmt: skip
+
+
+def _about(model: nn.Module) -> dict[str, object]:
+    """What a result says of the model itself."""
+    return {
+        "recompute": getattr(model, "recompute", False),
+        "parameter_bytes": sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
+        "parameter_dtypes": tuple(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})),
+    }
 
 
 def _steps(
@@ -196,14 +190,6 @@ def _make_fake(model: nn.Module) -> nn.Module:
                     originals.append(tensor)
                     store[name] = fake(tensor)
     return model
-
-
-def _parameter_bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-
-
-def _parameter_dtypes(model: nn.Module) -> tuple[str, ...]:
-    return tuple(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
 
 class LiveBytes(TorchDispatchMode):

@@ -7,18 +7,22 @@ means over the N - 1 targets; per-word and per-byte quantities charge the first 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import torch
 from torch import nn
 
 from muse.data.batches import evaluation_batches
-from muse.data.corpora import TokenSplit
+from muse.data.corpus import TokenSplit
 from muse.records.schema import Metric, Series
 
 from .bootstrap import loss_interval
 from .common import Progress, device_of, passthrough, safe_exp, training_mode
+
+WITHOUT_UNK = "perplexity_without_unk"
+"""Perplexity of the targets that are no second or later piece of an <unk>; those are nearly free for any model."""
 
 
 class NonFiniteBatchError(FloatingPointError):
@@ -39,6 +43,7 @@ class PerplexityResult:
     document_targets: np.ndarray = field(repr=False)  # (documents,) targets measured in each
     position_loss_nats: np.ndarray = field(repr=False)  # (n_seq,) mean loss; NaN where no window reached
     loss_interval: tuple[float, float] | None  # 95 %, over documents, nat per token
+    without_unk: Self | None = field(default=None, repr=False)  # the same, pieces inside an <unk> left out; None: none
 
     @property
     def is_whole_split(self) -> bool:
@@ -72,7 +77,10 @@ class PerplexityResult:
         return self.num_tokens / count
 
     def metrics(self, model_name: str) -> list[Metric]:
-        """Return loss, perplexity, word perplexity, bits per byte and the number of targets."""
+        """Return loss, perplexity, word perplexity, bits per byte, the number of targets, and perplexity without <unk>.
+
+        The last, where the split has targets inside an <unk>, counts the other targets alone.
+        """
         n, interval = self.num_targets, self.loss_interval
         documents = int((self.document_targets > 0).sum())
         part = "" if self.is_whole_split else f", first {n} of {self.num_tokens - 1} targets only"
@@ -96,7 +104,13 @@ class PerplexityResult:
                    overflow if self._has(self.num_words) else partial),
             metric("bits_per_byte", self.bits_per_byte, "bit/byte", per_byte / math.log(2), float, partial),
             Metric(name="num_targets", model=model_name, value=n, unit="tokens", note=of),
+            *([self._metric_without_unk(model_name)] if self.without_unk else []),
         ]  # fmt: skip
+
+    def _metric_without_unk(self, model_name: str) -> Metric:
+        plain = next(metric for metric in self.without_unk.metrics(model_name) if metric.name == "perplexity")
+        left_out = f"{self.num_targets - plain.n} targets left out: second and later pieces of <unk>; "
+        return plain.model_copy(update={"name": WITHOUT_UNK, "note": left_out + plain.note})
 
     def series(self, model_name: str) -> list[Series]:
         """Return the mean loss at each position of the window, where any window reached it."""
@@ -131,7 +145,20 @@ def measure_perplexity(
     if len(split.ids) < 2:
         raise ValueError(f"split {split.name} must hold at least 2 tokens, got {len(split.ids)}")
     losses = _target_losses(model, split, n_seq, batch_size, max_batches, device, progress)
-    targets = np.arange(len(losses))  # target i is token i + 1, predicted at position i % n_seq
+    result = _summed(split, losses, np.arange(len(losses)), n_seq, seed)
+    if split.inside_unk is None:
+        return result
+    others = np.flatnonzero(~split.inside_unk[1:].numpy())
+    measured = others[others < len(losses)]
+    if not 0 < len(measured) < len(losses):
+        return result
+    without_unk = _summed(split, losses[measured], measured, n_seq, seed)
+    counts = {"num_tokens": len(others) + 1, "num_words": 0, "num_bytes": 0}
+    return replace(result, without_unk=replace(without_unk, **counts))
+
+
+def _summed(split: TokenSplit, losses: np.ndarray, targets: np.ndarray, n_seq: int, seed: int) -> PerplexityResult:
+    """The losses of some targets (targets,), summed: target i is token i + 1, predicted at position i % n_seq."""
     starts = split.document_starts.numpy()
     documents = np.searchsorted(starts, targets + 1, side="right") - 1
     document_nll = np.bincount(documents, losses, len(starts))

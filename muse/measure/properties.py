@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muse.records.schema import Metric
 
-from .common import device_of, random_batch, training_mode
+from .common import random_batch, training_mode
 
 
 @dataclass(frozen=True)
@@ -79,71 +79,59 @@ def _allowed(result: CausalityResult | MixingResult | StatefulnessResult) -> str
 
 
 def check_causality(
-    model: nn.Module, *, n_positions: int = 8, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0,
-    device: torch.device | str | None = None,
-) -> CausalityResult:  # fmt: skip
+    model: nn.Module, *, n_positions: int = 8, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0
+) -> CausalityResult:
     """Change one token at each of several positions: no logit before it may change.
 
     A logit that is not finite counts as a violation, since nothing can be said about it.
     """
-    positions, change, scale = _changes(model, n_positions, n_tokens, seed, device)
-    leaks = [float(row[:position].amax()) for row, position in zip(change, positions, strict=True)]
-    violations = sum(not leak <= tolerance * scale for leak in leaks)
-    largest = max(leaks) if all(leak == leak for leak in leaks) else float("nan")
-    return CausalityResult(violations, tuple(positions), largest, tolerance)
+    positions, change, scale = _changes(model, n_positions, n_tokens, seed)
+    leaks = torch.stack([row[:position].amax() for row, position in zip(change, positions, strict=True)])
+    violations = int((~(leaks <= tolerance * scale)).sum())
+    return CausalityResult(violations, tuple(positions), float(leaks.amax()), tolerance)
 
 
 def check_mixing(
-    model: nn.Module, *, n_positions: int = 8, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0,
-    device: torch.device | str | None = None,
-) -> MixingResult:  # fmt: skip
+    model: nn.Module, *, n_positions: int = 8, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0
+) -> MixingResult:
     """Change one token at each of several positions: does a logit after it change?"""
-    positions, change, scale = _changes(model, n_positions, n_tokens, seed, device)
+    positions, change, scale = _changes(model, n_positions, n_tokens, seed)
     reach, largest = [], 0.0
     for row, position in zip(change, positions, strict=True):
         later = row[position + 1 :]
-        reach.append(int((later > tolerance * scale).nonzero().max()) + 1 if (later > tolerance * scale).any() else 0)
+        changed = (later > tolerance * scale).nonzero().flatten().tolist()
+        reach.append(changed[-1] + 1 if changed else 0)
         largest = max([largest, *later[later > 0].tolist()])
     return MixingResult(sum(r > 0 for r in reach), tuple(positions), max(reach), largest, tolerance)
 
 
 def check_statefulness(
-    model: nn.Module, *, batch_size: int = 2, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0,
-    device: torch.device | str | None = None,
-) -> StatefulnessResult:  # fmt: skip
+    model: nn.Module, *, batch_size: int = 2, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0
+) -> StatefulnessResult:
     """Repeat a call at once, and again after another batch: the logits must be those of the first call."""
-    device = device_of(model) if device is None else torch.device(device)
     generator = torch.Generator().manual_seed(seed)
-    n_tokens = min(n_tokens, model.config.n_seq)
-    inputs, other = random_batch(model, batch_size, n_tokens, generator, device)
+    inputs, other = random_batch(model, batch_size, min(n_tokens, model.config.n_seq), generator)
     with training_mode(model, False), torch.inference_mode():
-        first = model(inputs).float()
-        changes = [float((model(inputs).float() - first).abs().amax())]
-        model(other)
-        changes.append(float((model(inputs).float() - first).abs().amax()))
-    scale = float(first.abs().amax())
-    largest = max(changes) if all(change == change for change in changes) else float("nan")
-    violations = sum(not change <= tolerance * scale for change in changes)
-    return StatefulnessResult(violations, len(changes), largest, tolerance)
+        first, again, _, later = (model(ids).float() for ids in (inputs, inputs, other, inputs))
+    changes = torch.stack([(logits - first).abs().amax() for logits in (again, later)])
+    violations = int((~(changes <= tolerance * first.abs().amax())).sum())
+    return StatefulnessResult(violations, len(changes), float(changes.amax()), tolerance)
 
 
-def _changes(
-    model: nn.Module, n_positions: int, n_tokens: int, seed: int, device: torch.device | str | None
-) -> tuple[list[int], Tensor, float]:
+def _changes(model: nn.Module, n_positions: int, n_tokens: int, seed: int) -> tuple[list[int], Tensor, float]:
     """Return the changed positions, the largest change of each row's logits (rows, T), and the largest logit.
 
     Row i of one batch equals row i of the other but for the token at its own position, never the first or the last.
     """
-    device = device_of(model) if device is None else torch.device(device)
     n_tokens = min(n_tokens, model.config.n_seq)
     if n_tokens < 3 or model.config.vocab_size < 2:
         raise ValueError(f"needs 3 tokens and 2 words, got n_seq={n_tokens} and vocab_size={model.config.vocab_size}")
     positions = sorted({round(p) for p in torch.linspace(1, n_tokens - 2, n_positions).tolist()})
     generator = torch.Generator().manual_seed(seed)
-    inputs, _ = random_batch(model, len(positions), n_tokens, generator, device)
+    inputs, _ = random_batch(model, len(positions), n_tokens, generator)
     changed = inputs.clone()
-    shift = torch.randint(1, model.config.vocab_size, (len(positions),), generator=generator).to(device)
-    rows, columns = torch.arange(len(positions), device=device), torch.tensor(positions, device=device)
+    shift = torch.randint(1, model.config.vocab_size, (len(positions),), generator=generator).to(inputs.device)
+    rows, columns = range(len(positions)), positions
     changed[rows, columns] = (inputs[rows, columns] + shift) % model.config.vocab_size
     with training_mode(model, False), torch.inference_mode():
         before, after = model(inputs), model(changed)

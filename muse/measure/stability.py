@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,16 @@ from muse.ops.cross_entropy import head_loss
 from muse.ops.logits import head_logits
 from muse.records.schema import Metric, Series
 
-from .common import Progress, all_finite, device_of, dropout_seed, passthrough, random_batch, tensors_in, training_mode
+from .common import (
+    Progress,
+    all_finite,
+    dropout_seed,
+    forward_hooks,
+    passthrough,
+    random_batch,
+    tensors_in,
+    training_mode,
+)
 
 STRESS_FACTOR = 4.0
 STRESS_LARGEST = 2.0**40
@@ -69,7 +77,6 @@ def measure_stability(
     batch_size: int = 2,
     n_tokens: int = 128,
     seed: int = 0,
-    device: torch.device | str | None = None,
     progress: Progress = passthrough,
 ) -> StabilityResult:
     """Run the trials in training mode, without a loss scale, then the scale stress; gradients are cleared at the end.
@@ -77,7 +84,6 @@ def measure_stability(
     Every trial checks features, logits, loss and all gradients. Modules are looked at one by one only in a second pass
     over the first trial that fails. The stress uses one short sequence, since every token is scaled alike.
     """
-    device = device_of(model) if device is None else torch.device(device)
     generator = torch.Generator().manual_seed(seed)
     failed: list[int] = []
     place = None
@@ -85,24 +91,15 @@ def measure_stability(
     try:
         with training_mode(model, True):
             for trial in progress(range(trials), "stability trials", trials):
-                batch = random_batch(model, batch_size, n_tokens, generator, device)
+                batch = random_batch(model, batch_size, n_tokens, generator)
                 if not _is_finite(model, *batch, seed + trial, weight_norm):
                     failed.append(trial)
                     place = place or find_first_non_finite(model, *batch, seed + trial) or "not found again"
-            short = random_batch(model, 1, min(n_tokens, STRESS_TOKENS), generator, device)
-            scales, largest, stress_place = _scale_stress(model, *short)
+            short = random_batch(model, 1, min(n_tokens, STRESS_TOKENS), generator)
+            stress = _scale_stress(model, *short)
     finally:
         model.zero_grad(set_to_none=True)
-    return StabilityResult(
-        trials=trials,
-        batch_size=batch_size,
-        n_tokens=n_tokens,
-        failed_trials=tuple(failed),
-        first_place=place,
-        stress_scales=tuple(scales),
-        stress_largest=tuple(largest),
-        stress_place=stress_place,
-    )
+    return StabilityResult(trials, batch_size, n_tokens, tuple(failed), place, *stress)
 
 
 def _run(model: nn.Module, inputs: Tensor, targets: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -144,7 +141,7 @@ def find_first_non_finite(model: nn.Module, inputs: Tensor, targets: Tensor, see
     Returns where the first non-finite number appears, or None.
     """
     found: list[str] = []
-    with _watching(model, found):
+    with forward_hooks([(m, _watch(n or "model", found)) for n, m in model.named_modules()]):
         features, loss = _run(model, inputs, targets, seed)
     forward = [place for place in found if place.startswith("forward")]
     if forward:
@@ -159,33 +156,26 @@ def find_first_non_finite(model: nn.Module, inputs: Tensor, targets: Tensor, see
     return f"backward, gradient of {', '.join(names)}" if names else None
 
 
-@contextmanager
-def _watching(model: nn.Module, found: list[str]) -> Iterator[None]:
-    """Append where non-finite numbers appear: outputs as modules finish, then their gradients as autograd runs."""
+def _watch(name: str, found: list[str]) -> Callable:
+    """Return a hook that appends where numbers are not finite: an output, and later its gradient."""
 
-    def watch(name: str, module: nn.Module):
-        def look(_module: nn.Module, _inputs: object, output: object) -> None:
-            for tensor in tensors_in(output):
-                if not all_finite([tensor]):
-                    found.append(f"forward, output of {name} ({type(module).__name__})")
-                if tensor.requires_grad:
-                    tensor.register_hook(look_back)
-
+    def look(module: nn.Module, _inputs: object, output: object) -> None:
         def look_back(gradient: Tensor) -> None:
             if not all_finite([gradient]):
                 found.append(f"backward, gradient of the output of {name} ({type(module).__name__})")
 
-        return look
+        for tensor in tensors_in(output):
+            if not all_finite([tensor]):
+                found.append(f"forward, output of {name} ({type(module).__name__})")
+            if tensor.requires_grad:
+                tensor.register_hook(look_back)
 
-    handles = [m.register_forward_hook(watch(n or "model", m)) for n, m in model.named_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return look
 
 
-def _scale_stress(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[list[float], list[float], str | None]:
+def _scale_stress(
+    model: nn.Module, inputs: Tensor, targets: Tensor
+) -> tuple[tuple[float, ...], tuple[float, ...], str | None]:
     """Multiply the token embedding's output by 1, 4, 16, .. until something is not finite, up to STRESS_LARGEST.
 
     Returns the scales, the largest magnitudes at the finite ones, and where the first non-finite number appeared.
@@ -193,25 +183,19 @@ def _scale_stress(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[li
     embedding = find_embedding(model, inputs)
     scales: list[float] = []
     largest: list[float] = []
-    scale = 1.0
-    while scale <= STRESS_LARGEST:
-        scales.append(scale)
-        peak: list[Tensor] = []
-        scaling = embedding.register_forward_hook(lambda _module, _inputs, output, scale=scale: output * scale)
-        sizing = [
-            module.register_forward_hook(lambda _module, _inputs, output, peak=peak: peak.extend(_magnitudes(output)))
-            for module in model.modules()
-        ]
-        try:
+    place, scale = None, 1.0
+    while place is None and scale <= STRESS_LARGEST:
+        peaks: list[Tensor] = []
+        scaling = [(embedding, lambda _module, _inputs, output, scale=scale: output * scale)]
+        sizing = [(m, lambda _module, _inputs, output, peaks=peaks: peaks.extend(_magnitudes(output)))
+                  for m in model.modules()]  # fmt: skip
+        with forward_hooks(scaling + sizing):
             place = find_first_non_finite(model, inputs, targets)
-        finally:
-            for handle in (scaling, *sizing):
-                handle.remove()
-        if place is not None:
-            return scales, largest, place
-        largest.append(float(torch.stack(peak).amax()))
+        scales.append(scale)
+        if place is None:
+            largest.append(float(torch.stack(peaks).amax()))
         scale *= STRESS_FACTOR
-    return scales, largest, None
+    return tuple(scales), tuple(largest), place
 
 
 def _magnitudes(output: object) -> list[Tensor]:
@@ -227,13 +211,8 @@ def find_embedding(model: nn.Module, inputs: Tensor) -> nn.Module:
         if takes_ids and module is not model and any(t.is_floating_point() for t in tensors_in(output)):
             found.append(module)
 
-    handles = [module.register_forward_hook(look) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.features(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with forward_hooks([(module, look) for module in model.modules()]), torch.no_grad():
+        model.features(inputs)
     if not found:
         raise ValueError(f"{type(model).__name__} has no module that takes the token ids, so nothing can be scaled")
     return found[0]

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,11 +66,9 @@ class ThroughputResult:
         return found
 
     def _share(self, model_name: str) -> Metric:
+        share_of_rate = self.flops_per_token / self.matrix_flops_per_second
         passes = {path: 3 if path == "training" else 1 for path in self.seconds}
-        shares = {
-            path: self.tokens_per_second(path) * self.flops_per_token * passes[path] / self.matrix_flops_per_second
-            for path in self.seconds
-        }
+        shares = {path: self.tokens_per_second(path) * share_of_rate * passes[path] for path in self.seconds}
         first = next(iter(shares))
         note = f"forward matrix FLOPs (training: three times) over the matrix ceiling; the value is of {first}"
         return Metric(name="ceiling_share", model=model_name, value=shares[first], unit="1", n=len(self.seconds[first]),
@@ -85,7 +83,7 @@ class Ceiling:
     value: float
     unit: str
     samples: tuple[float, ...]
-    labels: tuple[str, ...] = field(default=())
+    labels: tuple[str, ...] = ()
     note: str = ""
 
     def metrics(self, model_name: str = "") -> list[Metric]:
@@ -117,29 +115,48 @@ def measure_throughput(
     """
     if not paths or samples < 1 or warmups < 0:
         raise ValueError(f"needs a path, samples >= 1, warmups >= 0, got {list(paths)}, {samples}, {warmups}")
-    device, names = torch.device(device), list(paths)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    spent, rows = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1)
-    limit_seconds = math.inf if limit_seconds is None else limit_seconds
-    for round_ in progress(range(warmups + samples), f"throughput, {', '.join(names)}", warmups + samples):
-        first = round_ % len(names)
-        for name in names[first:] + names[:first]:
-            enough = round_ >= 1 if round_ < warmups else len(seconds[name]) >= LEAST_SAMPLES
-            if enough and spent[name] > limit_seconds * (WARMUP_SHARE if round_ < warmups else 1):
-                continue
-            elapsed = _seconds(paths[name], device, rows[name])
-            spent[name] += elapsed * rows[name]
+    device = torch.device(device)
+    timers = [_Timer(path, device, math.inf if limit_seconds is None else limit_seconds) for path in paths.values()]
+    for round_ in progress(range(warmups + samples), f"throughput, {', '.join(paths)}", warmups + samples):
+        first = round_ % len(timers)
+        for timer in timers[first:] + timers[:first]:
             if round_ < warmups:
-                rows[name] = calls_in_a_row(elapsed, device)
-            if round_ >= warmups or elapsed > limit_seconds:
-                seconds[name].append(elapsed)
-    return ThroughputResult(
-        tokens_per_call=tokens_per_call,
-        seconds={name: tuple(values) for name, values in seconds.items()},
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        flops_per_token=flops_per_token,
-        matrix_flops_per_second=matrix_flops_per_second,
-    )
+                timer.warm_up(again=round_ >= 1)
+            else:
+                timer.sample()
+    seconds = {name: tuple(timer.seconds) for name, timer in zip(paths, timers, strict=True)}
+    return ThroughputResult(tokens_per_call, seconds, device_name(device), flops_per_token, matrix_flops_per_second)
+
+
+class _Timer:
+    """One path with the time that it has used and the samples that it has given."""
+
+    def __init__(self, call: Path, device: torch.device, limit_seconds: float) -> None:
+        self.call, self.device, self.limit_seconds = call, device, limit_seconds
+        self.seconds: list[float] = []
+        self.spent, self.row = 0.0, 1
+
+    def warm_up(self, again: bool) -> None:
+        if again and self.spent > self.limit_seconds * WARMUP_SHARE:
+            return
+        elapsed = self._time()
+        self.row = calls_in_a_row(elapsed, self.device)
+        if elapsed > self.limit_seconds:
+            self.seconds.append(elapsed)
+
+    def sample(self) -> None:
+        if len(self.seconds) < LEAST_SAMPLES or self.spent <= self.limit_seconds:
+            self.seconds.append(self._time())
+
+    def _time(self) -> float:
+        elapsed = _seconds(self.call, self.device, self.row)
+        self.spent += elapsed * self.row
+        return elapsed
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a CUDA device, or what another one is."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def calls_in_a_row(seconds: float, device: torch.device) -> int:
@@ -168,23 +185,13 @@ def _seconds(call: Path, device: torch.device, calls: int = 1) -> float:
 def forward_logits(model: nn.Module, token_ids: Tensor) -> Path:
     """Return the published protocol: a forward pass that writes all logits. Puts the model in evaluation mode."""
     model.eval()
-
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return model(token_ids)
-
-    return call
+    return torch.inference_mode()(lambda: model(token_ids))
 
 
 def forward_loss(model: nn.Module, token_ids: Tensor, targets: Tensor) -> Path:
     """Return a forward pass to the mean loss without a logits tensor. Puts the model in evaluation mode."""
     model.eval()
-
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return model.loss(token_ids, targets)
-
-    return call
+    return torch.inference_mode()(lambda: model.loss(token_ids, targets))
 
 
 def training_step(

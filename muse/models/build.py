@@ -24,16 +24,11 @@ def build_model(
     Raises ValueError for an unknown name.
     """
     sizes = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "n_seq": n_seq, "dropout": dropout}
-    if name == REFERENCE:
+    if name in (REFERENCE, WITH_MEMORY) or name in ABLATIONS:
         from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
-        return Phase3Stage1Model(Phase3Stage1Config(use_complex32=use_complex32, **sizes), seed=seed)
-    if name == WITH_MEMORY or name in ABLATIONS:
-        from .memory_options import MemoryOptions
-        from .stage1 import Phase3Stage1Config, Phase3Stage1Model
-
-        memory = MemoryOptions(**ABLATIONS.get(name, {}))
-        config = Phase3Stage1Config(use_complex32=use_complex32, mixer="memory", memory=memory, **sizes)
+        mixer, memory = "none" if name == REFERENCE else "memory", ABLATIONS.get(name, {})
+        config = Phase3Stage1Config(use_complex32=use_complex32, mixer=mixer, memory=memory, **sizes)
         return Phase3Stage1Model(config, seed=seed)
     if name == BASELINE:
         from .phase2 import Phase2Config, Phase2Model

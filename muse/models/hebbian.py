@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muse.ops import linear_attention
+from muse.ops.linear_attention import memory_chunked, memory_step
 
 CHUNK_TOKENS = 128
 
@@ -24,9 +23,7 @@ def hebbian_step(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, eta: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Advance one token: state (B H K K), q k v (B H K), log_decay (B H), eta (H) -> new state, y (B H K)."""
-    written = (eta[:, None] * k)[..., :, None] * v[..., None, :]
-    state = torch.exp(log_decay)[..., None, None] * state + written
-    return state, (q[..., None, :] @ state).squeeze(-2)
+    return memory_step(state, q, eta[:, None] * k, v, log_decay, imaginary_scores=False)
 
 
 def hebbian_chunked(
@@ -34,58 +31,10 @@ def hebbian_chunked(
 ) -> Tensor:
     """All T tokens at once, the same numbers as T calls of `hebbian_step` from a zero state.
 
-    q k v (B H T K), log_decay (B H T), eta (H) -> y (B H T K) in the dtype of v. Within a chunk the memory is a masked,
-    decayed q kᵀ; between chunks it is a state, and the N states follow from one N x N matrix of decays: no loop over T.
-    On CUDA heads of the usual widths go to the kernels of `linear_attention_triton`, which choose their own chunks.
+    q k v (B H T K), log_decay (B H T), eta (H) -> y (B H T K) in the dtype of v; see `memory_chunked`.
     """
-    num_tokens = q.shape[-2]
-    chunk = min(chunk_tokens, num_tokens)
-    wide = torch.promote_types(log_decay.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        q, log_decay = q * eta[:, None, None].to(q.dtype), log_decay.to(wide)
-        if found := linear_attention.by_kernels(q, k, v, log_decay, imaginary_scores=False):
-            return found[0]
-        q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))
-        elapsed = _split_chunks(log_decay[..., None], chunk).squeeze(-1).cumsum(-1)  # (B H N C)
-        y = _within_chunks(q, k, v, elapsed)
-        if q.shape[2] > 1:
-            y = y + _from_earlier_chunks(q, k, v, elapsed)
-    return y.flatten(2, 3)[:, :, :num_tokens]
-
-
-def _split_chunks(x: Tensor, chunk: int) -> Tensor:
-    """(B H T X) -> (B H N C X), zero tokens appended to fill the last chunk: they write nothing and do not decay."""
-    padding = -x.shape[2] % chunk
-    if padding:
-        x = F.pad(x, (0, 0, 0, padding))
-    return x.unflatten(2, (-1, chunk))
-
-
-def _causal_decay(rows: Tensor, columns: Tensor, diagonal: int = 0) -> Tensor:
-    """exp(rows_i - columns_j) for j <= i + diagonal, else 0: cumulated exponents (.. C) twice -> (.. C C)."""
-    length = rows.shape[-1]
-    visible = torch.ones(length, length, dtype=torch.bool, device=rows.device).tril(diagonal)
-    exponent = rows[..., :, None] - columns[..., None, :]
-    return exponent.masked_fill(~visible, -math.inf).exp()
-
-
-def _within_chunks(q: Tensor, k: Tensor, v: Tensor, elapsed: Tensor) -> Tensor:
-    """What each token reads from its own chunk: (B H N C K)."""
-    weights = (q @ k.transpose(-1, -2)) * _causal_decay(elapsed, elapsed)
-    return weights.to(v.dtype) @ v
-
-
-def _from_earlier_chunks(q: Tensor, k: Tensor, v: Tensor, elapsed: Tensor) -> Tensor:
-    """What each token reads from the state its chunk starts with: (B H N C K)."""
-    total = elapsed[..., -1:]
-    until_chunk_end = (total - elapsed).exp().to(k.dtype)
-    written = (k * until_chunk_end[..., None]).transpose(-1, -2) @ v  # (B H N K K)
-    # The state before chunk n holds what chunk m < n wrote, decayed by the chunks strictly between them.
-    end = total.squeeze(-1).cumsum(-1)
-    begin = F.pad(end[..., :-1], (1, 0))
-    kept = _causal_decay(begin, end, diagonal=-1)  # (B H N N)
-    states = (kept @ written.to(kept.dtype).flatten(-2)).unflatten(-1, written.shape[-2:])
-    return (q * elapsed.exp().to(q.dtype)[..., None]) @ states.to(q.dtype)
+    q = q * eta[:, None, None].to(q.dtype)
+    return memory_chunked(q, k, v, log_decay, imaginary_scores=False, chunk_tokens=chunk_tokens)[0]
 
 
 class HebbianMemory(nn.Module):

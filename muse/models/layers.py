@@ -16,14 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from muse.ops import planar
 from muse.ops.norms import NORM_EPS, complex_layer_norm, modrelu
+from muse.ops.operator import readable, transformed
 
 keep_input_only = partial(checkpoint, use_reentrant=False)
 """function(*inputs), of which the backward pass finds the inputs only and computes the rest again, same dropout too."""
 
 
 def compute_again(model: nn.Module) -> bool:
-    """Whether the blocks of a model now keep only their input for backward: it was asked for, and this is training."""
-    return model.recompute and model.training and torch.is_grad_enabled()
+    """Whether blocks now keep only their input for backward: asked for, in training, outside of torch.func."""
+    return model.recompute and model.training and torch.is_grad_enabled() and not transformed()
 
 
 def run_blocks(blocks: Iterable[nn.Module], z: Tensor, again: bool) -> Tensor:
@@ -41,7 +42,7 @@ def check_token_ids(token_ids: Tensor, vocab_size: int, n_seq: int) -> None:
     """Raise ValueError unless token_ids is an integer (B T) tensor, 1 <= T <= n_seq, ids in [0, vocab_size).
 
     The range is checked on CPU only: on CUDA it would stop the device queue, and the embedding's device-side assert
-    reports the same mistake. Compiled code skips it too.
+    reports the same mistake. Compiled code and torch.func skip it too.
     """
     if token_ids.ndim != 2:
         raise ValueError(f"token_ids must have shape (batch, positions), got {tuple(token_ids.shape)}")
@@ -49,7 +50,7 @@ def check_token_ids(token_ids: Tensor, vocab_size: int, n_seq: int) -> None:
         raise ValueError(f"token_ids must be int64 or int32, got {token_ids.dtype}")
     if not 1 <= token_ids.shape[1] <= n_seq:
         raise ValueError(f"token_ids must have 1 to n_seq={n_seq} positions, got {token_ids.shape[1]}")
-    if type(token_ids) is Tensor and token_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(token_ids):
         low, high = (int(value) for value in torch.aminmax(token_ids)) if token_ids.numel() else (0, 0)
         if low < 0 or high >= vocab_size:
             raise ValueError(f"token ids must lie in [0, {vocab_size}), got {low} to {high}")
@@ -113,8 +114,9 @@ class ComplexEmbedding(nn.Module):
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draw the initial values of one complex layer (not of its children); other modules are left alone.
 
-    ComplexLinear: circular complex Xavier, E|w|^2 = 2 / (I + O), so each part has variance 1 / (I + O); bias 0.
-    ComplexEmbedding: E|e|^2 = 1, each part has variance 1/2. ModReLU: b = 0. ComplexLayerNorm: gamma = 1, beta = 0.
+    ComplexLinear: circular complex Xavier (arXiv:1705.09792), E|w|^2 = 2 / (I + O), so each part has variance
+    1 / (I + O); bias 0. ComplexEmbedding: E|e|^2 = 1, each part has variance 1/2. ModReLU: b = 0. ComplexLayerNorm:
+    gamma = 1, beta = 0.
     Parameters on the meta device have no values; to draw there would cost the import of torch's compiler.
     """
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from muse.ops import gate, planar, qkv
-from muse.ops.linear_attention import memory_chunked, memory_step, zero_state
+from muse.ops.linear_attention import memory_chunked, memory_step
+from muse.ops.operator import by_hand
 
 from . import layers
 from .memory_options import MemoryOptions
 
 SHORTEST_TOKENS = 2  # initial memory of the fastest head, 1 / gamma
-SLOWEST_TURN = 1e-4  # radians per token; the fastest channel turns about 1
+SLOWEST_ROTATION = 1e-4  # radians per token; the fastest channel rotates by about 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MixerState:
     """What a mixer remembers of the past, the same size after any number of tokens."""
 
     matrix: Tensor  # (B H K 2K), or (B H X X) without imaginary scores
-    angle: Tensor  # (B H X/2) radians in [0, 2 pi), the cumulated turning
+    angle: Tensor  # (B H X/2) radians in [0, 2 pi), the cumulated rotation
     recent: Tensor  # (B taps-1 3 planes D), what the convolution still sees
 
 
@@ -85,8 +85,8 @@ class MemoryMixer(nn.Module):
         self.decay = RealLinear(2 * d_model, self.n_heads) if options.decay == "data" else None
         self.decay_bias = nn.Parameter(torch.empty(self.n_heads)) if options.decay != "none" else None
         self.pace = RealLinear(2 * d_model, self.n_heads) if options.rotation == "data" else None
-        turns = options.rotation != "none"
-        self.turn_bias = nn.Parameter(torch.empty(self.n_heads, self.head_width // 2)) if turns else None
+        rotates = options.rotation != "none"
+        self.turn_bias = nn.Parameter(torch.empty(self.n_heads, self.head_width // 2)) if rotates else None
 
     def forward(self, u: Tensor) -> tuple[Tensor, MixerState]:
         """All T tokens from an empty memory: u r(B T 2D) -> r(B T 2D), state after the last token."""
@@ -100,14 +100,15 @@ class MemoryMixer(nn.Module):
             elapsed = torch.ones(1, 1, u.shape[1], device=u.device, dtype=log_decay.dtype).cumsum(-1)
         else:
             elapsed = pace.cumsum(-1)
-        if qkv.has_kernels(seen) and not (self.options.qk_norm or self.options.input_scaling):
+        prepared = None
+        if not (self.options.qk_norm or self.options.input_scaling):
             frequencies = None if self.turn_bias is None else self.frequencies()
-            given = None if pace is None else elapsed
-            q, k, v = qkv.by_kernels(seen, self.taps, frequencies, given, self.options.planes, self.n_heads)
-        else:
+            given = self.taps, frequencies, None if pace is None else elapsed
+            prepared = qkv.by_kernels(seen, *given, self.options.planes, self.n_heads)
+        if prepared is None:
             angle = elapsed[..., None] * self.frequencies()[:, None]  # (B H T X/2)
-            q, k, v = self._prepared(self._preceded(seen), log_decay, angle)
-        y, matrix = memory_chunked(q, k, v, log_decay, self.options.imaginary_scores, self.options.chunk_tokens)
+            prepared = self._prepared(self._preceded(seen), log_decay, angle)
+        y, matrix = memory_chunked(*prepared, log_decay, self.options.imaginary_scores, self.options.chunk_tokens)
         angle = torch.remainder(elapsed[..., -1:] * self.frequencies(), 2 * math.pi).expand(u.shape[0], -1, -1)
         recent = self._preceded(seen[:, max(0, u.shape[1] - self.options.convolution + 1) :])
         return y, MixerState(matrix, angle, recent[:, recent.shape[1] - self.options.convolution + 1 :])
@@ -116,18 +117,11 @@ class MemoryMixer(nn.Module):
         """One token: u r(B 1 2D) -> r(B 1 2D), new state."""
         seen = torch.cat([state.recent, self.qkv(u)], dim=1)
         log_decay, pace = self.log_decay(u), self._pace(u)
-        turned = self.frequencies() if pace is None else pace * self.frequencies()
-        angle = torch.remainder(state.angle + turned, 2 * math.pi)
+        step = self.frequencies() if pace is None else pace * self.frequencies()
+        angle = torch.remainder(state.angle + step, 2 * math.pi)
         q, k, v = (x.squeeze(2) for x in self._prepared(seen, log_decay, angle[:, :, None]))
         matrix, y = memory_step(state.matrix, q, k, v, log_decay.squeeze(-1), self.options.imaginary_scores)
         return self._write(y.unsqueeze(2), u), MixerState(matrix, angle, seen[:, 1:])
-
-    def empty_state(self, batch: int) -> MixerState:
-        """The state before the first token."""
-        like, channels = self.norm_gain, 3 * self.options.planes * len(self.norm_gain)
-        matrix = zero_state(batch, self.n_heads, self.head_width, self.options.imaginary_scores, like)
-        recent = like.new_zeros(batch, self.options.convolution - 1, channels)
-        return MixerState(matrix, matrix.new_zeros(batch, self.n_heads, self.head_width // 2), recent)
 
     def log_decay(self, u: Tensor) -> Tensor:
         """-gamma_t in float32: u r(B T 2D) -> r(B H T)."""
@@ -138,27 +132,27 @@ class MemoryMixer(nn.Module):
         logit = (rate / (self.rate_cap - rate)).log() + self.decay_bias
         if self.decay is None:
             return (-self.rate_cap * torch.sigmoid(logit))[:, None].expand(shape)
-        return -self.rate_cap * torch.sigmoid(_exact(self.decay, u) + logit).transpose(1, 2)
+        return -self.rate_cap * torch.sigmoid(_exact(u, self.decay.weight) + logit).transpose(1, 2)
 
     def frequencies(self) -> Tensor:
         """theta in radians per token, float32 (H X/2): log-spaced times exp(turn_bias)."""
         dtype = planar.accumulate_dtype(self.norm_gain.dtype)
         if self.turn_bias is None:
             return self.norm_gain.new_zeros(self.n_heads, self.head_width // 2, dtype=dtype)
-        return log_spaced(1.0, SLOWEST_TURN, self.turn_bias) * self.turn_bias.to(dtype).exp()
+        return log_spaced(1.0, SLOWEST_ROTATION, self.turn_bias) * self.turn_bias.to(dtype).exp()
 
     def _pace(self, u: Tensor) -> Tensor | None:
-        """How fast the token turns the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
-        return None if self.pace is None else 2 * torch.sigmoid(_exact(self.pace, u)).transpose(1, 2)
+        """How fast the token rotates the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
+        return None if self.pace is None else 2 * torch.sigmoid(_exact(u, self.pace.weight)).transpose(1, 2)
 
     def _preceded(self, seen: Tensor) -> Tensor:
         """Projections (B T 3 planes D) with taps-1 zeros before them, what the convolution of the first token sees."""
         return seen if self.taps is None else F.pad(seen, (0, 0, self.taps.shape[1] - 1, 0))
 
     def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k turned by angle (B H T X/2)."""
-        options, turned = self.options, None if self.turn_bias is None else angle
-        q, k, v = qkv.prepared(seen, self.taps, turned, options.planes, self.n_heads, options.qk_norm)
+        """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k rotated by angle (B H T X/2)."""
+        options, angle = self.options, None if self.turn_bias is None else angle
+        q, k, v = qkv.prepared(seen, self.taps, angle, options.planes, self.n_heads, options.qk_norm)
         if options.input_scaling and options.decay != "none":
             k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
         return q, k, v
@@ -166,40 +160,28 @@ class MemoryMixer(nn.Module):
     def _write(self, y: Tensor, u: Tensor) -> Tensor:
         """What the heads read, normed per head, gated by u and projected: y (B H T X), u r(B T 2D) -> r(B T 2D)."""
         g = None if self.gate is None else self.gate(u)
-        given = y, g, self.norm_gain, self.options.planes, self.eps
-        if gate.has_kernels(y):
-            return self.writing(gate.written_by_kernels(*given, planar.product_dtypes(u)[0]))
-        return self.writing(gate.written(*given, u.dtype))
+        dtypes = u.dtype, planar.product_dtypes(u)[0]
+        return self.writing(gate.written(y, g, self.norm_gain, self.options.planes, self.eps, *dtypes))
 
 
-class _Exact(torch.autograd.Function):
-    """W u in the accumulation dtype: u r(.. I), W r(O I); saves u as it is, where autograd would keep a wider copy."""
-
-    @staticmethod
-    def formula(u: Tensor, weight: Tensor) -> Tensor:
-        dtype = planar.accumulate_dtype(u.dtype)
-        with torch.autocast(u.device.type, enabled=False):
-            return F.linear(u.to(dtype), weight.to(dtype))
-
-    @staticmethod
-    def forward(ctx, u: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(u, weight)
-        return _Exact.formula(u, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        u, weight = ctx.saved_tensors
-        with torch.autocast(u.device.type, enabled=False):
-            grad_u = grad @ weight.to(grad.dtype)
-            grad_weight = grad.flatten(0, -2).t() @ u.to(grad.dtype).flatten(0, -2)
-        return grad_u.to(u.dtype), grad_weight.to(weight.dtype)
+def _exact_formula(u: Tensor, weight: Tensor) -> tuple[Tensor]:
+    dtype = planar.accumulate_dtype(u.dtype)
+    with torch.autocast(u.device.type, enabled=False):
+        return (F.linear(u.to(dtype), weight.to(dtype)),)
 
 
-def _exact(projection: RealLinear, u: Tensor) -> Tensor:
-    """The projection in float32 whatever autocast says: rates in half precision would make the decays noise."""
-    product = _Exact.formula if torch.compiler.is_compiling() else _Exact.apply
-    return product(u, projection.weight)
+def _exact_gradient(needed: tuple, grad: Tensor, u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.autocast(u.device.type, enabled=False):
+        grad_u = grad @ weight.to(grad.dtype)
+        grad_weight = grad.flatten(0, -2).t() @ u.to(grad.dtype).flatten(0, -2)
+    return grad_u.to(u.dtype), grad_weight.to(weight.dtype)
+
+
+_exact = by_hand(_exact_formula, _exact_gradient)
+"""W u in float32 whatever autocast says: rates in half precision would make the decays noise. u r(.. I), W r(O I).
+
+It keeps u as it is, where autograd would keep a wider copy.
+"""
 
 
 def log_spaced(first: float, last: float, like: Tensor) -> Tensor:

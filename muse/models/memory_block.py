@@ -16,10 +16,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from muse.ops import norms, planar
 from muse.ops.gate import gated
+from muse.ops.operator import by_hand
 from muse.ops.qkv import NORM_EPS
 
 from . import layers
@@ -30,39 +30,29 @@ EMBEDDING_SCALE = 0.64  # norm of an initial token row, and of what multiplies i
 OUTPUT_GAIN = 0.5  # initial size of the features' channels: logits start with variance (0.64 x 0.5)^2
 
 
-class _RMSNorm(torch.autograd.Function):
-    """y = gain z / sqrt(mean z^2 + eps): saves z and one statistic per token, where autograd would keep float32 copies.
+def _norm_formula(z: Tensor, gain: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+    """y = gain z / sqrt(mean z^2 + eps) in the dtype of z, and 1 / sqrt(..) (... 1) in the accumulation dtype.
 
     z r(... E), gain r(E / planes), the same for each plane.
     """
+    wide = z.to(planar.accumulate_dtype(z.dtype))
+    rstd = (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+    return (wide * rstd * gain.repeat(planes)).to(z.dtype), rstd
 
-    @staticmethod
-    def formula(z: Tensor, gain: Tensor, planes: int) -> tuple[Tensor, Tensor]:
-        """y in the dtype of z, and 1 / sqrt(..) (... 1) in the accumulation dtype."""
-        wide = z.to(planar.accumulate_dtype(z.dtype))
-        rstd = (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
-        return (wide * rstd * gain.repeat(planes)).to(z.dtype), rstd
 
-    @staticmethod
-    def forward(ctx, z: Tensor, gain: Tensor, planes: int) -> Tensor:
-        y, rstd = _RMSNorm.formula(z, gain, planes)
-        ctx.save_for_backward(z, gain, rstd)
-        ctx.planes = planes
-        return y
+def _norm_gradient(needed: tuple, grad: Tensor, z: Tensor, gain: Tensor, planes: int, rstd: Tensor) -> tuple:
+    n, g = z.to(rstd.dtype) * rstd, grad.to(rstd.dtype)
+    grad_gain = (g * n).flatten(0, -2).sum(0).unflatten(0, (planes, -1)).sum(0)
+    g = g * gain.to(rstd.dtype).repeat(planes)
+    grad_z = rstd * (g - n * (g * n).mean(-1, keepdim=True))
+    return grad_z.to(z.dtype), grad_gain.to(gain.dtype), None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        z, gain, rstd = ctx.saved_tensors
-        n, g = z.to(rstd.dtype) * rstd, grad.to(rstd.dtype)
-        grad_gain = (g * n).flatten(0, -2).sum(0).unflatten(0, (ctx.planes, -1)).sum(0)
-        g = g * gain.to(rstd.dtype).repeat(ctx.planes)
-        grad_z = rstd * (g - n * (g * n).mean(-1, keepdim=True))
-        return grad_z.to(z.dtype), grad_gain.to(gain.dtype), None
+
+_norm = by_hand(_norm_formula, _norm_gradient)  # keeps one number per token, where autograd would keep float32 copies
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean x^2 + eps) and one real gain per channel, shared by its planes: it commutes with a common turn."""
+    """x / sqrt(mean x^2 + eps) (arXiv:1910.07467) and one real gain per channel: it commutes with a common rotation."""
 
     def __init__(self, channels: int, planes: int) -> None:
         super().__init__()
@@ -70,13 +60,11 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.empty(channels * 2 // planes))
 
     def forward(self, z: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return _RMSNorm.formula(z, self.gain, self.planes)[0]
-        return _RMSNorm.apply(z, self.gain, self.planes)
+        return _norm(z, self.gain, self.planes)
 
 
 class OutputNorm(nn.Module):
-    """RMS norm, then a gain per channel that turns (complex) or not (real): planar r(B T 2D) to the head's features.
+    """RMS norm, then a gain per channel that rotates (complex) or not (real): planar r(B T 2D) to the head's features.
 
     With a tied head z would predict its own token. Initial phases (signs) spread evenly over the channels cancel that.
     """

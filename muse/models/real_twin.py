@@ -3,7 +3,7 @@
 The residual stream has as many real scalars (2D real channels for D complex ones), every matrix as many parameters (a
 real 2D x E one for a complex D x E one), the token table, the gates and the memory's state as many scalars (half the
 heads, twice as wide). What it lacks is the constraint and its meaning: no complex products, no imaginary scores, no
-turning. It spends half the matrix FLOPs, because each complex weight is used twice.
+rotation. It spends half the matrix FLOPs, because each complex weight is used twice.
 """
 
 from __future__ import annotations

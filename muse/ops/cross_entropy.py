@@ -12,14 +12,18 @@ Weights stored in half precision have such a gradient: on CUDA `head_blocks` the
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from . import cross_entropy_blocks, planar
 from .cross_entropy_blocks import GRADIENT_SCALE, IGNORE_INDEX, cross_entropy_triton
 from .logits import CACHED_NUMEL, cut, products, wants_grad
+from .operator import has_kernels, readable, transformed
 
 REDUCTIONS = ("mean", "sum", "none")
 SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
@@ -48,7 +52,7 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
     x r(n D), pieces of W and the bias as cut returns them, targets (n,). Without `gradient`, None for the last two;
     without a bias, for the last one. g overwrites the logits.
     """
-    if x.is_cuda and cross_entropy_triton is not None and x.dtype != torch.float64:
+    if has_kernels(cross_entropy_triton, x):
         return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
     logits = products(x, pieces, bias)
     nll = x.new_empty(len(x), dtype=planar.accumulate_dtype(storage))
@@ -146,16 +150,12 @@ class _SummedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         scale = grad / GRADIENT_SCALE
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return (
-            *(None if dtype is None else _scaled(total, scale, dtype) for total, dtype in pairs),
-            None,
-            None,
-            None,
-            None,
-        )
+        found = (None if dtype is None else _scaled(total, scale, dtype) for total, dtype in pairs)
+        return *found, None, None, None, None
 
 
 def _nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, storage: torch.dtype) -> Tensor:
@@ -164,11 +164,12 @@ def _nll(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, storag
 
 
 def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wanted) -> Tensor:
-    """-log p of each target, r(N), chunk by chunk; a backward pass computes each chunk's logits again."""
+    """-log p of each target, r(N), chunk by chunk; a backward pass, but of torch.func, computes their logits again."""
     parts = zip(x.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
     if wanted:
         w, b = weight.to(compute), None if bias is None else bias.to(compute)
-        return torch.cat([checkpoint(_nll, x_.to(compute), w, b, y, storage, use_reentrant=False) for x_, y in parts])
+        call = _nll if transformed() else partial(checkpoint, _nll, use_reentrant=False)  # which torch.func cannot see
+        return torch.cat([call(x_.to(compute), w, b, y, storage) for x_, y in parts])
     (pieces, b), vocab = cut(weight, bias, compute), weight.shape[0]
     chunks = [_chunk_loss(x_.to(compute), pieces, b, y, vocab, storage, gradient=False) for x_, y in parts]
     return torch.cat([nll for nll, *_ in chunks])
@@ -184,7 +185,7 @@ def _check(features: Tensor, weight: Tensor, targets: Tensor, reduction: str, ch
         )
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    if type(targets) is Tensor and targets.device.type == "cpu":
+    if readable(targets):
         bad = (targets >= weight.shape[0]) | ((targets < 0) & (targets != IGNORE_INDEX))
         if bad.any():
             raise ValueError(
@@ -205,7 +206,8 @@ def head_loss(
 
     weight is r(V D), bias r(V) or None. Targets equal to IGNORE_INDEX count nothing; the mean is over the others.
     "none" gives r(...) and recomputes each chunk's logits in its backward pass. Targets out of range are a ValueError
-    on CPU (CUDA and compiled code: not checked).
+    on CPU (CUDA, compiled code and torch.func: not checked). Autograd refuses a second derivative of "mean" and "sum"
+    and has that of "none"; torch.func has all, and holds the logits for them.
     """
     if torch.compiler.is_compiling():  # a loop of library products and one kernel: nothing for a compiler to gain
         eager = torch.compiler.disable(head_loss)
@@ -214,11 +216,11 @@ def head_loss(
     x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1).long()
     compute, storage = planar.product_dtypes(x)
     wanted = wants_grad(x, weight, bias)
-    by_rows = reduction != "none" and wanted and cross_entropy_blocks.serves(x, weight, compute)
+    at_once = reduction != "none" and wanted and not transformed()  # the gradients on the way to the loss
     tokens = chunk_tokens or default_chunk_tokens(x.shape[0])
-    if by_rows:
+    if at_once and cross_entropy_blocks.serves(x, weight, compute):
         loss = cross_entropy_blocks.SummedLoss.apply(x, weight, bias, y, chunk_tokens)
-    elif reduction != "none" and wanted:
+    elif at_once:
         loss = _SummedLoss.apply(x, weight, bias, y, tokens, compute, storage)
     else:
         nll = _chunked_nll(x, weight, bias, y, tokens, compute, storage, wanted)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import planar
+from .operator import has_kernels
 
 try:
     from . import cross_entropy_triton
@@ -59,7 +60,7 @@ class Gradients(NamedTuple):
 def serves(x: Tensor, weight: Tensor, compute: torch.dtype) -> bool:
     """Whether blocks save memory: half-precision weights on CUDA that are multiplied as they are, of several blocks."""
     stored = weight.dtype == compute and compute.itemsize == 2  # one block would cost a product for nothing
-    return cross_entropy_triton is not None and x.is_cuda and stored and len(weight) > BLOCK_ROWS and len(x) > 0
+    return has_kernels(cross_entropy_triton, x) and stored and len(weight) > BLOCK_ROWS and len(x) > 0
 
 
 def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool = False) -> None:

@@ -6,6 +6,8 @@ logits of a chunk of tokens and on a block of the vocabulary alike. The PyTorch 
 `cross_entropy_blocks` are the reference; they write float32 tensors of the logits' size.
 """
 
+# ruff: noqa: N803 - Triton's constants are written in capitals
+
 from __future__ import annotations
 
 import torch
@@ -100,7 +102,7 @@ def _added(z, largest, total):
 
 
 @triton.jit
-def _logits(place, bias_place, within, HAS_BIAS: tl.constexpr):  # noqa: N803 - Triton's constants are written like this
+def _logits(place, bias_place, within, HAS_BIAS: tl.constexpr):
     """Logits in float32. `within` the row, whose width is a multiple of a wide load; a narrower mask would split it."""
     z = tl.load(place, mask=within, other=0.0).to(tl.float32)
     if HAS_BIAS:
@@ -110,16 +112,9 @@ def _logits(place, bias_place, within, HAS_BIAS: tl.constexpr):  # noqa: N803 - 
 
 @triton.jit
 def _log_sum_kernel(
-    logits,
-    bias,
-    targets,
-    log_sums,
-    picked,
-    first,
-    columns,
-    width,
-    HAS_BIAS: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    logits, bias, targets, log_sums, picked,
+    first, columns, width,
+    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
@@ -138,22 +133,9 @@ def _log_sum_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    logits,
-    bias,
-    targets,
-    log_sums,
-    sums,
-    tokens,
-    first,
-    columns,
-    width,
-    ignore_index,
-    scale,
-    HAS_BIAS: tl.constexpr,  # noqa: N803
-    SUMMED: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    PASSES: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
+    logits, bias, targets, log_sums, sums,
+    tokens, first, columns, width, ignore_index, scale,
+    HAS_BIAS: tl.constexpr, SUMMED: tl.constexpr, ROWS: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):
     group = tl.program_id(1)
     lanes = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import planar
+from .operator import has_kernels
 
 try:
     from . import gate_triton
@@ -20,31 +21,23 @@ except ImportError:  # Triton comes with CUDA builds of PyTorch
     gate_triton = None
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether the kernels compute with x."""
-    return gate_triton is not None and x.is_cuda and x.dtype != torch.float64
-
-
-def written(y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float, dtype: torch.dtype) -> Tensor:
+def written(
+    y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float, dtype: torch.dtype, product: torch.dtype
+) -> Tensor:
     """What the heads read, y (B H T X), normed per head, times silu(gate) r(B T D) and gain r(D): r(B T planes D).
 
-    `dtype` is that of the stream.
+    The result has the `dtype` of the stream; from the kernel, which rounds once, that of the `product` that follows.
     """
+    if has_kernels(gate_triton, y):
+        return gate_triton.write(y, gate, gain, planes, eps, product)
     y = F.rms_norm(y.to(planar.accumulate_dtype(y.dtype)), y.shape[-1:], eps=eps).to(dtype)
     y = y.unflatten(-1, (planes, -1)).permute(0, 2, 3, 1, 4).flatten(-2)  # (B T planes D)
     factor = gain if gate is None else F.silu(gate) * gain
     return (y * factor.unsqueeze(-2)).flatten(-2).to(dtype)
 
 
-def written_by_kernels(
-    y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float, dtype: torch.dtype
-) -> Tensor:
-    """The same by one kernel, rounded once, to the `dtype` that the following product takes."""
-    return gate_triton.write(y, gate, gain, planes, eps, dtype)
-
-
 def gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
     """value r(.. planes F) times silu(gate) r(.. F)."""
-    if has_kernels(value):
+    if has_kernels(gate_triton, value):
         return gate_triton.gated(value, gate, planes)
     return (value.unflatten(-1, (planes, -1)) * F.silu(gate).unsqueeze(-2)).flatten(-2)

@@ -8,32 +8,17 @@ The PyTorch form in `gate` is the reference; pairs, programs and sums are as in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .tile_triton import Tile, contiguous, load, operator, store, tile
+from .operator import Operator
+from .tile_triton import Tile, contiguous, load, store, tile
 
 WRITE_PAIRS, WRITE_WARPS, WRITE_BATCHES = 1024, 4, 1
 WRITE_BACKWARD_PAIRS, WRITE_BACKWARD_WARPS, WRITE_BACKWARD_BATCHES = 512, 4, 4
 GATED_COLUMNS, GATED_WARPS = 1024, 4  # channels of one token that a program of `gated` holds, and its warps
-
-
-def write(y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float, dtype: torch.dtype) -> Tensor:
-    """What the heads read, y (B H T X), normed per head, times silu(gate) r(B T D) and gain r(D): (B T planes D)."""
-    call = _write_op if torch.compiler.is_compiling() else _Write.apply
-    return call(y, gate, gain, planes, eps, dtype)
-
-
-def gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
-    """value (.. planes F) times silu(gate) r(.. F), in the dtype of value."""
-    call = _gated_op if torch.compiler.is_compiling() else _Gated.apply
-    return call(value, gate, planes)
 
 
 def _write(y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float, dtype: torch.dtype) -> Tensor:
@@ -46,26 +31,15 @@ def _write(y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float
 
 
 def _write_backward(
-    grad: Tensor, y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float
+    grad: Tensor, y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dL/dy as y, dL/dgate as gate (empty without one), dL/dgain in float32."""
     grad, y, gate, gain = contiguous(grad, y, gate, gain)
     grad_y, grad_gate = torch.empty_like(y), y.new_empty(0) if gate is None else torch.empty_like(gate)
     tile = Tile(y, planes, WRITE_BACKWARD_PAIRS, WRITE_BACKWARD_WARPS, WRITE_BACKWARD_BATCHES)
-    grad_gain = torch.empty(tile.programs, *gain.shape, dtype=torch.float32, device=y.device)
-    tile.launch(
-        _write_backward_kernel,
-        grad,
-        y,
-        gate,
-        gain,
-        grad_y,
-        grad_gate,
-        grad_gain,
-        EPS=eps,
-        HAS_GATE=gate is not None,
-    )
-    return grad_y, grad_gate, grad_gain.sum(0)
+    sums = torch.empty(tile.programs, *gain.shape, dtype=torch.float32, device=y.device)
+    given = grad, y, gate, gain, grad_y, grad_gate, sums
+    tile.launch(_write_backward_kernel, *given, EPS=eps, HAS_GATE=gate is not None)
+    return grad_y, grad_gate, sums.sum(0).to(gain.dtype)
 
 
 def _gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
@@ -76,7 +50,6 @@ def _gated(value: Tensor, gate: Tensor, planes: int) -> Tensor:
 
 
 def _gated_backward(grad: Tensor, value: Tensor, gate: Tensor, planes: int) -> tuple[Tensor, Tensor]:
-    """dL/dvalue as value, dL/dgate as gate."""
     grad, value, gate = contiguous(grad, value, gate)
     grad_value, grad_gate = torch.empty_like(value), torch.empty_like(gate)
     _launch_gated(_gated_backward_kernel, gate, planes, grad, value, gate, grad_value, grad_gate)
@@ -97,83 +70,28 @@ def _launch_gated(kernel, gate: Tensor, planes: int, *tensors: Tensor) -> None:
             )
 
 
-_write_op = operator(_write, "(Tensor y, Tensor? gate, Tensor gain, int planes, float eps, ScalarType dtype) -> Tensor")
-
-
-_write_backward_op = operator(
-    _write_backward,
-    "(Tensor grad, Tensor y, Tensor? gate, Tensor gain, int planes, float eps) -> (Tensor, Tensor, Tensor)",
-)
-
-
-_gated_op = operator(_gated, "(Tensor value, Tensor gate, int planes) -> Tensor")
-
-
-_gated_backward_op = operator(
-    _gated_backward, "(Tensor grad, Tensor value, Tensor gate, int planes) -> (Tensor, Tensor)"
-)
-
-
-@_write_op.register_fake
-def _(y, gate, gain, planes, eps, dtype):
+def _write_fake(y: Tensor, gate: Tensor | None, gain: Tensor, planes: int, eps: float, dtype: torch.dtype) -> Tensor:
     batch, heads, tokens, width = y.shape
     return y.new_empty(batch, tokens, heads * width, dtype=dtype)
 
 
-@_write_backward_op.register_fake
-def _(grad, y, gate, gain, planes, eps):
-    grad_gate = y.new_empty(0) if gate is None else gate.new_empty(gate.shape)
-    return y.new_empty(y.shape), grad_gate, gain.new_empty(gain.shape, dtype=torch.float32)
+write = Operator(
+    "mixer_write",
+    "(Tensor y, Tensor? gate, Tensor gain, int planes, float eps, ScalarType dtype) -> Tensor",
+    _write,
+    _write_fake,
+    _write_backward,
+)
+"""What the heads read, y (B H T X), normed per head, times silu(gate) r(B T D) and gain r(D): (B T planes D)."""
 
-
-@_gated_op.register_fake
-def _(value, gate, planes):
-    return value.new_empty(value.shape)
-
-
-@_gated_backward_op.register_fake
-def _(grad, value, gate, planes):
-    return value.new_empty(value.shape), gate.new_empty(gate.shape)
-
-
-def _save_write(ctx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.planes, ctx.eps, _ = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _write_gradients(backward: Callable, ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    y, gate, gain = ctx.saved_tensors
-    grad_y, grad_gate, grad_gain = backward(grad, y, gate, gain, ctx.planes, ctx.eps)
-    return grad_y, None if gate is None else grad_gate, grad_gain.to(gain.dtype), None, None, None
-
-
-def _save_gated(ctx, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.planes = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gated_gradients(backward: Callable, ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *backward(grad, *ctx.saved_tensors, ctx.planes), None
-
-
-_write_op.register_autograd(partial(_write_gradients, _write_backward_op), setup_context=_save_write)
-_gated_op.register_autograd(partial(_gated_gradients, _gated_backward_op), setup_context=_save_gated)
-
-
-class _Write(torch.autograd.Function):
-    """_write_op for eager code."""
-
-    forward = staticmethod(_write)
-    setup_context = staticmethod(_save_write)
-    backward = staticmethod(once_differentiable(partial(_write_gradients, _write_backward)))
-
-
-class _Gated(torch.autograd.Function):
-    """_gated_op for eager code."""
-
-    forward = staticmethod(_gated)
-    setup_context = staticmethod(_save_gated)
-    backward = staticmethod(once_differentiable(partial(_gated_gradients, _gated_backward)))
+gated = Operator(
+    "mixer_gated",
+    "(Tensor value, Tensor gate, int planes) -> Tensor",
+    _gated,
+    lambda value, gate, planes: value.new_empty(value.shape),
+    _gated_backward,
+)
+"""value (.. planes F) times silu(gate) r(.. F), in the dtype of value."""
 
 
 # Triton's constants are capitals, its tuples know + but no star, and an `if` on a constant leaves out a branch.
@@ -190,20 +108,10 @@ def _normed(y, place, inside, K: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _write_kernel(
-    y,
-    gate,
-    gain,
-    out,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EPS: tl.constexpr,
-    HAS_GATE: tl.constexpr,
+    y, gate, gain, out,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, EPS: tl.constexpr, HAS_GATE: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
     SECOND: tl.constexpr = D if PLANES == 2 else K
@@ -236,23 +144,10 @@ def _write_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _write_backward_kernel(
-    grad,
-    y,
-    gate,
-    gain,
-    grad_y,
-    grad_gate,
-    grad_gain,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EPS: tl.constexpr,
-    HAS_GATE: tl.constexpr,
+    grad, y, gate, gain, grad_y, grad_gate, grad_gain,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, EPS: tl.constexpr, HAS_GATE: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
     SECOND: tl.constexpr = D if PLANES == 2 else K

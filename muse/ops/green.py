@@ -5,14 +5,14 @@ Glossary: B batch, T positions, N chains, S = B N independent chains, d = a - z 
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-if find_spec("triton"):
+from .operator import Operator, has_kernels
+
+try:
     from . import green_triton
-else:  # builds of torch without CUDA
+except ImportError:  # Triton comes with CUDA builds of PyTorch
     green_triton = None
 
 LEVELS_PER_NORMALISATION = 2  # a factor of 1e-3 per map and its square stay far from float32 underflow
@@ -28,28 +28,28 @@ def left_green(diagonal_real: Tensor, diagonal_imag: Tensor, coupling: Tensor) -
     batch, _, chains = diagonal_real.shape
     coupling = coupling.expand_as(diagonal_real)
     planes = [x.transpose(0, 1).flatten(1).contiguous() for x in (diagonal_real, diagonal_imag, coupling)]
-    green = _green_op(*planes).unflatten(2, (batch, chains)).transpose(1, 2)
+    green = _green(*planes).unflatten(2, (batch, chains)).transpose(1, 2)
     return green[0], green[1]
 
 
-# The two operators below are opaque to torch.compile, which would unroll the doublings into one enormous expression.
-# They take and return real planes (T S), S independent chains. On CUDA each is one kernel; elsewhere complex inside.
-
-
-@torch.library.custom_op("muse::left_green", mutates_args=())
-def _green_op(diagonal_real: Tensor, diagonal_imag: Tensor, coupling: Tensor) -> Tensor:
-    if _has_kernel(diagonal_real):
-        return green_triton.forward(diagonal_real, diagonal_imag, coupling)
+def _formula(diagonal_real: Tensor, diagonal_imag: Tensor, coupling: Tensor) -> tuple[Tensor]:
+    """G r(2 T S) of real planes (T S), S independent chains; complex inside."""
     diagonal, before = torch.complex(diagonal_real, diagonal_imag), _delayed(coupling)
     green = _moebius_scan(diagonal, before)
     # One step of the recursion itself: it contracts the rounding of the scan, and |G| <= 1 / |Im d| holds.
     green = (diagonal - before * _delayed(green)).reciprocal()
-    return torch.stack([green.real, green.imag])
+    return (torch.stack([green.real, green.imag]),)
 
 
-@torch.library.custom_op("muse::left_green_backward", mutates_args=())
-def _green_backward_op(green: Tensor, coupling: Tensor, grad: Tensor) -> Tensor:
+def _forward(diagonal_real: Tensor, diagonal_imag: Tensor, coupling: Tensor) -> Tensor:
+    if _has_kernel(coupling):
+        return green_triton.forward(diagonal_real, diagonal_imag, coupling)
+    return _formula(diagonal_real, diagonal_imag, coupling)[0]
+
+
+def _backward(grad: Tensor, green: Tensor, diagonal_real: Tensor, diagonal_imag: Tensor, coupling: Tensor) -> Tensor:
     """dL/d(diagonal_real, diagonal_imag, coupling): (3 T S); a complex gradient is dL/dRe + i dL/dIm."""
+    grad = grad.contiguous()
     if _has_kernel(coupling):
         return green_triton.backward(green, coupling, grad)
     value, before = torch.complex(*green), _delayed(coupling)
@@ -60,30 +60,22 @@ def _green_backward_op(green: Tensor, coupling: Tensor, grad: Tensor) -> Tensor:
     return torch.stack([-slope.real, -slope.imag, _advanced(grad_before)])
 
 
-@_green_op.register_fake
-def _(diagonal_real: Tensor, diagonal_imag: Tensor, coupling: Tensor) -> Tensor:
-    return diagonal_real.new_empty(2, *diagonal_real.shape)
-
-
-@_green_backward_op.register_fake
-def _(green: Tensor, coupling: Tensor, grad: Tensor) -> Tensor:
-    return green.new_empty(3, *coupling.shape)
-
-
 def _has_kernel(planes: Tensor) -> bool:
-    return planes.is_cuda and green_triton is not None and planes.shape[0] <= green_triton.MOST_TOKENS
+    return has_kernels(green_triton, planes, float64=True) and planes.shape[0] <= green_triton.MOST_TOKENS
 
 
-def _save_for_backward(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(output, inputs[2])
-
-
-def _green_backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    grad_real, grad_imag, grad_coupling = _green_backward_op(*ctx.saved_tensors, grad.contiguous())
-    return grad_real, grad_imag, grad_coupling
-
-
-_green_op.register_autograd(_green_backward, setup_context=_save_for_backward)
+# Opaque to torch.compile, which would unroll the doublings into one enormous expression. On CUDA it is one kernel.
+_green = Operator(
+    "left_green",
+    "(Tensor diagonal_real, Tensor diagonal_imag, Tensor coupling) -> Tensor",
+    _forward,
+    lambda diagonal_real, diagonal_imag, coupling: coupling.new_empty(2, *coupling.shape),
+    _backward,
+    lambda grad, green, diagonal_real, diagonal_imag, coupling: coupling.new_empty(3, *coupling.shape),
+    found=1,
+    split=tuple,
+    formula=_formula,
+)
 
 
 def _moebius_scan(diagonal: Tensor, before: Tensor) -> Tensor:

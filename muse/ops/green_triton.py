@@ -4,6 +4,8 @@ The PyTorch form in `green` is the reference; it needs some fifty launches of ti
 Planes are contiguous real (T S); every letter is as in `green`.
 """
 
+# ruff: noqa: N803 - Triton's constants are written in capitals
+
 from __future__ import annotations
 
 import torch
@@ -35,7 +37,7 @@ def backward(green: Tensor, coupling: Tensor, grad: Tensor) -> Tensor:
 
 
 @triton.jit
-def _compose(p0, p1, q0, q1, r0, r1, s0, s1, P0, P1, Q0, Q1, R0, R1, S0, S1):  # noqa: N803 - early and late matrix
+def _compose(p0, p1, q0, q1, r0, r1, s0, s1, P0, P1, Q0, Q1, R0, R1, S0, S1):
     """[[P, Q], [R, S]] [[p, q], [r, s]], complex, divided by its largest part."""
     a0 = P0 * p0 - P1 * p1 + Q0 * r0 - Q1 * r1
     a1 = P0 * p1 + P1 * p0 + Q0 * r1 + Q1 * r0
@@ -52,7 +54,7 @@ def _compose(p0, p1, q0, q1, r0, r1, s0, s1, P0, P1, Q0, Q1, R0, R1, S0, S1):  #
 
 
 @triton.jit
-def _forward_kernel(diagonal_real, diagonal_imag, coupling, green, tokens, chains, BLOCK: tl.constexpr):  # noqa: N803
+def _forward_kernel(diagonal_real, diagonal_imag, coupling, green, tokens, chains, BLOCK: tl.constexpr):
     t = tl.arange(0, BLOCK)
     here = t * chains + tl.program_id(0)
     inside = t < tokens
@@ -75,13 +77,13 @@ def _forward_kernel(diagonal_real, diagonal_imag, coupling, green, tokens, chain
 
 
 @triton.jit
-def _chain(f0, f1, x0, x1, F0, F1, X0, X1):  # noqa: N803 - the map nearer the end, then the one before it
+def _chain(f0, f1, x0, x1, F0, F1, X0, X1):
     """y -> x + f y followed by y -> X + F y."""
     return F0 * f0 - F1 * f1, F0 * f1 + F1 * f0, X0 + F0 * x0 - F1 * x1, X1 + F0 * x1 + F1 * x0
 
 
 @triton.jit
-def _backward_kernel(green, coupling, grad, grads, tokens, chains, BLOCK: tl.constexpr):  # noqa: N803
+def _backward_kernel(green, coupling, grad, grads, tokens, chains, BLOCK: tl.constexpr):
     t = tokens - 1 - tl.arange(0, BLOCK)  # from the last position to the first
     plane = tokens * chains
     here = t * chains + tl.program_id(0)

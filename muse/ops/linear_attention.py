@@ -1,12 +1,14 @@
-"""Complex gated linear attention: a matrix memory that turns, fades and learns one outer product per token.
+"""Complex gated linear attention: a matrix memory that rotates, fades and learns one outer product per token.
 
     M_t = exp(-gamma_t + i theta_t) M_{t-1} + k_t* v_t,    y_t = q_t M_t,    M_0 = 0
 
-M is c(K K) for each head: theta_t turns each of its K rows at its own rate, gamma_t fades all of them alike.
+Gated linear attention (arXiv:2312.06635) whose decay is one real number a head, as in RetNet (2307.08621), times
+a rotation, fixed or from the token as in selective rotation (2511.17388) and Mamba-3 (2603.15569). M is c(K K) for each
+head: theta_t rotates each of its K rows at its own rate, gamma_t fades all of them alike.
 
 Glossary: B batch, T positions, H heads, K head width in complex channels, X = 2K real channels of a planar head, C
 chunk length, N = ceil(T / C) chunks. Both forms run on real matrix products:
-- the turning is moved to the inputs, q_t exp(i Theta_t) and k_t exp(i Theta_t) with Theta_t the sum of theta up to t;
+- the rotation is moved to the inputs, q_t exp(i Theta_t) and k_t exp(i Theta_t) with Theta_t the sum of theta up to t;
 - a complex write k* v is the two real writes k v and (ik)(iv), and a complex state is the planar r(K 2K), [Re M, Im M].
 With `imaginary_scores=False` only Re(q k*) acts on v, as in any real linear attention of width X; its state is r(X X).
 Angles, decays, their sums and the states are float32 (float64 stays); every exponential has an argument <= 0.
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import planar
+from .operator import has_kernels
 
 try:
     from . import linear_attention_triton
@@ -41,7 +44,7 @@ def doubled(z: Tensor) -> Tensor:
     return torch.cat([z, times_i(z)], dim=-2)
 
 
-def turn(z: Tensor, angle: Tensor) -> Tensor:
+def rotate(z: Tensor, angle: Tensor) -> Tensor:
     """exp(i angle) z in the dtype of z: planar r(... 2K), angle in radians broadcastable to r(... K)."""
     real, imag = planar.unpack(z)
     cos, sin = angle.cos(), angle.sin()
@@ -57,19 +60,12 @@ def memory_step(
     return state, (q @ _readable(state, imaginary_scores)).squeeze(-2)
 
 
-def zero_state(batch: int, heads: int, width: int, imaginary_scores: bool, like: Tensor) -> Tensor:
-    """The state M_0 = 0 of heads with `width` = X real channels, on the device of `like`."""
-    rows = width // 2 if imaginary_scores else width
-    return torch.zeros(batch, heads, rows, width, device=like.device, dtype=planar.accumulate_dtype(like.dtype))
-
-
 def by_kernels(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, imaginary_scores: bool
 ) -> tuple[Tensor, Tensor] | None:
     """What the CUDA kernels give for `memory_chunked`: y and the final state; None where they do not serve."""
-    if linear_attention_triton is None or not linear_attention_triton.suits(q, k, v, log_decay, imaginary_scores):
-        return None
-    return linear_attention_triton.remembered(q, k, v, log_decay, imaginary_scores)
+    given, kernels = (q, k, v, log_decay, imaginary_scores), linear_attention_triton
+    return kernels.remembered(*given) if has_kernels(kernels, v) and kernels.suits(*given) else None
 
 
 def memory_chunked(

@@ -23,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operator import Operator
+
 WIDTHS = (16, 32, 64, 128)  # X of a real head; complex ones start at 32, because a product needs 16 rows
 CHUNK = {"half": 64, "tf32": 32, "tf32x3": 16}  # C by kind of product: what fits into registers
 COLUMNS = 64  # at most, that a program multiplies at a time
@@ -34,92 +36,62 @@ BACKWARD_WARPS = {"half": 4, "tf32": 8, "tf32x3": 4}
 
 def suits(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> bool:
     """Whether the kernels take q k v (B H T X) and log_decay (B H T)."""
-    if not v.is_cuda or not v.dtype == k.dtype == q.dtype or log_decay.dtype != torch.float32:
+    if not v.dtype == k.dtype == q.dtype or log_decay.dtype != torch.float32:
         return False
-    return v.dtype != torch.float64 and v.shape[-1] in WIDTHS[complex_:] and v.numel() > 0
+    return v.shape[-1] in WIDTHS[complex_:] and v.numel() > 0
 
 
-@torch.library.custom_op("muse::memory", mutates_args=())
-def remembered(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
-    """q k v (B H T X), log_decay float32 (B H T) -> y as v, final state float32 (B H R X)."""
+def _remembered(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
     q, k, v = (_rows(x) for x in (q, k, v))
-    y, final = _results(v, complex_)
+    y, final = _results(q, k, v, log_decay, complex_)
     states = _walk(k, v, log_decay, final, complex_)
-    batch, heads, tokens, width = v.shape
-    options = _options(v, complex_)
-    grid = (batch * heads * triton.cdiv(tokens, options["C"]),)
-    with torch.cuda.device_of(v):
-        _read_kernel[grid](
-            *(q, _strides(q), k, _strides(k), v, _strides(v), log_decay, _strides(log_decay), states),
-            *(y, _strides(y), heads, tokens),
-            **options,
-            BLOCK=min(COLUMNS, _state_rows(width, complex_)),
-            num_warps=FORWARD_WARPS,
-        )
+    _launch(_read_kernel, (q, k, v, log_decay, y), (states,), complex_, num_warps=FORWARD_WARPS)
     return y, final
 
 
-@torch.library.custom_op("muse::memory_backward", mutates_args=())
-def _backward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, grad: Tensor, grad_final: Tensor | None, complex_: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/d(q, k, v) as these, dL/d log_decay float32 (B H T); grad (B H T X) is that of y."""
-    q, k, v, grad = (_rows(x) for x in (q, k, v, grad))
-    results = _gradients(q, k, v, log_decay)
-    batch, heads, tokens, width = v.shape
-    states = _walk(k, v, log_decay, None, complex_)
-    grad_states = _walk(q, grad, log_decay, grad_final, complex_, reverse=True)
-    options = _options(v, complex_)
-    grid = (batch * heads * triton.cdiv(tokens, options["C"]),)
-    with torch.cuda.device_of(v):
-        _backward_kernel[grid](
-            *(q, _strides(q), k, _strides(k), v, _strides(v), log_decay, _strides(log_decay), grad, _strides(grad)),
-            *(states, grad_states),
-            *(argument for x in results for argument in (x, _strides(x))),
-            *(heads, tokens),
-            **options,
-            BLOCK=min(COLUMNS, _state_rows(width, complex_)),
-            HOLD=v.itemsize == 2,
-            num_warps=BACKWARD_WARPS[options["PRECISION"]],
-        )
-    return results
-
-
-@remembered.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
-    return _results(_rows(v), complex_)
-
-
-@_backward.register_fake
-def _(q, k, v, log_decay, grad, grad_final, complex_) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _gradients(_rows(q), _rows(k), _rows(v), log_decay)
-
-
-def _save_for_backward(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.complex_ = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)  # in training nobody reads the final state
-
-
-def _gradients_of_inputs(ctx, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, log_decay = ctx.saved_tensors
-    if grad is None:
-        grad = torch.zeros_like(v)
-    return *_backward(q, k, v, log_decay, grad, grad_final, ctx.complex_), None
-
-
-remembered.register_autograd(_gradients_of_inputs, setup_context=_save_for_backward)
-
-
-def _results(v: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
+def _results(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple[Tensor, Tensor]:
     """Room for y, laid out as v, and for the final state."""
     final = v.new_empty(*v.shape[:2], _state_rows(v.shape[-1], complex_), v.shape[-1], dtype=torch.float32)
-    return torch.empty_like(v), final
+    return torch.empty_like(_rows(v)), final
 
 
-def _gradients(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(
+    grad: Tensor | None, grad_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q, k, v, grad = (_rows(x) for x in (q, k, v, torch.zeros_like(v) if grad is None else grad))
+    found = _gradients(grad, grad_final, q, k, v, log_decay, complex_)
+    states = _walk(k, v, log_decay, None, complex_), _walk(q, grad, log_decay, grad_final, complex_, reverse=True)
+    options = {"HOLD": v.itemsize == 2, "num_warps": BACKWARD_WARPS[_options(v, complex_)["PRECISION"]]}
+    _launch(_backward_kernel, (q, k, v, log_decay, grad, *found), states, complex_, **options)
+    return found
+
+
+def _gradients(grad, grad_final, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, complex_: bool) -> tuple:
     """Room for the gradients of the inputs, laid out as these."""
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), log_decay.new_empty(log_decay.shape)
+    return *(torch.empty_like(_rows(x)) for x in (q, k, v)), log_decay.new_empty(log_decay.shape)
+
+
+def _launch(kernel, strided: tuple[Tensor, ...], states: tuple[Tensor, ...], complex_: bool, **options: object) -> None:
+    """A program for each chunk of each head; `strided` are passed with their strides and begin with q, k, v."""
+    v = strided[2]
+    (batch, heads, tokens, _), shared = v.shape, _options(v, complex_)
+    pairs = (part for x in strided for part in (x, _strides(x)))
+    with torch.cuda.device_of(v):
+        kernel[(batch * heads * triton.cdiv(tokens, shared["C"]),)](
+            *pairs, *states, heads, tokens, **shared, BLOCK=min(COLUMNS, shared["R"]), **options
+        )
+
+
+remembered = Operator(
+    "memory",
+    "(Tensor q, Tensor k, Tensor v, Tensor log_decay, bool complex_) -> (Tensor, Tensor)",
+    _remembered,
+    _results,
+    _backward,
+    _gradients,
+    absent_grads=True,  # in training nobody reads the final state
+)
+"""q k v (B H T X), log_decay float32 (B H T) -> y as v, final state float32 (B H R X)."""
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -221,26 +193,22 @@ def _causal_decay(elapsed, C: tl.constexpr):
 
 
 @triton.jit
+def _met(scores, scores_i, tile, k, stride, length, c, C: tl.constexpr, X: tl.constexpr, R: tl.constexpr,
+         BLOCK: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr):
+    """The scores q k, and q (i k) of a complex head, with what the columns of q from c on, `tile`, give to them."""
+    scores += _dot(tile, tl.trans(_tile(k, stride, length, c, C, BLOCK)), PRECISION)
+    if COMPLEX:
+        across = _tile(k, stride, length, _across(c, X), C, BLOCK)
+        scores_i = _plus(scores_i, tile, tl.trans(across), c >= R, PRECISION)
+    return scores, scores_i
+
+
+@triton.jit
 def _walk_kernel(
-    k,
-    k_strides,
-    v,
-    v_strides,
-    log_decay,
-    decay_strides,
-    states,
-    edge,
-    heads,
-    tokens,
-    X: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    COMPLEX: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    REVERSE: tl.constexpr,
-    HAS_EDGE: tl.constexpr,
-    STAGES: tl.constexpr,
+    k, k_strides, v, v_strides, log_decay, decay_strides, states, edge,
+    heads, tokens,
+    X: tl.constexpr, R: tl.constexpr, C: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, REVERSE: tl.constexpr, HAS_EDGE: tl.constexpr, STAGES: tl.constexpr,
 ):
     """BLOCK columns of the state, S <- exp(e_C) S + sum of exp(e_C - e_t) k_t v_t^T; in reverse exp(e_t) q_t g_t^T."""
     first = tl.program_id(0) * BLOCK
@@ -273,24 +241,9 @@ def _walk_kernel(
 
 @triton.jit
 def _read_kernel(
-    q,
-    q_strides,
-    k,
-    k_strides,
-    v,
-    v_strides,
-    log_decay,
-    decay_strides,
-    states,
-    y,
-    y_strides,
-    heads,
-    tokens,
-    X: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    COMPLEX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, q_strides, k, k_strides, v, v_strides, log_decay, decay_strides, y, y_strides, states,
+    heads, tokens,
+    X: tl.constexpr, R: tl.constexpr, C: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """y of one chunk."""
@@ -310,10 +263,7 @@ def _read_kernel(
     scores_i = scores
     for c in tl.static_range(0, X, BLOCK):
         tile = _tile(q, q_strides[2], length, c, C, BLOCK)
-        scores += _dot(tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
-        if COMPLEX:
-            turned = _tile(k, k_strides[2], length, _across(c, X), C, BLOCK)
-            scores_i = _plus(scores_i, tile, tl.trans(turned), c >= R, PRECISION)
+        scores, scores_i = _met(scores, scores_i, tile, k, k_strides[2], length, c, C, X, R, BLOCK, COMPLEX, PRECISION)
     decay = _causal_decay(elapsed, C)
     weights, weights_i = (scores * decay).to(dtype), (scores_i * decay).to(dtype)
 
@@ -327,8 +277,8 @@ def _read_kernel(
         out = _dot(weights, _tile(v, v_strides[2], length, c, C, BLOCK), PRECISION)
         out += _dot(before, _tile(states, X, R, c, R, BLOCK), PRECISION)
         if COMPLEX:
-            turned = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
-            out = _plus(out, weights_i, turned, c >= R, PRECISION)
+            across = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
+            out = _plus(out, weights_i, across, c >= R, PRECISION)
             out = _plus(out, before_i, _tile(states, X, R, _across(c, X), R, BLOCK), c >= R, PRECISION)
         y_tiles += (out.to(dtype),)
     for c in tl.static_range(0, X // BLOCK):  # after all reading: a tile that is read twice is still the same
@@ -337,36 +287,40 @@ def _read_kernel(
 
 
 @triton.jit
+def _toward_rows(
+    g, g_stride, states, fading, q, q_stride, k, k_stride, slopes, slopes_i, grad_fading, length,
+    C: tl.constexpr, X: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, COMPLEX: tl.constexpr,
+    PRECISION: tl.constexpr, ADJOINT: tl.constexpr,
+):
+    """The gradient of q by tiles of BLOCK columns, and what its part from the state adds to that of the exponents.
+
+    With ADJOINT that of k: v, G, k, q stand for g, S, q, k.
+    """
+    tiles = ()
+    for r in tl.static_range(0, X, BLOCK):
+        out = tl.zeros((C, BLOCK), tl.float32)
+        for c in tl.static_range(0, X, BLOCK):
+            column_of_state = c if r < R else _across(c, X)
+            state_tile = _tile(states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
+            g_tile = _tile(g, g_stride, length, c, C, BLOCK)
+            out = _plus(out, g_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
+        out *= fading
+        grad_fading += tl.sum(out * _tile(q, q_stride, length, r, C, BLOCK), 1)
+        out += _dot(slopes, _tile(k, k_stride, length, r, C, BLOCK), PRECISION)
+        if COMPLEX:
+            across = _tile(k, k_stride, length, _across(r, X), C, BLOCK)
+            out = _plus(out, slopes_i, across, r < R if ADJOINT else r >= R, PRECISION)
+        tiles += (out.to(g.dtype.element_ty),)
+    return tiles, grad_fading
+
+
+@triton.jit
 def _backward_kernel(
-    q,
-    q_strides,
-    k,
-    k_strides,
-    v,
-    v_strides,
-    log_decay,
-    decay_strides,
-    grad,
-    grad_strides,
-    states,
-    grad_states,
-    grad_q,
-    grad_q_strides,
-    grad_k,
-    grad_k_strides,
-    grad_v,
-    grad_v_strides,
-    grad_decay,
-    grad_decay_strides,
-    heads,
-    tokens,
-    X: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    COMPLEX: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HOLD: tl.constexpr,
+    q, q_strides, k, k_strides, v, v_strides, log_decay, decay_strides, grad, grad_strides, grad_q, grad_q_strides,
+    grad_k, grad_k_strides, grad_v, grad_v_strides, grad_decay, grad_decay_strides, states, grad_states,
+    heads, tokens,
+    X: tl.constexpr, R: tl.constexpr, C: tl.constexpr, COMPLEX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, HOLD: tl.constexpr,
 ):
     """Gradients of one chunk. The adjoint of i is -i: what meets i k or i v on the way there, meets -i q, -i g back."""
     chunks = tl.cdiv(tokens, C)
@@ -391,13 +345,12 @@ def _backward_kernel(
     for c in tl.static_range(0, X, BLOCK):
         q_tile = _tile(q, q_strides[2], length, c, C, BLOCK)
         g_tile = _tile(grad, grad_strides[2], length, c, C, BLOCK)
-        scores += _dot(q_tile, tl.trans(_tile(k, k_strides[2], length, c, C, BLOCK)), PRECISION)
-        slopes += _dot(g_tile, tl.trans(_tile(v, v_strides[2], length, c, C, BLOCK)), PRECISION)
-        if COMPLEX:
-            turned = _tile(k, k_strides[2], length, _across(c, X), C, BLOCK)
-            scores_i = _plus(scores_i, q_tile, tl.trans(turned), c >= R, PRECISION)
-            turned = _tile(v, v_strides[2], length, _across(c, X), C, BLOCK)
-            slopes_i = _plus(slopes_i, g_tile, tl.trans(turned), c >= R, PRECISION)
+        scores, scores_i = _met(
+            scores, scores_i, q_tile, k, k_strides[2], length, c, C, X, R, BLOCK, COMPLEX, PRECISION
+        )
+        slopes, slopes_i = _met(
+            slopes, slopes_i, g_tile, v, v_strides[2], length, c, C, X, R, BLOCK, COMPLEX, PRECISION
+        )
     decay = _causal_decay(elapsed, C)
     scores, scores_i = scores * decay, scores_i * decay
     t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
@@ -421,52 +374,28 @@ def _backward_kernel(
         passed += tl.sum(state_tile.to(tl.float32) * _tile(states, X, R, c, R, BLOCK).to(tl.float32), 1)
         out = _dot(k_real, state_tile, PRECISION)
         if COMPLEX:
-            turned = _tile(grad_states, X, R, _across(c, X), R, BLOCK)
-            out = _plus(out, k_imag, turned, c >= R, PRECISION)
+            across = _tile(grad_states, X, R, _across(c, X), R, BLOCK)
+            out = _plus(out, k_imag, across, c >= R, PRECISION)
         out *= left
         out += _dot(weights, _tile(grad, grad_strides[2], length, c, C, BLOCK), PRECISION)
         if COMPLEX:
-            turned = _tile(grad, grad_strides[2], length, _across(c, X), C, BLOCK)
-            out = _plus(out, weights_i, turned, c < R, PRECISION)
+            across = _tile(grad, grad_strides[2], length, _across(c, X), C, BLOCK)
+            out = _plus(out, weights_i, across, c < R, PRECISION)
         v_tiles += (out.to(dtype),)
 
-    q_tiles = ()
     if not HOLD:
         tl.debug_barrier()
-    for r in tl.static_range(0, X, BLOCK):
-        out = tl.zeros((C, BLOCK), tl.float32)
-        for c in tl.static_range(0, X, BLOCK):
-            column_of_state = c if r < R else _across(c, X)
-            state_tile = _tile(states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
-            g_tile = _tile(grad, grad_strides[2], length, c, C, BLOCK)
-            out = _plus(out, g_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
-        out *= kept
-        grad_elapsed += tl.sum(out * _tile(q, q_strides[2], length, r, C, BLOCK), 1)
-        out += _dot(slopes, _tile(k, k_strides[2], length, r, C, BLOCK), PRECISION)
-        if COMPLEX:
-            turned = _tile(k, k_strides[2], length, _across(r, X), C, BLOCK)
-            out = _plus(out, slopes_i, turned, r >= R, PRECISION)
-        q_tiles += (out.to(dtype),)
-
+    q_tiles, grad_elapsed = _toward_rows(
+        grad, grad_strides[2], states, kept, q, q_strides[2], k, k_strides[2], slopes, slopes_i, grad_elapsed, length,
+        C, X, R, BLOCK, COMPLEX, PRECISION, ADJOINT=False,
+    )
     slopes, slopes_i = tl.trans(slopes), tl.trans(slopes_i)
-    grad_left = tl.zeros((C,), tl.float32)
-    k_tiles = ()
     if not HOLD:
         tl.debug_barrier()
-    for r in tl.static_range(0, X, BLOCK):
-        out = tl.zeros((C, BLOCK), tl.float32)
-        for c in tl.static_range(0, X, BLOCK):
-            column_of_state = c if r < R else _across(c, X)
-            state_tile = _tile(grad_states + r % R * X, X, R, column_of_state, BLOCK, BLOCK)
-            v_tile = _tile(v, v_strides[2], length, c, C, BLOCK)
-            out = _plus(out, v_tile, tl.trans(state_tile), r < R or c >= R, PRECISION)
-        out *= left
-        grad_left += tl.sum(out * _tile(k, k_strides[2], length, r, C, BLOCK), 1)
-        out += _dot(slopes, _tile(q, q_strides[2], length, r, C, BLOCK), PRECISION)
-        if COMPLEX:
-            turned = _tile(q, q_strides[2], length, _across(r, X), C, BLOCK)
-            out = _plus(out, slopes_i, turned, r < R, PRECISION)
-        k_tiles += (out.to(dtype),)
+    k_tiles, grad_left = _toward_rows(
+        v, v_strides[2], grad_states, left, k, k_strides[2], q, q_strides[2], slopes, slopes_i,
+        tl.zeros((C,), tl.float32), length, C, X, R, BLOCK, COMPLEX, PRECISION, ADJOINT=True,
+    )
 
     # Nothing is stored before here, so the compiler sees that a tile it has read is still the same and holds it; where
     # that asks for too many registers (HOLD is off), barriers make it read the tile again.

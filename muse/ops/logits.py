@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cross_entropy_blocks, planar
+from .operator import transformed
 
 LOGIT_TOKENS, LOGIT_ROWS = 4096, 1024  # tokens and rows of W whose logits a CPU multiplies and rounds at a time
 
@@ -45,7 +46,8 @@ def cut(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[tuple[
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether a derivative may be asked for; torch.func does not say."""
+    return transformed() or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
 
 
 def padded(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from . import planar
+from .operator import by_hand, has_kernels
 
 try:
     from . import norms_triton
@@ -24,79 +24,64 @@ NORM_EPS = 1e-5
 MAGNITUDE_EPS = 1e-4
 
 
-class _ModReLU(torch.autograd.Function):
-    """f = s z with s = relu(r + b) / r and r = sqrt(x^2 + y^2 + eps^2); saves z and b only."""
-
-    @staticmethod
-    def formula(z: Tensor, bias: Tensor) -> Tensor:
-        planes, b, r = _ModReLU.magnitude(z, bias)
-        return (planes * (torch.relu(r + b) / r)).flatten(-2).to(z.dtype)
-
-    @staticmethod
-    def magnitude(z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z as planes (... 2 D), bias (D) and r (... 1 D), all in the accumulation dtype."""
-        dtype = planar.accumulate_dtype(z.dtype)
-        planes = z.to(dtype).unflatten(-1, (2, -1))
-        r = (planes.square().sum(-2, keepdim=True) + MAGNITUDE_EPS**2).sqrt()
-        return planes, bias.to(dtype), r
-
-    @staticmethod
-    def forward(ctx, z: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(z, bias)
-        return _ModReLU.formula(z, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        z, bias = ctx.saved_tensors
-        planes, b, r = _ModReLU.magnitude(z, bias)
-        g = grad.to(planes.dtype).unflatten(-1, (2, -1))
-        open_ = (r + b > 0).to(planes.dtype)
-        radial = open_ * (g * planes).sum(-2, keepdim=True) / r  # df/db, and the part of g along z
-        grad_z = g * (torch.relu(r + b) / r) - planes * (radial * b / r.square())
-        return grad_z.flatten(-2).to(z.dtype), radial.flatten(0, -2).sum(0).to(bias.dtype)
+def _magnitude(z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z as planes (... 2 D), bias (D) and r = sqrt(x^2 + y^2 + eps^2) (... 1 D), all in the accumulation dtype."""
+    dtype = planar.accumulate_dtype(z.dtype)
+    planes = z.to(dtype).unflatten(-1, (2, -1))
+    r = (planes.square().sum(-2, keepdim=True) + MAGNITUDE_EPS**2).sqrt()
+    return planes, bias.to(dtype), r
 
 
-class _ComplexLayerNorm(torch.autograd.Function):
-    """n = (z - mu) / sqrt(E|z - mu|^2 + eps); y = gamma n + beta; saves z, gamma and two statistics per token."""
-
-    @staticmethod
-    def formula(z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """y in the dtype of z, mu (... 2 1) and 1 / sqrt(..) (... 1 1) in the accumulation dtype."""
-        dtype = planar.accumulate_dtype(z.dtype)
-        planes = z.to(dtype).unflatten(-1, (2, -1))
-        mean = planes.mean(-1, keepdim=True)
-        centred = planes - mean
-        rstd = (centred.square().mean(-1, keepdim=True).sum(-2, keepdim=True) + eps).rsqrt()
-        y = centred * rstd * gamma.to(dtype)
-        y = (y + torch.stack([beta, torch.zeros_like(beta)]).to(dtype)).flatten(-2).to(z.dtype)
-        return y, mean, rstd
-
-    @staticmethod
-    def forward(ctx, z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        y, mean, rstd = _ComplexLayerNorm.formula(z, gamma, beta, eps)
-        ctx.save_for_backward(z, gamma, beta, mean, rstd)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        z, gamma, beta, mean, rstd = ctx.saved_tensors
-        n = (z.to(mean.dtype).unflatten(-1, (2, -1)) - mean) * rstd
-        g = grad.to(mean.dtype).unflatten(-1, (2, -1))
-        grad_gamma = (g * n).sum(-2).flatten(0, -2).sum(0)
-        grad_beta = g.select(-2, 0).flatten(0, -2).sum(0)
-        g = g * gamma.to(mean.dtype)
-        along = (g * n).mean(-1, keepdim=True).sum(-2, keepdim=True)
-        grad_z = rstd * (g - g.mean(-1, keepdim=True) - n * along)
-        return grad_z.flatten(-2).to(z.dtype), grad_gamma.to(gamma.dtype), grad_beta.to(beta.dtype), None
+def _modrelu_formula(z: Tensor, bias: Tensor) -> tuple[Tensor]:
+    """f = s z with s = relu(r + b) / r."""
+    planes, b, r = _magnitude(z, bias)
+    return ((planes * (torch.relu(r + b) / r)).flatten(-2).to(z.dtype),)
 
 
-def _has_kernel(z: Tensor) -> bool:
-    """Whether `norms_triton` computes with planar z r(... 2D)."""
-    if not z.is_cuda or norms_triton is None or z.dtype == torch.float64:
-        return False
-    return z.shape[-1] <= 2 * norms_triton.MOST_CHANNELS
+def _modrelu_gradient(needed: tuple, grad: Tensor, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    planes, b, r = _magnitude(z, bias)
+    g = grad.to(planes.dtype).unflatten(-1, (2, -1))
+    open_ = (r + b > 0).to(planes.dtype)
+    radial = open_ * (g * planes).sum(-2, keepdim=True) / r  # df/db, and the part of g along z
+    grad_z = g * (torch.relu(r + b) / r) - planes * (radial * b / r.square())
+    return grad_z.flatten(-2).to(z.dtype), radial.flatten(0, -2).sum(0).to(bias.dtype)
+
+
+_modrelu = by_hand(_modrelu_formula, _modrelu_gradient)
+
+
+def _norm_formula(z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y = gamma n + beta with n = (z - mu) / sqrt(E|z - mu|^2 + eps), in the dtype of z.
+
+    Also mu (... 2 1) and 1 / sqrt(..) (... 1 1), in the accumulation dtype.
+    """
+    dtype = planar.accumulate_dtype(z.dtype)
+    planes = z.to(dtype).unflatten(-1, (2, -1))
+    mean = planes.mean(-1, keepdim=True)
+    centred = planes - mean
+    rstd = (centred.square().mean(-1, keepdim=True).sum(-2, keepdim=True) + eps).rsqrt()
+    y = centred * rstd * gamma.to(dtype)
+    y = (y + torch.stack([beta, torch.zeros_like(beta)]).to(dtype)).flatten(-2).to(z.dtype)
+    return y, mean, rstd
+
+
+def _norm_gradient(needed: tuple, grad: Tensor, z, gamma, beta, eps, mean, rstd) -> tuple[Tensor | None, ...]:
+    n = (z.to(mean.dtype).unflatten(-1, (2, -1)) - mean) * rstd
+    g = grad.to(mean.dtype).unflatten(-1, (2, -1))
+    grad_gamma = (g * n).sum(-2).flatten(0, -2).sum(0)
+    grad_beta = g.select(-2, 0).flatten(0, -2).sum(0)
+    g = g * gamma.to(mean.dtype)
+    along = (g * n).mean(-1, keepdim=True).sum(-2, keepdim=True)
+    grad_z = rstd * (g - g.mean(-1, keepdim=True) - n * along)
+    return grad_z.flatten(-2).to(z.dtype), grad_gamma.to(gamma.dtype), grad_beta.to(beta.dtype), None
+
+
+_norm = by_hand(_norm_formula, _norm_gradient)
+
+
+def _has_kernel(*planes: Tensor) -> bool:
+    """Whether `norms_triton` computes with planar tensors r(... 2D)."""
+    return has_kernels(norms_triton, *planes) and planes[0].shape[-1] <= 2 * norms_triton.MOST_CHANNELS
 
 
 def modrelu(z: Tensor, bias: Tensor) -> Tensor:
@@ -104,7 +89,7 @@ def modrelu(z: Tensor, bias: Tensor) -> Tensor:
 
     |z| is sqrt(x^2 + y^2 + eps^2), which keeps the gradient at z = 0 finite and leaves b = 0 the exact identity.
     """
-    return _ModReLU.formula(z, bias) if torch.compiler.is_compiling() else _ModReLU.apply(z, bias)
+    return _modrelu(z, bias)
 
 
 def complex_layer_norm(
@@ -119,9 +104,7 @@ def complex_layer_norm(
     dtype = dtype or z.dtype
     if _has_kernel(z):
         return norms_triton.complex_layer_norm(z, gamma, beta, eps, dtype)
-    if torch.compiler.is_compiling():
-        return _ComplexLayerNorm.formula(z, gamma, beta, eps)[0].to(dtype)
-    return _ComplexLayerNorm.apply(z, gamma, beta, eps).to(dtype)
+    return _norm(z, gamma, beta, eps).to(dtype)
 
 
 def residual_norm(z: Tensor, h: Tensor, keep: Tensor | None, activation: nn.Module, norm: nn.Module) -> Tensor:
@@ -132,7 +115,7 @@ def residual_norm(z: Tensor, h: Tensor, keep: Tensor | None, activation: nn.Modu
     """
     if z.shape != h.shape:
         raise ValueError(f"z and h must have one shape, got {tuple(z.shape)} and {tuple(h.shape)}")
-    if _has_kernel(z) and _has_kernel(h):
+    if _has_kernel(z, h):
         vectors = activation.bias, norm.gamma, norm.beta
         return norms_triton.residual_norm(z, h, keep, *vectors, norm.eps, MAGNITUDE_EPS)
     return norm(z + _masked(activation(h), keep))
@@ -148,11 +131,11 @@ def residual_norms(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """y = residual_norm(z, h, keep, activation, norm) and following(y) in `dtype`; on CUDA still one kernel."""
-    if not (_has_kernel(z) and _has_kernel(h)) or norm.eps != following.eps:
+    if not _has_kernel(z, h) or norm.eps != following.eps:
         y = residual_norm(z, h, keep, activation, norm)
         return y, following(y, dtype)
     vectors, next_vectors = (activation.bias, norm.gamma, norm.beta), (following.gamma, following.beta)
-    return norms_triton.residual_norms(z, h, keep, vectors, next_vectors, norm.eps, MAGNITUDE_EPS, dtype)
+    return norms_triton.residual_norms(z, h, keep, *vectors, *next_vectors, norm.eps, MAGNITUDE_EPS, dtype)
 
 
 def dropout_mask(z: Tensor, probability: float, training: bool) -> Tensor | None:

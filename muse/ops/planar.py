@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .operator import by_hand
 
 
 def _cpu_has_matrix_units() -> bool:
@@ -152,8 +153,7 @@ def linear(
     """
     if z.shape[-1] != 2 * weight_real.shape[1]:
         raise ValueError(f"z must have 2 x {weight_real.shape[1]} planar channels, got {z.shape[-1]}")
-    product = _Product.formula if torch.compiler.is_compiling() else _Product.apply
-    return product(z, weight_real, weight_imag, bias_real, bias_imag, *product_dtypes(z))
+    return _product(z, weight_real, weight_imag, bias_real, bias_imag, *product_dtypes(z))
 
 
 def _matrix(weight_real: Tensor, weight_imag: Tensor, dtype: torch.dtype) -> Tensor:
@@ -162,34 +162,27 @@ def _matrix(weight_real: Tensor, weight_imag: Tensor, dtype: torch.dtype) -> Ten
     return torch.cat([torch.cat([a, -b], dim=1), torch.cat([b, a], dim=1)], dim=0)
 
 
-class _Product(torch.autograd.Function):
-    """The product of `linear`; its backward pass builds [[A, -B], [B, A]] again, twice the size of what it is made of.
+def _product_formula(z, weight_real, weight_imag, bias_real, bias_imag, compute, storage) -> tuple[Tensor]:
+    bias = None if bias_real is None else torch.cat([bias_real, bias_imag]).to(compute)
+    return (rounded(F.linear(z.to(compute), _matrix(weight_real, weight_imag, compute), bias), storage),)
+
+
+def _product_gradient(needed, grad, z, weight_real, weight_imag, bias_real, bias_imag, compute, storage):
+    """Builds [[A, -B], [B, A]] again, twice the size of what it is made of.
 
     With G = [P, Q; R, S] the gradient of that matrix, A gets P + S and B gets R - Q.
     """
+    (of_z, *of_weight, of_bias, _, _, _) = needed
+    g, found = grad.to(compute).reshape(-1, grad.shape[-1]), [None] * 7
+    if of_z:
+        found[0] = (g @ _matrix(weight_real, weight_imag, compute)).to(z.dtype).view(z.shape)
+    if any(of_weight):
+        whole = g.t() @ z.to(compute).reshape(-1, z.shape[-1])
+        (p, q), (r, s) = (rows.chunk(2, dim=1) for rows in whole.chunk(2, dim=0))
+        found[1], found[2] = (p + s).to(weight_real.dtype), (r - q).to(weight_imag.dtype)
+    if of_bias:
+        found[3], found[4] = g.sum(0).to(bias_real.dtype).chunk(2)
+    return tuple(found)
 
-    @staticmethod
-    def formula(z, weight_real, weight_imag, bias_real, bias_imag, compute, storage) -> Tensor:
-        bias = None if bias_real is None else torch.cat([bias_real, bias_imag]).to(compute)
-        return rounded(F.linear(z.to(compute), _matrix(weight_real, weight_imag, compute), bias), storage)
 
-    @staticmethod
-    def forward(ctx, z, weight_real, weight_imag, bias_real, bias_imag, compute, storage) -> Tensor:
-        ctx.save_for_backward(z, weight_real, weight_imag)
-        ctx.compute, ctx.bias_dtype = compute, None if bias_real is None else bias_real.dtype
-        return _Product.formula(z, weight_real, weight_imag, bias_real, bias_imag, compute, storage)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (z, weight_real, weight_imag), (of_z, *of_weight, of_bias, _, _, _) = ctx.saved_tensors, ctx.needs_input_grad
-        g, found = grad.to(ctx.compute).reshape(-1, grad.shape[-1]), [None] * 7
-        if of_z:
-            found[0] = (g @ _matrix(weight_real, weight_imag, ctx.compute)).to(z.dtype).view(z.shape)
-        if any(of_weight):
-            whole = g.t() @ z.to(ctx.compute).reshape(-1, z.shape[-1])
-            (p, q), (r, s) = (rows.chunk(2, dim=1) for rows in whole.chunk(2, dim=0))
-            found[1], found[2] = (p + s).to(weight_real.dtype), (r - q).to(weight_imag.dtype)
-        if of_bias:
-            found[3], found[4] = g.sum(0).to(ctx.bias_dtype).chunk(2)
-        return tuple(found)
+_product = by_hand(_product_formula, _product_gradient)

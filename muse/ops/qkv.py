@@ -1,6 +1,6 @@
 """Projections to queries, keys and values of the matrix memory: short causal convolution, rotation, scale.
 
-    q, k, v = split(convolution(W_qkv u)),   q and k turned by exp(i angle) and divided by X
+    q, k, v = split(convolution(W_qkv u)),   q and k rotated by exp(i angle) and divided by X
 
 B batch, T positions, D width, H heads, X channels a head in real numbers; planes is 2 for complex heads, 1 for real.
 This is the form to read. On CUDA the kernels of `qkv_triton` do the same.
@@ -8,11 +8,11 @@ This is the form to read. On CUDA the kernels of `qkv_triton` do the same.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import planar
-from .linear_attention import turn
+from .linear_attention import rotate
+from .operator import has_kernels
 
 try:
     from . import qkv_triton
@@ -22,27 +22,24 @@ except ImportError:  # Triton comes with CUDA builds of PyTorch
 NORM_EPS = 1e-6
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether `by_kernels` can take x."""
-    return qkv_triton is not None and x.is_cuda and x.dtype != torch.float64
-
-
 def by_kernels(
     seen: Tensor, taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None, planes: int, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B H T X) of projections r(B T 3 planes D) before which there is nothing.
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """q, k, v (B H T X) of projections r(B T 3 planes D) before which there is nothing; None where no kernel serves.
 
-    q and k turn by elapsed r(B H T), or the number of tokens so far where it is None, times frequencies r(H X/2).
+    q and k rotate by elapsed r(B H T), or the number of tokens so far where it is None, times frequencies r(H X/2).
     """
+    if not has_kernels(qkv_triton, seen):
+        return None
     return qkv_triton.prepare(seen, taps, frequencies, elapsed, planes, heads)
 
 
 def prepared(
     seen: Tensor, taps: Tensor | None, angle: Tensor | None, planes: int, heads: int, qk_norm: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B H T X) of projections r(B taps-1+T 3 planes D); q and k turned by angle r(B H T X/2).
+    """q, k, v (B H T X) of projections r(B taps-1+T 3 planes D); q and k rotated by angle r(B H T X/2).
 
-    With `qk_norm` queries and keys have length 1 before they turn.
+    With `qk_norm` queries and keys have length 1 before they rotate.
     """
     split = convolved(seen, taps, planes).unflatten(-1, (planes, 3, heads, -1))
     split = split.permute(3, 0, 4, 1, 2, 5).flatten(-2)  # (3 B H T X), planes apart within a head
@@ -51,7 +48,7 @@ def prepared(
         wide = qk.to(planar.accumulate_dtype(qk.dtype))
         qk = (wide * wide.square().sum(-1, keepdim=True).add(NORM_EPS).rsqrt()).to(qk.dtype)
     if angle is not None:
-        qk = turn(qk, angle)
+        qk = rotate(qk, angle)
     # Without it, the memory of a trained model overflows float16; the norm per head takes both factors out again.
     q, k = (qk / v.shape[-1]).unbind(0)
     return q, k, v

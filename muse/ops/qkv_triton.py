@@ -1,6 +1,6 @@
 """What `qkv` computes point by point before the matrix memory, as CUDA kernels, forward and backward.
 
-    prepare: q, k, v = short convolution of the projections, q and k turned by exp(i angle) and divided by X
+    prepare: q, k, v = short convolution of the projections, q and k rotated by exp(i angle) and divided by X
 
 The PyTorch form in `qkv` is the reference, letters are as there, K = X/2 pairs of channels per head. A program holds
 some tokens of one head and goes through a group of the batch, so that fixed angles are computed once per group. All
@@ -14,32 +14,17 @@ A pair is the real and imaginary part of a complex channel (planes = 2), or chan
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .tile_triton import Tile, contiguous, load, operator, store, tile
+from .operator import Operator
+from .tile_triton import Tile, contiguous, load, store, tile
 
 # pairs that a program holds at a time, the warps that share them, and how much of the batch it goes through
 PREPARE_PAIRS, PREPARE_WARPS, PREPARE_BATCHES = 1024, 8, 4
 PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES = 512, 4, 8
-
-
-def prepare(
-    seen: Tensor, taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None, planes: int, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B H T X) in the dtype of the projections `seen` (B T 3 planes D), before which there is nothing.
-
-    taps r(3D taps) or None; the pairs of q and k turn by elapsed x frequencies: elapsed r(B H T), or the number of
-    tokens so far where it is None, frequencies r(H K) or None, both float32.
-    """
-    call = _prepare_op if torch.compiler.is_compiling() else _Prepare.apply
-    return call(seen, taps, frequencies, elapsed, planes, heads)
 
 
 def _prepare(
@@ -62,97 +47,56 @@ def _prepare_backward(
     frequencies: Tensor | None,
     elapsed: Tensor | None,
     planes: int,
+    heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dL/dseen, and in float32 dL/d(taps, frequencies, elapsed), each empty where there is no such input."""
-    grads = contiguous(grad_q, grad_k, grad_v)
+    grads, given = contiguous(grad_q, grad_k, grad_v), (taps, frequencies, elapsed)
     seen, taps, frequencies, elapsed = contiguous(seen, None if taps is None else taps.t(), frequencies, elapsed)
     switches = _switches(taps, frequencies, elapsed)
-    grad_seen = torch.empty_like(seen)
+    grad_seen, wide = torch.empty_like(seen), {"dtype": torch.float32, "device": seen.device}
     tile = Tile(grads[0], planes, PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES)
-    wide = {"dtype": torch.float32, "device": seen.device}
-    grad_taps, grad_frequencies, grad_elapsed = (torch.empty(0, **wide) for _ in range(3))
-    if taps is not None:
-        grad_taps = torch.empty(tile.programs, *taps.shape, **wide)
-    if frequencies is not None:
-        grad_frequencies = torch.empty(tile.programs, *frequencies.shape, **wide)
-    if switches["HAS_ELAPSED"]:  # of q and of k, from each tap
-        grad_elapsed = torch.zeros(2 * switches["TAPS"], *elapsed.shape, **wide)
-    tile.launch(
-        _prepare_backward_kernel,
-        *grads,
-        seen,
-        taps,
-        frequencies,
-        elapsed,
-        grad_seen,
-        grad_taps,
-        grad_frequencies,
-        grad_elapsed,
-        **switches,
+    sums = [None if x is None else torch.empty(tile.programs, *x.shape, **wide) for x in (taps, frequencies)]
+    # of q and of k, from each tap
+    sums.append(torch.zeros(2 * switches["TAPS"], *elapsed.shape, **wide) if switches["HAS_ELAPSED"] else None)
+    inputs = seen, taps, frequencies, elapsed
+    tile.launch(_prepare_backward_kernel, *grads, *inputs, grad_seen, *sums, **switches)
+    grad_taps, *found = (None if x is None else x.sum(0) for x in sums)
+    found = None if grad_taps is None else grad_taps.t().contiguous(), *found
+    # An elapsed time without frequencies changes nothing.
+    return grad_seen, *(
+        seen.new_empty(0) if x is None else torch.zeros_like(x) if g is None else g.to(x.dtype)
+        for g, x in zip(found, given, strict=True)
     )
-    grad_taps, *sums = (x.sum(0) if x.ndim > 1 else x for x in (grad_taps, grad_frequencies, grad_elapsed))
-    return grad_seen, grad_taps if taps is None else grad_taps.t().contiguous(), *sums
 
 
 def _switches(taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None) -> dict[str, object]:
     """Constants of the two kernels of `prepare`; taps as r(taps 3D), so that neighbours lie side by side."""
-    turns = frequencies is not None
+    rotates = frequencies is not None
     return {
         "TAPS": 1 if taps is None else taps.shape[0],
         "HAS_TAPS": taps is not None,
-        "TURNS": turns,
-        "HAS_ELAPSED": turns and elapsed is not None,
+        "ROTATES": rotates,
+        "HAS_ELAPSED": rotates and elapsed is not None,
     }
 
 
-_prepare_op = operator(
-    _prepare,
-    "(Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? elapsed, int planes, int heads)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-
-
-_prepare_backward_op = operator(
-    _prepare_backward,
-    "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? elapsed,"
-    " int planes) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-
-
-@_prepare_op.register_fake
-def _(seen, taps, frequencies, elapsed, planes, heads):
+def _prepare_fake(seen, taps, frequencies, elapsed, planes: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = seen.shape
     return tuple(seen.new_empty(batch, heads, tokens, width // (3 * heads)) for _ in range(3))
 
 
-@_prepare_backward_op.register_fake
-def _(grad_q, grad_k, grad_v, seen, taps, frequencies, elapsed, planes):
-    parameters = taps, frequencies, None if frequencies is None else elapsed
-    sums = (seen.new_empty(0 if x is None else x.shape, dtype=torch.float32) for x in parameters)
-    return seen.new_empty(seen.shape), *sums
+prepare = Operator(
+    "mixer_prepare",
+    "(Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? elapsed, int planes, int heads)"
+    " -> (Tensor, Tensor, Tensor)",
+    _prepare,
+    _prepare_fake,
+    _prepare_backward,
+)
+"""q, k, v (B H T X) in the dtype of the projections `seen` (B T 3 planes D), before which there is nothing.
 
-
-def _save_prepare(ctx, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.planes, _ = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _prepare_gradients(backward: Callable, ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
-    grad_seen, *sums = backward(*grads, *inputs, ctx.planes)
-    found = (g.to(x.dtype) if x is not None and g.numel() else None for g, x in zip(sums, inputs[1:], strict=True))
-    return grad_seen, *found, None, None
-
-
-_prepare_op.register_autograd(partial(_prepare_gradients, _prepare_backward_op), setup_context=_save_prepare)
-
-
-class _Prepare(torch.autograd.Function):
-    """_prepare_op for eager code, which spares the host what an operator costs."""
-
-    forward = staticmethod(_prepare)
-    setup_context = staticmethod(_save_prepare)
-    backward = staticmethod(once_differentiable(partial(_prepare_gradients, _prepare_backward)))
+taps r(3D taps) or None; the pairs of q and k rotate by elapsed x frequencies: elapsed r(B H T), or the number of tokens
+so far where it is None, frequencies r(H K) or None, both float32.
+"""
 
 
 # Triton's constants are capitals, its tuples know + but no star, and an `if` on a constant leaves out a branch.
@@ -179,24 +123,10 @@ def _weights(taps, channel, inside, WIDTH: tl.constexpr, TAPS: tl.constexpr, HAS
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _prepare_kernel(
-    seen,
-    taps,
-    frequencies,
-    elapsed,
-    q,
-    k,
-    v,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    HAS_TAPS: tl.constexpr,
-    TURNS: tl.constexpr,
+    seen, taps, frequencies, elapsed, q, k, v,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, ROTATES: tl.constexpr,
     HAS_ELAPSED: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
@@ -207,17 +137,12 @@ def _prepare_kernel(
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < tokens) & (column < K)
     channel = head * (2 * K // PLANES) + column
-    if TURNS:
+    if ROTATES:
         frequency = load(frequencies, head * K + column, column < K)
         if not HAS_ELAPSED:
             cos, sin = _cos_sin((row + 1).to(tl.float32), frequency)
     for part in tl.static_range(3):
-        if part == 0:
-            out = q
-        elif part == 1:
-            out = k
-        else:
-            out = v
+        out = (q, k, v)[part]
         near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
         if PLANES == 1:
             far = _weights(taps, part * D + channel + K, column < K, 3 * D, TAPS, HAS_TAPS)
@@ -232,7 +157,7 @@ def _prepare_kernel(
                 there = inside & (row >= lag)
                 x += near[lag] * load(source, place, there)
                 y += far[lag] * load(source, place + SECOND, there)
-            if TURNS and part < 2:
+            if ROTATES and part < 2:
                 if HAS_ELAPSED:
                     time = load(elapsed + (b * H + head) * tokens.to(tl.int64), row, row < tokens)
                     cos, sin = _cos_sin(time, frequency)
@@ -244,33 +169,28 @@ def _prepare_kernel(
             store(target, row * (2 * K) + column + K, y, inside)
 
 
+@triton.jit
+def _reached(elapsed, row, tokens, frequency, cos, sin, step, LAG: tl.constexpr, HAS_ELAPSED: tl.constexpr):
+    """The time of each token and its cosine and sine; without `elapsed` those of the row before go on by a `step`."""
+    if HAS_ELAPSED:
+        time = load(elapsed, row, row < tokens)
+        cos, sin = _cos_sin(time, frequency)
+    else:
+        time = (row + 1).to(tl.float32)
+        if LAG > 0:
+            cos, sin = cos * step[0] - sin * step[1], sin * step[0] + cos * step[1]
+    return time, cos, sin
+
+
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _prepare_backward_kernel(
-    grad_q,
-    grad_k,
-    grad_v,
-    seen,
-    taps,
-    frequencies,
-    elapsed,
-    grad_seen,
-    grad_taps,
-    grad_frequencies,
-    grad_elapsed,
-    tokens,
-    batch,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    PLANES: tl.constexpr,
-    BATCHES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    HAS_TAPS: tl.constexpr,
-    TURNS: tl.constexpr,
+    grad_q, grad_k, grad_v, seen, taps, frequencies, elapsed, grad_seen, grad_taps, grad_frequencies, grad_elapsed,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, ROTATES: tl.constexpr,
     HAS_ELAPSED: tl.constexpr,
 ):
-    """A projection of token t went into the convolutions of t + lag: their gradients are turned back and come home.
+    """A projection of token t went into the convolutions of t + lag: their gradients are rotated back and come home.
 
     d/dangle is Im(conj(c) dL/dc) for the complex result c of a convolution, the sum of what each tap gave to it.
     """
@@ -283,19 +203,16 @@ def _prepare_backward_kernel(
     inside = (row < tokens) & (column < K)
     channel = head * (2 * K // PLANES) + column
     zero = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if TURNS:
-        turning = zero
+    if ROTATES:
+        grad_frequency = zero
         frequency = load(frequencies, head * K + column, column < K)
+        first_cos, first_sin = zero, zero
+        step = (zero, zero)
         if not HAS_ELAPSED:
-            cos_here, sin_here = _cos_sin((row + 1).to(tl.float32), frequency)
-            cos_next, sin_next = _cos_sin(1.0, frequency)
+            first_cos, first_sin = _cos_sin((row + 1).to(tl.float32), frequency)
+            step = _cos_sin(1.0, frequency)
     for part in tl.static_range(3):
-        if part == 0:
-            grad = grad_q
-        elif part == 1:
-            grad = grad_k
-        else:
-            grad = grad_v
+        grad = (grad_q, grad_k, grad_v)[part]
         near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
         near_sums = (zero,) * TAPS
         if PLANES == 1:
@@ -319,19 +236,15 @@ def _prepare_backward_kernel(
                 v = load(grad + lane * (2 * K), (row + lag) * (2 * K) + column + K, there)
                 if part < 2:
                     u, v = u * (0.5 / K), v * (0.5 / K)
-                if TURNS and part < 2:
-                    if HAS_ELAPSED:
-                        time = load(elapsed + lane, row + lag, row + lag < tokens)
-                        cos, sin = _cos_sin(time, frequency)
-                    else:
-                        time = (row + (lag + 1)).to(tl.float32)
-                        if lag == 0:
-                            cos, sin = cos_here, sin_here
-                        else:
-                            cos, sin = cos * cos_next - sin * sin_next, sin * cos_next + cos * sin_next
+                if ROTATES and part < 2:
+                    if lag == 0:
+                        cos, sin = first_cos, first_sin
+                    time, cos, sin = _reached(
+                        elapsed + lane, row + lag, tokens, frequency, cos, sin, step, lag, HAS_ELAPSED
+                    )
                     u, v = u * cos + v * sin, v * cos - u * sin
                     along = near[lag] * x * v - far[lag] * y * u
-                    turning += time * along
+                    grad_frequency += time * along
                     if HAS_ELAPSED:
                         sums = grad_elapsed + (part * TAPS + lag) * batch.to(tl.int64) * H * tokens + lane
                         store(sums, row + lag, tl.sum(along * frequency, 1)[:, None], row + lag < tokens)
@@ -355,6 +268,6 @@ def _prepare_backward_kernel(
                 store(sums, at, tl.sum(near_sums[lag], 0)[None, :], column < K)
                 if PLANES == 1:
                     store(sums, at + K, tl.sum(far_sums[lag], 0)[None, :], column < K)
-    if TURNS:
+    if ROTATES:
         sums = grad_frequencies + (tl.program_id(1) * H + head).to(tl.int64) * K
-        store(sums, column, tl.sum(turning, 0)[None, :], column < K)
+        store(sums, column, tl.sum(grad_frequency, 0)[None, :], column < K)

@@ -1,8 +1,6 @@
-"""What the kernels around the matrix memory share: tiles of tokens and channels, loads and stores, operators."""
+"""What the kernels around the matrix memory share: tiles of tokens and channels, loads and stores."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import triton
@@ -38,12 +36,6 @@ class Tile:
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if x is None else x.contiguous() for x in tensors)
-
-
-def operator(function: Callable, schema: str):
-    """A custom operator: one opaque step for torch.compile."""
-    name = f"muse::mixer{function.__name__}"
-    return torch.library.custom_op(name, function, mutates_args=(), schema=schema)
 
 
 # Triton's constants are capitals, its tuples know + but no star, and an `if` on a constant leaves out a branch.

@@ -15,6 +15,9 @@ from .schema import Basis, Criterion, Metric, StageRecord, Summary, Verdict
 
 PERPLEXITY_RATIO = 1.03
 VRAM_RATIO = 0.52
+LIMITS = {"perplexity": PERPLEXITY_RATIO, "vram": VRAM_RATIO}
+"""Of the criteria that ask for a ratio, by name."""
+
 STABILITY_TRIALS = 100
 GRADIENT_NORM = (1e-6, 1e3)
 BYTES_PER_COMPLEX = 4

@@ -112,6 +112,7 @@ class StageRecord(_Record):
     reductions: list[Reduction] = Field(default_factory=list, description="in which way the scale is reduced")
     scale_note: str = Field("", description="the reductions in words")
     params: dict[str, object] = Field(default_factory=dict, description="the stage's resolved parameters")
+    text: str = Field("", description="which text was read, such as wikitext-2-v1; empty where none was")
     inputs: list[InputFile] = Field(default_factory=list)
     metrics: list[Metric] = Field(default_factory=list)
     series: list[Series] = Field(default_factory=list)

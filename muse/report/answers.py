@@ -1,8 +1,8 @@
 """What a stage has found, in words: the criteria that it decides, and one sentence for each model that has the numbers.
 
-The sentences are the texts `answer.<stage>...` of a language. `{model}` stands for a model's name, and a metric's name
-for the metric, so `{peak_memory.value:.3f}` is its value. A sentence is left out for a model that lacks one of its
-numbers.
+The sentences are the texts `answer.<stage>...` of a language. `{model}` stands for a model's name, `{text}` for the
+text that was read, and a metric's name for the metric, so `{peak_memory.value:.3f}` is its value. A sentence is left
+out for a model that lacks one of its numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _sentences(record: StageRecord, words: Mapping[str, str]) -> Iterator[str]:
             for metric in record.metrics
             if metric.model == model
         }
-        named = {"model": words.get(f"model.{model}", model)}
+        named = {"model": words.get(f"model.{model}", model), "text": record.text or "-"}
         for text in templates:
             try:
                 yield text.format(**numbers, **named)

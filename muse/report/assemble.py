@@ -16,7 +16,7 @@ from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Judged, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record
 
-from .companions import Companion, check_names, read_companion
+from .companions import Companion, check_names, in_bins, read_companion
 from .texts import texts
 
 COMPANIONS = "companions"
@@ -24,14 +24,16 @@ COMPANIONS = "companions"
 
 
 def assemble(run_dir: str | Path, language: str = "en") -> Report:
-    """Return the report of a run folder, from its run.json and the records of its stages; reasons in `language`."""
+    """Return the report of a run folder, from its run.json and the records of its stages; reasons in `language`.
+
+    A report that is kept without its records has them in its report.json.
+    """
     run_dir = Path(run_dir)
     info = read_record(RunInfo, run_dir / "run.json")
     records = []
     for stage in (*(name for name in STAGE_NAMES if name in info.params["stages"]), REPORT):
-        path = run_dir / "records" / f"{stage}.json"
         try:
-            records.append(read_record(StageRecord, path))
+            records.append(stage_record(run_dir, stage))
         except RecordError as error:
             if stage != REPORT:
                 records.append(failed_record(info.params, stage, info.started_utc, f"no valid record: {error}"))
@@ -45,19 +47,35 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
     return Report.of(info, judged, stages)
 
 
+def stage_record(run_dir: Path, stage: str) -> StageRecord:
+    """Return the record of a stage, from `records/` or else from report.json; RecordError where there is none."""
+    path, report = run_dir / "records" / f"{stage}.json", run_dir / "report.json"
+    if stage != REPORT and not path.exists() and report.exists():
+        for record in read_record(Report, report).stages:
+            if record.stage == stage:
+                return record
+    return read_record(StageRecord, path)
+
+
 def companions_of(run_dir: str | Path) -> list[Companion]:
     """Return the companions that a run's report shows, by name; ParamsError when one of them is broken."""
     return [read_companion(path, path.stem) for path in sorted(Path(run_dir, COMPANIONS).glob("*.json"))]
 
 
 def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
-    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be read."""
+    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be read.
+
+    A copy is without indentation, and its losses by position are means over runs of positions.
+    """
     check_names(others, run_dir)
     for other in others:
         read_companion(other / "report.json", other.name)
     companions_of(run_dir)
     for other in others:
         report = json.loads((other / "report.json").read_text(encoding="utf-8"))
+        for series in (series for stage in report["stages"] for series in stage["series"]):
+            if series["name"] == "loss_by_position":
+                series |= {axis: in_bins(series[axis]) for axis in ("x", "y")}
         compact = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
         write_atomic(run_dir / COMPANIONS / f"{other.name}.json", compact + "\n")
 

@@ -14,28 +14,18 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
+from muse.catalog import STAGE_NAMES
 from muse.records.criteria import CRITERIA
-from muse.records.schema import StageRecord
-from muse.records.store import RecordError, read_record
+from muse.records.store import RecordError
+
+from .assemble import stage_record
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-BROWSER_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-SOURCES = {
-    "script": "src",
-    "link": "href",
-    "img": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "object": "data",
-}
+BROWSER_FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync")  # fmt: skip
+SOURCES = dict.fromkeys(("script", "img", "iframe", "source", "video"), "src") | {"link": "href", "object": "data"}
+"""The attribute of an element that names what a browser fetches for it."""
+
 DRAWS, KEEPS = "window.musePlotly=", "showSendToCloud: false"
 """What the script has that draws figures, and what it says so that plotly offers no upload of them."""
 
@@ -85,28 +75,22 @@ def _unfolded(block) -> bool:
 
 def _remote(soup: BeautifulSoup) -> list[str]:
     found = [tag.get(SOURCES[tag.name], "") for tag in soup.find_all(list(SOURCES))]
-    styles = " ".join(
-        [*(tag.get_text() for tag in soup.find_all("style")), *(tag["style"] for tag in soup.select("[style]"))]
-    )
-    found += [part.split(")")[0].strip("'\" ") for part in styles.split("url(")[1:]]
-    found += [part.split(";")[0].strip("'\" ") for part in styles.split("@import")[1:]]
+    styles = [tag.get_text() for tag in soup.find_all("style")] + [tag["style"] for tag in soup.select("[style]")]
+    for start, end in (("url(", ")"), ("@import", ";")):
+        found += [part.split(end)[0].strip("'\" ") for part in " ".join(styles).split(start)[1:]]
     return [url for url in found if urlsplit(url).scheme in ("http", "https", "ws", "wss") or url.startswith("//")]
 
 
 def _broken_links(soup: BeautifulSoup, page: Path) -> list[str]:
-    ids = {tag["id"] for tag in soup.find_all(id=True)}
-    broken = []
-    for tag, attribute in [(tag, "href") for tag in soup.select("a[href]")] + [
-        (t, "src") for t in soup.select("script[src]")
-    ]:
-        url = urlsplit(tag[attribute])
+    ids, broken = {tag["id"] for tag in soup.find_all(id=True)}, []
+    links = [tag["href"] for tag in soup.select("a[href]")] + [tag["src"] for tag in soup.select("script[src]")]
+    for link in links:
+        url = urlsplit(link)
         if url.scheme or url.netloc:
             continue
-        here = not url.path
-        if (here and url.fragment and unquote(url.fragment) not in ids) or not (
-            page.parent / unquote(url.path)
-        ).exists():
-            broken.append(tag[attribute])
+        lost_place = not url.path and url.fragment and unquote(url.fragment) not in ids
+        if lost_place or not (page.parent / unquote(url.path)).exists():
+            broken.append(link)
     return broken
 
 
@@ -146,17 +130,12 @@ def check_in_browser(pages: Sequence[Path], browser: str) -> list[str]:
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=browser,
-            headless=True,
-            args=list(BROWSER_FLAGS),
+            profile, executable_path=browser, headless=True, args=list(BROWSER_FLAGS),
             viewport={"width": 1280, "height": 900},
-        )
-        try:
+        )  # fmt: skip
+        with contextlib.closing(context):
             for page in pages:
                 problems += [f"{page.name}: {problem}" for problem in _look_at(context, page)]
-        finally:
-            context.close()
     return problems
 
 
@@ -180,11 +159,9 @@ def _look_at(context, page: Path) -> list[str]:
             tab.wait_for_function("document.documentElement.dataset.figures === 'done'", timeout=30_000)
         except Exception as error:  # playwright's own TimeoutError
             problems.append(f"figures were not drawn: {str(error).splitlines()[0]}")
-    for index in range(boxes.count()):
-        if boxes.nth(index).locator(".main-svg").count() == 0:
-            problems.append(
-                f"figure {index + 1} was not drawn: {boxes.nth(index).get_attribute('data-error') or 'no plot'}"
-            )
+    for place, box in enumerate(boxes.all(), 1):
+        if box.locator(".main-svg").count() == 0:
+            problems.append(f"figure {place} was not drawn: {box.get_attribute('data-error') or 'no plot'}")
     sending = tab.eval_on_selector_all(".modebar-btn", FAR_BUTTONS)
     problems += [f"a button that sends a figure elsewhere: {name}" for name in dict.fromkeys(sending)]
     too_wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -211,7 +188,7 @@ def check_run(folder: Path) -> list[str]:
     if not (folder / "index.html").exists():
         return [f"{folder}: no index.html"]
     problems = [problem for page in pages for problem in check_page(page)]
-    if any(record.scale == "reduced" for record in _records(folder)):
+    if _is_reduced(folder):
         unmarked = [page for page in pages if "muse-scale" not in _main_of(page)]
         problems += [f"{page.name}: the run is reduced, the page does not say so" for page in unmarked]
     return problems
@@ -226,26 +203,24 @@ def _main_of(page: Path) -> str:
     return str(BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").find("main") or "")
 
 
-def _records(folder: Path) -> list[StageRecord]:
-    found = []
-    for path in sorted((folder / "records").glob("*.json")):
-        try:
-            found.append(read_record(StageRecord, path))
-        except RecordError:
-            continue
-    return found
+def _is_reduced(folder: Path) -> bool:
+    for stage in STAGE_NAMES:
+        with contextlib.suppress(RecordError):
+            if stage_record(folder, stage).scale == "reduced":
+                return True
+    return False
 
 
 def check_folders(folders: Sequence[Path]) -> int:
     """Check the folders of runs; print every problem and return 1 when there is one."""
     browser, bad = find_browser(), False
     for folder in folders:
-        problems = check_run(folder)
-        if browser and pages_of(folder):
-            problems += check_in_browser(pages_of(folder), browser)
+        problems, pages = check_run(folder), pages_of(folder)
+        if browser and pages:
+            problems += check_in_browser(pages, browser)
         for problem in problems:
             print(f"{folder}: {problem}")
         how = "files and drawn pages" if browser else f"files only: no browser found (looked for {', '.join(BROWSERS)})"
-        print(f"{folder}: {len(problems)} problems on {len(pages_of(folder))} pages ({how})")
+        print(f"{folder}: {len(problems)} problems on {len(pages)} pages ({how})")
         bad = bad or bool(problems)
     return 1 if bad else 0

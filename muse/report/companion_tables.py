@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
-from urllib.parse import quote
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
 
 from muse.records.scale import in_words
 from muse.records.schema import Metric, Reduction, Report
@@ -22,36 +22,31 @@ from .companions import (
     same_data,
     stage_of,
 )
-from .figures.style import alike, decimals, join, metric_decimals, number, say, style, told
-from .page import badge, commit, folded, heading, table
-from .texts import texts
+from .figures.style import style
+from .html import render
+from .numbers import alike, decimals, metric_decimals, number, told
+from .provenance import commit
+from .texts import join, say, texts
+
+VERDICTS = {True: ("pass", "within"), False: ("fail", "outside"), None: ("not_measured", "unknown")}
+"""Of a repeated training, by whether it lies within the spread of the seeds: kind of the badge, key of its words."""
 
 
-def _e(value: object) -> str:
-    return html.escape(str(value))
-
-
-def lines(main: Report, companions: Sequence[Companion], language: str = "en") -> str:
+def lines(main: Report, companions: Sequence[Companion], language: str = "en") -> Markup:
     """Return the section's heading and, for each companion, what it is, where, when and from what, and what is odd."""
-    words = texts(language)
-    items = "".join(_line(main, companion, language) for companion in companions)
-    return (
-        f"{heading(words['companions.title'])}"
-        f'<div class="muse"><p>{_e(words["companions.lead"])}</p><ul class="muse-companions">{items}</ul></div>'
-    )
+    return render("companions", language, items=[_line(main, companion, language) for companion in companions])
 
 
-def _line(main: Report, companion: Companion, language: str) -> str:
+def _line(main: Report, companion: Companion, language: str) -> dict[str, object]:
     report, run = companion.report, companion.report.run
-    what = say(language, f"companions.{kind(main, report)}", n=number(context(report)))
-    about = [run.hardware.get("gpu") or run.hardware.get("cpu") or "–", f"{run.started_utc:%Y-%m-%d}"]
-    about.append(commit(report, language))
-    warnings = "".join(f'<p class="muse-warning">{_e(warning)}</p>' for warning in _warnings(main, report, language))
-    return (
-        f'<li><b><a href="companions/{_e(quote(companion.name))}.json">{_e(companion.name)}</a></b>'
-        f"{_e(texts(language)['colon'])} {_e(what)}<br>{_e(join(language, about))}<br><code>{_e(run.command)}</code>"
-        f"{warnings}</li>"
-    )
+    machine = run.hardware.get("gpu") or run.hardware.get("cpu") or "–"
+    return {
+        "name": companion.name,
+        "what": say(language, f"companions.{kind(main, report)}", n=number(context(report))),
+        "about": join(language, [machine, f"{run.started_utc:%Y-%m-%d}", commit(report, language)]),
+        "command": run.command,
+        "warnings": _warnings(main, report, language),
+    }
 
 
 def _warnings(main: Report, report: Report, language: str) -> list[str]:
@@ -78,31 +73,37 @@ def _reductions(report: Report) -> set[Reduction]:
     return {reduction for stage in report.stages for reduction in stage.reductions}
 
 
-def tables(main: Report, companions: Sequence[Companion], language: str = "en") -> str:
+def tables(main: Report, companions: Sequence[Companion], language: str = "en") -> Markup:
     """Return the repeated trainings, if any, and a folded table of every companion's headline numbers."""
-    again = of_kind(main, companions, "repeat")
-    parts = [_repeats(main, companion, language) for companion in again]
-    if again:
-        parts.append(f"<p>{_e(say(language, 'repeat.note', factor=number(WITHIN_SDS)))}</p>")
-    return f'<div class="muse">{"".join(parts)}{_headlines(companions, language)}</div>'
-
-
-def _repeats(main: Report, companion: Companion, language: str) -> str:
     words = texts(language)
-    title = f"{words['repeat.title']} ({companion.name})"
-    head = [words["numbers.model"], words["companions.seed"]]
-    head += [words[f"repeat.{key}"] for key in ("first", "again", "difference", "spread", "verdict")]
-    rows = [_repeat_row(found, language) for found in repeats(main, companion.report)]
-    return heading(title, 3) + table(head, rows, numeric=[1, 2, 3, 4], caption=title)
+    of_repeats = ("numbers.model", "companions.seed", "repeat.first", "repeat.again", "repeat.difference",
+                  "repeat.spread", "repeat.verdict")  # fmt: skip
+    of_headlines = ("companions.companion", "numbers.model", "companions.context", "criterion.perplexity",
+                    "numbers.interval", "companions.seeds", "companions.ratios")  # fmt: skip
+    return render(
+        "companion_tables", language,
+        repeats_head=[words[key] for key in of_repeats],
+        repeats=[
+            (
+                f"{words['repeat.title']} ({companion.name})",
+                [_repeat_row(found, language) for found in repeats(main, companion.report)],
+            )
+            for companion in of_kind(main, companions, "repeat")
+        ],
+        repeats_note=say(language, "repeat.note", factor=number(WITHIN_SDS)),
+        headlines_head=[words[key] for key in of_headlines],
+        headlines=[row for companion in companions for row in _headline_rows(companion, words, language)],
+    )  # fmt: skip
 
 
-def _repeat_row(found: Repeat, language: str) -> list[str]:
-    """The numbers of one training and of its repetition, all with the same decimals."""
+def _repeat_row(found: Repeat, language: str) -> list[object]:
+    """The numbers of one training and of its repetition, all with the same decimals; kind and words of the verdict."""
     values = [found.first, found.again, abs(found.difference), *found.of_seeds]
     first, again, difference, *of_seeds = alike(values, decimals(values, marks=(0,)))
     sign = "−" if found.difference < 0 else "+" if found.difference > 0 else ""
-    model, spread = style(found.model, language).label, _spread(found, of_seeds, language)
-    return [_e(model), _e(found.seed), first, again, sign + difference, _e(spread), _verdict(found, texts(language))]
+    kind_of, key = VERDICTS[found.within]
+    row = [style(found.model, language).label, found.seed, first, again, sign + difference]
+    return [*row, _spread(found, of_seeds, language), (kind_of, texts(language)[f"repeat.{key}"])]
 
 
 def _spread(found: Repeat, told: Sequence[str], language: str) -> str:
@@ -113,41 +114,18 @@ def _spread(found: Repeat, told: Sequence[str], language: str) -> str:
     return say(language, "repeat.of_seeds", low=low, high=high, sd=number(found.sd), n=len(found.of_seeds))
 
 
-def _verdict(found: Repeat, words: dict[str, str]) -> str:
-    if found.within is None:
-        return badge("not_measured", words["repeat.unknown"])
-    return badge("pass", words["repeat.within"]) if found.within else badge("fail", words["repeat.outside"])
-
-
-def _headlines(companions: Sequence[Companion], language: str) -> str:
-    words = texts(language)
-    keys = ("companions.companion", "numbers.model", "companions.context", "criterion.perplexity", "numbers.interval",
-            "companions.seeds", "companions.ratios")  # fmt: skip
-    rows = [row for companion in companions for row in _headline_rows(companion, language)]
-    title = words["companions.headlines"]
-    return folded(f"{title} ({len(rows)})", table([words[key] for key in keys], rows, [2, 3, 4, 5], title))
-
-
-def _headline_rows(companion: Companion, language: str) -> list[list[str]]:
+def _headline_rows(companion: Companion, words: Mapping[str, str], language: str) -> list[list[str]]:
     """Return a row for each model's perplexity, or one that says there is none."""
-    record, name = stage_of(companion.report, "perplexity"), _e(companion.name)
+    record, length = stage_of(companion.report, "perplexity"), number(context(companion.report))
     found = [metric for metric in record.metrics if metric.name == "perplexity"] if record else []
-    length = number(context(companion.report))
-    if not found:
-        return [[name, _e(texts(language)["companions.no_perplexity"]), length, "–", "", "", ""]]
-    return [
-        [
-            name,
-            _e(style(metric.model, language).label),
-            length,
-            value,
-            " – ".join(ends),
-            str(len(metric.samples)) if metric.samples else "",
-            _e(metric.reason if metric.value is None else _ratios(record.metrics, metric.model, language)),
-        ]
-        for metric in found
-        for value, *ends in [told(metric)]
-    ]
+    rows = [] if found else [[companion.name, words["companions.no_perplexity"], length, "–", "", "", ""]]
+    for metric in found:
+        value, *ends = told(metric)
+        ratios = metric.reason if metric.value is None else _ratios(record.metrics, metric.model, language)
+        seeds = str(len(metric.samples) or "")
+        label = style(metric.model, language).label
+        rows.append([companion.name, label, length, value, " – ".join(ends), seeds, ratios])
+    return rows
 
 
 def _ratios(metrics: Sequence[Metric], model: str, language: str) -> str:

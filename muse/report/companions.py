@@ -20,16 +20,8 @@ WHOLE_MEMORY = f"{RATIO}{WITH_MEMORY}"
 KINDS = ("repeat", "lengths", "changes", "other")
 
 RECIPE = (
-    "train_tokens",
-    "train_batch_tokens",
-    "learning_rates",
-    "dropouts",
-    "tune_tokens",
-    "weight_decay",
-    "warmup_share",
-    "gradient_clip",
-    "evaluations",
-    "max_ppl_batches",
+    *("train_tokens", "train_batch_tokens", "learning_rates", "dropouts", "tune_tokens"),
+    *("weight_decay", "warmup_share", "gradient_clip", "evaluations", "max_ppl_batches"),
 )
 """Settings, beside the sizes, that decide what a training gives and what is measured of it."""
 
@@ -66,12 +58,18 @@ def _found(error: Exception) -> str:
 
 def check_names(folders: Sequence[Path], own: Path) -> None:
     """Raise ParamsError where a folder is the report's own, or shares its name with another one."""
+    if own in folders:
+        raise ParamsError(f"--with: got {own}, the run itself; expected the folder of another run")
     names = [folder.name for folder in folders]
     for folder in folders:
-        if folder == own:
-            raise ParamsError(f"--with: got {folder}, the run itself; expected the folder of another run")
         if names.count(folder.name) > 1:
             raise ParamsError(f"--with: got two folders named {folder.name}; expected names that differ")
+
+
+def in_bins(values: Sequence[float], most: int = 256) -> list[float]:
+    """Return the means of runs of neighbouring values, at most so many, all runs but the last equally long."""
+    size = max(1, -(-len(values) // most))
+    return [statistics.fmean(values[i : i + size]) for i in range(0, len(values), size)]
 
 
 def stage_of(report: Report, name: str) -> StageRecord | None:
@@ -93,8 +91,7 @@ def settings_of(report: Report, stage: str = "perplexity") -> Mapping[str, objec
 
 def context(report: Report) -> int | None:
     """Return the number of tokens in a window of the perplexity stage; None where the record does not say."""
-    settings = settings_of(report)
-    return _trained(settings, "n_seq")
+    return _trained(settings_of(report), "n_seq")
 
 
 def _trained(settings: Mapping[str, object], size: str) -> object:

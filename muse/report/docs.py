@@ -15,13 +15,14 @@ from muse.host.files import write_atomic
 from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
 from muse.records.store import read_record
 
-from .companions import repeats, stage_of
+from .companions import RATIO, WHOLE_MEMORY, repeats, stage_of
 from .figures.style import style
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
 COMPARED = (catalog.REFERENCE, catalog.WITH_MEMORY, catalog.TWIN, catalog.BASELINE, catalog.YARDSTICK)
 ROWS = (
     ("perplexity per token", "perplexity", "perplexity", ".4g"),
+    ("the same without later pieces of `<unk>`", "perplexity", "perplexity_without_unk", ".4g"),
     ("perplexity per word", "perplexity", "word_perplexity", ".4g"),
     ("bits per byte", "perplexity", "bits_per_byte", ".3f"),
     ("dropout, chosen on validation", "train", "dropout", "g"),
@@ -31,18 +32,20 @@ ROWS = (
     ("peak memory with AdamW, all float32 (GiB)", "memory", "peak_memory_with_optimizer", ".3f"),
     ("forward with logits, eager (tokens/s)", "throughput", "throughput_logits", ",.0f"),
 )
-"""Rows of the comparison: label, stage, metric and format."""
+"""Rows of the comparison: label, stage, metric and format; those that no model has are left out."""
 
-LENGTHS = (1024, 2048, 4096, 8192)
-CPU_BENCHES = ("bench-cpu", "bench-cpu-amx")
-CPU_ROWS = (
-    ("forward with logits, 4 x 1024", "forward_4x1024"),
-    ("head + loss, forward + backward, 2,048 tokens", "head_2048"),
-    ("six complex layers, forward + backward, 2 x 1024", "stack_2x1024"),
+TEXT = (
+    "`wikitext-2-v1` has `<unk>` for rare words: 30,436 of the 295,876 targets of its test split are second and third "
+    "pieces of one, and nearly free. What `corpus: wikitext-2` reads from the hub is the text without, "
+    "`wikitext-2-raw-v1`: its perplexities are others. In the local folder that was read the articles of the training "
+    "split stand in another order than on the hub. A seed draws windows by their place, so there the same seed gives "
+    "another training: seeds are compared one by one within one copy only."
 )
-CPU_PATHS = ("muse compiled", "muse eager", "naive", "naive float32", "complex64", "complextorch", "complexPyTorch")
-GPU_BENCHES = ("bench-h100", "bench-h200")
-GPU_ROWS = (
+LENGTHS = (1024, 2048, 4096, 8192)
+BENCHES = (("bench-cpu", "milliseconds"), ("bench-cpu-amx", "milliseconds"), ("bench-h100", "speed"))
+"""Committed benches, and what is shown of each."""
+
+BENCH_ROWS = (
     ("forward with logits, 4 x 1024", "forward_4x1024"),
     ("forward with logits, 64 x 1024", "forward_64x1024"),
     ("forward + backward + AdamW, 16 x 1024", "training_16x1024"),
@@ -50,12 +53,19 @@ GPU_ROWS = (
     ("head + loss, forward + backward, 2,048 tokens", "head_2048"),
     ("six complex layers, forward + backward, 2 x 1024", "stack_2x1024"),
 )
-GPU_PATHS = ("muse graph", "muse compiled", "muse eager", "naive", "complex64", "complextorch", "complexPyTorch")
+PATHS = (
+    *("muse graph", "muse compiled", "muse eager", "naive", "naive float32"),
+    *("complex64", "complextorch", "complexPyTorch"),
+)
+MODEL_ROWS = (("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 1024", "models_eager_16x1024"))
+MODELS = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
+    """Return a Markdown table without empty rows and columns; an empty text where nothing is left."""
+    rows = [row for row in rows if any(row[1:])]
+    filled = [at for at in range(len(head)) if at == 0 or any(row[at] for row in rows)]
+    lines = [[row[at] for at in filled] for row in (head, ["---"] * len(head), *rows) if rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -81,45 +91,50 @@ def made(run: RunInfo) -> str:
     return f"{machine}, torch {run.versions['torch'].partition('+')[0]}, {run.started_utc:%Y-%m-%d}"
 
 
+def read(report: Report) -> str:
+    """Return which text a report's perplexities are of, on what and when it was made."""
+    return f"`{stage_of(report, 'perplexity').text}`, test split; {made(report.run)}"
+
+
+def companion(reports: Path, name: str) -> Report:
+    """Return the report of one of the comparison's companions."""
+    return read_record(Report, reports / "gpu" / "companions" / f"{name}.json")
+
+
 def results(reports: Path) -> str:
     """Return docs/results.md: the comparison, its companions, and untrained models."""
     report = read_record(Report, reports / "gpu" / "report.json")
-    stages = {stage.stage: stage for stage in report.stages}
     parts = [
         "# Results",
         NOTE,
-        f"## The comparison\n\n[reports/gpu](../reports/gpu/index.html), {made(report.run)}, "
-        f"{len(report.run.seeds)} seeds, `params/gpu.yaml`. The text is `wikitext-2-v1` (with `<unk>`), test split, "
-        "GPT-2 tokens. Memory: forward + backward, 2 x 1024; speed: 4 x 1024. The complex models and the twin are "
-        "stored and measured in half precision, Phase 2 and GPT-2 in float32.",
-        comparison(stages),
+        f"## The comparison\n\n[reports/gpu](../reports/gpu/index.html), {read(report)}; "
+        f"{len(report.run.seeds)} seeds, `params/gpu.yaml`, GPT-2 tokens. Memory: forward + backward, 2 x 1024; speed: "
+        "4 x 1024. The complex models and the twin are stored and measured in half precision, Phase 2 and GPT-2 in "
+        "float32.",
+        comparison(report),
+        TEXT,
         verdicts(report),
-        "## What it stands on",
-        facts(report, stages),
-        "## One thing changed in the memory",
-        ablations(reports),
-        "## Longer contexts",
-        lengths(reports),
-        "## The same training again",
-        again(report, reports),
-        "## Untrained, by the published quick test",
-        untrained(reports),
+        f"## What it stands on\n\n{facts(report)}",
+        f"## One thing changed in the memory\n\n{ablations(reports)}",
+        f"## Longer contexts\n\n{lengths(reports)}",
+        f"## The same training again\n\n{again(report, reports)}",
+        f"## Untrained, by the published quick test\n\n{untrained(reports)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def comparison(stages: dict[str, StageRecord]) -> str:
+def comparison(report: Report) -> str:
     """Return the table of all models."""
     rows = [
-        [text, *(shown(stages[stage].find(name, model), form) for model in COMPARED)]
+        [text, *(shown(stage_of(report, stage).find(name, model), form) for model in COMPARED)]
         for text, stage, name, form in ROWS
     ]
-    found = [stages["perplexity"].find("perplexity", model) for model in COMPARED]
-    rows.insert(1, ["95 % over documents and seeds", *("{:.4g} to {:.4g}".format(*m.interval) for m in found)])
-    over = f"perplexity_ratio_to_{catalog.BASELINE}"
-    pairs = [ratio(stages["perplexity"].find(over, model)) for model in COMPARED]
-    rows.insert(4, [f"perplexity over {label(catalog.BASELINE)}'s, paired", *pairs])
-    return table(["", *map(label, COMPARED)], rows)
+    perplexity = stage_of(report, "perplexity")
+    intervals = [perplexity.find("perplexity", model).interval for model in COMPARED]
+    interval = ["95 % over documents and seeds", *("{:.4g} to {:.4g}".format(*ends) for ends in intervals)]
+    pairs = [ratio(perplexity.find(f"{RATIO}{catalog.BASELINE}", model)) for model in COMPARED]
+    paired = [f"perplexity over {label(catalog.BASELINE)}'s, paired", *pairs]
+    return table(["", *map(label, COMPARED)], [rows[0], interval, *rows[1:4], paired, *rows[4:]])
 
 
 def verdicts(report: Report) -> str:
@@ -132,125 +147,112 @@ def verdicts(report: Report) -> str:
     return table(["asked of", "criterion", "verdict", "value", "target"], rows)
 
 
-def facts(report: Report, stages: dict[str, StageRecord]) -> str:
+def facts(report: Report) -> str:
     """Return what a reader of the ratios should know, one line each."""
-    perplexity, memory = stages["perplexity"], stages["memory"]
-    twin = perplexity.find(f"perplexity_ratio_to_{catalog.WITH_MEMORY}", catalog.TWIN)
-    over = f"perplexity_ratio_to_{catalog.BASELINE}"
-    gains = [math.log(perplexity.find(over, model).value) for model in (catalog.TWIN, catalog.WITH_MEMORY)]
-    best = min(perplexity.find("perplexity", catalog.WITH_MEMORY).samples)
-    formats = [perplexity.find("perplexity", catalog.WITH_MEMORY).samples[0]]
-    formats += [perplexity.find(f"perplexity_{kind}", catalog.WITH_MEMORY).value for kind in ("bfloat16", "float32")]
-    last = {model: statistics.fmean(_last_gains(stages["train"], model)) for model in COMPARED}
+    perplexity, memory = stage_of(report, "perplexity"), stage_of(report, "memory")
+    twin = perplexity.find(WHOLE_MEMORY, catalog.TWIN)
+    of_twin, of_memory = (
+        math.log(perplexity.find(f"{RATIO}{catalog.BASELINE}", model).value)
+        for model in (catalog.TWIN, catalog.WITH_MEMORY)
+    )
+    seeds = perplexity.find("perplexity", catalog.WITH_MEMORY).samples
+    formats = [perplexity.find(f"perplexity_{kind}", catalog.WITH_MEMORY).value for kind in ("bfloat16", "float32")]
     kinds = (("own precision", ""), ("all float32", "_matched"), ("AdamW, all float32", "_with_optimizer"))
-    harder = {
-        text: [memory.find(f"peak_memory{kind}_ratio_to_{catalog.BASELINE}", m).value for m in COMPARED[:2]]
+    memories = [
+        "{} {:.3f} (Stage 1), {:.3f} (with memory)".format(
+            text, *(memory.find(f"peak_memory{kind}_ratio_to_{catalog.BASELINE}", m).value for m in catalog.CANDIDATES)
+        )
         for text, kind in kinds
-    }
+    ]
+    gains = [f"{label(model)} {_last_gain(stage_of(report, 'train'), model):.3f}" for model in COMPARED]
     lines = [
-        "GPU memory over Phase 2's: "
-        + "; ".join(f"{text} {ours:.3f} ({label(COMPARED[0])}), {theirs:.3f} (with memory)"
-                    for text, (ours, theirs) in harder.items()) + ".",
+        f"GPU memory over Phase 2's: {'; '.join(memories)}.",
         f"The real twin has {ratio(twin)} times the perplexity of the complex memory; "
-        f"{100 * gains[0] / gains[1]:.0f} % of the gain over Phase 2, in nat per token, needs no complex numbers.",
-        f"The best seed of Stage 1 with memory reaches {best:.2f} per token. Stored as complex32, bfloat16 or float32 "
-        "its first seed gives " + ", ".join(f"{value:.2f}" for value in formats) + ".",
-        "Between the last two validations, nat gained: "
-        + ", ".join(f"{label(model)} {gain:.3f}" for model, gain in last.items()) + ".",
-    ]  # fmt: skip
+        f"{100 * of_twin / of_memory:.0f} % of the gain over Phase 2, in nat per token, needs no complex numbers.",
+        f"The best seed of Stage 1 with memory reaches {min(seeds):.2f} per token. Stored as complex32, bfloat16 or "
+        f"float32 its first seed gives {', '.join(f'{value:.2f}' for value in (seeds[0], *formats))}.",
+        f"Between the last two validations, nat gained: {', '.join(gains)}.",
+    ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _last_gains(train: StageRecord, model: str) -> list[float]:
+def _last_gain(train: StageRecord, model: str) -> float:
     curves = [series.y for series in train.series if series.name == "validation_loss" and series.model == model]
-    return [losses[-2] - losses[-1] for losses in curves]
+    return statistics.fmean(losses[-2] - losses[-1] for losses in curves)
 
 
 def ablations(reports: Path) -> str:
     """Return the ablations of the memory: perplexity, and its ratio to the whole one's."""
-    report = read_record(Report, reports / "gpu" / "companions" / "gpu-ablations.json")
-    found, over = stage_of(report, "perplexity"), f"perplexity_ratio_to_{catalog.WITH_MEMORY}"
+    report = companion(reports, "gpu-ablations")
+    found = stage_of(report, "perplexity")
     rows = [
-        [label(model), shown(found.find("perplexity", model), ".4g"), ratio(found.find(over, model))]
+        [label(model), shown(found.find("perplexity", model), ".4g"), ratio(found.find(WHOLE_MEMORY, model))]
         for model in (catalog.WITH_MEMORY, *catalog.ABLATIONS)
     ]
-    told = f"{made(report.run)}, {len(report.run.seeds)} seeds, half the budget, dropout 0.1."
+    told = f"{read(report)}; {len(report.run.seeds)} seeds, half the budget, dropout 0.1."
     return told + "\n\n" + table(["", "perplexity per token", "over the whole memory's"], rows)
 
 
 def lengths(reports: Path) -> str:
     """Return perplexity and peak memory of models trained and tested at longer contexts."""
-    models, rows = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK), []
+    rows = []
     for length in LENGTHS:
-        report = read_record(Report, reports / "gpu" / "companions" / f"gpu-length-{length}.json")
+        report = companion(reports, f"gpu-length-{length}")
         perplexity, memory = stage_of(report, "perplexity"), stage_of(report, "memory")
-        found = [(perplexity.find("perplexity", m).value, memory.find("peak_memory", m).value) for m in models]
+        found = [(perplexity.find("perplexity", m).value, memory.find("peak_memory", m).value) for m in MODELS]
         rows.append([f"{length:,}", *(f"{value:.4g}; {peak:.3f} GiB" for value, peak in found)])
-    told = "One seed each, by the recipe of the ablations; perplexity per token and peak memory of two sequences."
-    return told + "\n\n" + table(["context", *map(label, models)], rows)
+    told = "one seed each, by the recipe of the ablations; perplexity per token and peak memory of two sequences."
+    return f"{read(report)}; {told}" + "\n\n" + table(["context", *map(label, MODELS)], rows)
 
 
 def again(report: Report, reports: Path) -> str:
     """Return a training done again, beside the spread of the seeds."""
-    (found,) = repeats(report, read_record(Report, reports / "gpu" / "companions" / "gpu-again.json"))
+    (found,) = repeats(report, other := companion(reports, "gpu-again"))
     return (
-        f"{label(found.model)}, seed {found.seed}: {found.again:.2f} instead of {found.first:.2f} per token; the "
-        f"standard deviation of the seeds is {found.sd:.2f}."
+        f"{read(other)}. {label(found.model)}, seed {found.seed}: {found.again:.2f} instead of {found.first:.2f} per "
+        f"token; the standard deviation of the seeds is {found.sd:.2f}."
     )
 
 
 def untrained(reports: Path) -> str:
     """Return the perplexities of the untrained reference."""
     rows = []
-    for name, text in (("full", "all {:,.0f} targets"), ("ten", "first 10 batches of 4 x 1024")):
+    for name, told in (("full", "all {:,.0f} targets"), ("ten", "first 10 batches of 4 x 1024")):
         report = read_record(Report, reports / f"wikitext2-cpu-{name}" / "report.json")
         found = stage_of(report, "perplexity")
         targets, value = (found.find(name, catalog.REFERENCE) for name in ("num_targets", "perplexity"))
-        rows.append([text.format(targets.value), shown(value, ",.0f"), made(report.run)])
-    return table(["untrained Stage 1, `wikitext-2-v1`, test", "perplexity per token", "on"], rows)
+        rows.append([told.format(targets.value), shown(value, ",.0f"), read(report)])
+    return table(["untrained Stage 1", "perplexity per token", "on"], rows)
 
 
 def speed(reports: Path) -> str:
     """Return docs/speed.md: the committed benches."""
     told = "Every path was found equal to float64, forward and gradients, before it was timed (`muse bench`)."
-    parts = ["# Speed", NOTE, told]
-    for folder in CPU_BENCHES:
+    parts = ["# Speed", NOTE, f"{told} Tokens are random ones."]
+    for folder, what in BENCHES:
         bench = read_record(BenchRecord, reports / folder / "bench.json")
-        rows = bench_rows(bench.stage, CPU_ROWS, CPU_PATHS, "milliseconds")
-        parts += [f"## {folder}\n\n{made(bench.run)}; milliseconds, medians", table(["", *CPU_PATHS], rows)]
-    for folder in GPU_BENCHES:
-        bench = read_record(BenchRecord, reports / folder / "bench.json")
-        rows = bench_rows(bench.stage, GPU_ROWS, GPU_PATHS, "speed")
-        models = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
-        groups = [(f"{mode}, 16 x 1024", f"models_{mode}_16x1024") for mode in ("compiled", "eager")]
-        parts += [f"## {folder}\n\n{made(bench.run)}; tokens/s, medians", table(["", *GPU_PATHS], rows)]
-        parts.append(table(["forward + backward + AdamW", *map(label, models)],
-                           bench_rows(bench.stage, groups, models, "speed")))  # fmt: skip
-    return "\n\n".join(parts) + "\n"
-
-
-def bench_rows(
-    stage: StageRecord, rows: Sequence[tuple[str, str]], paths: Sequence[str], what: str
-) -> list[list[str]]:
-    """Return a row for each group that the bench has, a cell for each path."""
-    found = [
-        [text, *(shown(stage.find(f"bench_{group}_{what}", path), ",.0f") for path in paths)] for text, group in rows
-    ]
-    return [row for row in found if any(row[1:])]
+        unit = {"speed": "tokens/s"}.get(what, what)
+        parts.append(f"## {folder}\n\n{made(bench.run)}; {unit}, medians")
+        tables = ("", BENCH_ROWS, PATHS, PATHS), ("forward + backward + AdamW", MODEL_ROWS, MODELS, map(label, MODELS))
+        for head, groups, columns, labels in tables:
+            rows = [
+                [text, *(shown(bench.stage.find(f"bench_{group}_{what}", column), ",.0f") for column in columns)]
+                for text, group in groups
+            ]
+            parts.append(table([head, *labels], rows))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def headline(reports: Path) -> str:
     """Return the README's small table: the two candidates beside Phase 2."""
-    stages = {stage.stage: stage for stage in read_record(Report, reports / "gpu" / "report.json").stages}
-    asked = (
-        ("perplexity", stages["perplexity"], "perplexity"),
-        ("GPU memory, each in its own precision", stages["memory"], "peak_memory"),
-        ("GPU memory with AdamW, all float32", stages["memory"], "peak_memory_with_optimizer"),
-    )
-    rows = []
-    for text, stage, name in asked:
-        found = [stage.find(f"{name}_ratio_to_{catalog.BASELINE}", model) for model in catalog.CANDIDATES]
-        rows.append([text, *(shown(metric, ".3f") for metric in found)])
+    report, rows = read_record(Report, reports / "gpu" / "report.json"), []
+    for text, stage, name in (
+        ("perplexity", "perplexity", "perplexity"),
+        ("GPU memory, each in its own precision", "memory", "peak_memory"),
+        ("GPU memory with AdamW, all float32", "memory", "peak_memory_with_optimizer"),
+    ):
+        over = f"{name}_ratio_to_{catalog.BASELINE}"
+        rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in catalog.CANDIDATES)])
     return table([f"over {label(catalog.BASELINE)}'s", *map(label, catalog.CANDIDATES)], rows)
 
 

@@ -1,4 +1,4 @@
-"""Executed notebooks to HTML pages that need no network: own nbconvert template, offline maths, packed plotly."""
+"""Executed notebooks to HTML pages that need no network: own template, offline maths, packed plotly."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ import html
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 import nbformat
+import pygments
 from bs4 import BeautifulSoup, Tag
 from latex2mathml.converter import convert as latex_to_mathml
-from nbconvert import HTMLExporter
+from markupsafe import Markup
+from nbconvert.filters.ansi import ansi2html
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
 from muse.host.files import write_atomic
 from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Reduction
 
 from .figures.style import PLOTLY_MIME, figure_html
+from .html import asset, render
 from .texts import texts
 
-TEMPLATES = resources.files(__package__).joinpath("templates")
-SCRIPT_PLACE = '<script data-muse="figures"></script>'
 NOTEBOOK_ONLY = "notebook-only"
 """Cells with this tag help the reader of the notebook and are left out of the page."""
 
 
 def math(latex: str, display: str) -> str:
     """Return MathML for a formula without its dollars; where that fails, the LaTeX itself as code."""
+    code = render("code", text=latex)
     try:
         made = latex_to_mathml(html.unescape(latex).strip(), display=display)
     except Exception:  # the converter raises many types for LaTeX that it does not know
-        return f"<code>{html.escape(latex)}</code>"
-    if re.search(r">\\[A-Za-z]", made):
-        return f"<code>{html.escape(latex)}</code>"
-    return made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        return code
+    return code if re.search(r">\\[A-Za-z]", made) else made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
 
 
 class _Renderer(IPythonRenderer):
@@ -56,21 +56,25 @@ class _Renderer(IPythonRenderer):
         return math(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
 
-def _markdown(source: str) -> str:
-    return MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(source)
+def _markdown(source: str) -> Markup:
+    return Markup(MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(source))
 
 
-def template_text(name: str) -> str:
-    return TEMPLATES.joinpath("muse", name).read_text(encoding="utf-8")
+def _highlight(source: str) -> Markup:
+    return Markup(pygments.highlight(source, PythonLexer(), HtmlFormatter()))
+
+
+def _ansi(text: str) -> Markup:
+    return Markup(ansi2html(text))
 
 
 @cache
-def figures_script() -> str:
+def figures_script() -> Markup:
     """Return the script that unpacks plotly in the browser and draws the page's figures (about 1.9 MB)."""
     from plotly.offline import get_plotlyjs
 
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode("ascii")
-    return f'window.musePlotly="{packed}";\n{template_text("figures.js")}'
+    return Markup(f'window.musePlotly="{packed}";\n') + asset("figures.js")
 
 
 def write_assets(folder: Path) -> None:
@@ -78,36 +82,9 @@ def write_assets(folder: Path) -> None:
     write_atomic(Path(folder) / "figures.js", figures_script())
 
 
-def _failure(notebook: NotebookNode) -> str | None:
-    """Mark the cell that failed and return its error in a line."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                cell.metadata["muse_failed"] = True
-                return f"{output.ename}: {output.evalue}"
-    return None
-
-
-def _prepare(notebook: NotebookNode) -> int:
-    """Leave out cells that are not for the page, give every figure its HTML, and return how many there are."""
-    left_out = {NOTEBOOK_ONLY, "papermill-error-cell-tag"}
-    notebook.cells = [cell for cell in notebook.cells if not left_out & set(cell.metadata.get("tags", []))]
-    count = 0
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            plain = output.get("data", {}).get(PLOTLY_MIME)
-            if plain is None:
-                continue
-            count += 1
-            if "muse-figure" not in output.data.get("text/html", ""):
-                output.data["text/html"] = figure_html(plain, "", output.data.get("text/plain", ""))
-    return count
-
-
-def _own_scale(notebook: NotebookNode, language: str) -> str:
-    """Return the scale label that follows from the parameters papermill gave to this notebook."""
-    given = notebook.metadata.get("papermill", {}).get("parameters", {})
-    return scale_label(reductions_of(given), language)
+def assets_folder(page: Path) -> str:
+    """Return the folder of what a run's pages share, as seen from one of them: index.html lies beside it."""
+    return "assets" if page.name == "index.html" else "../assets"
 
 
 def scale_label(reductions: Sequence[Reduction], language: str) -> str:
@@ -132,43 +109,53 @@ def export_html(
     """Export an executed notebook as one page.
 
     `links` are (label, href) of the run's pages, seen from this page; `inline_assets` puts the figure script into the
-    page, else it is loaded from `../assets/figures.js`; `notice` is the scale label (None: from the notebook's own
+    page, else it is loaded from the `assets_folder`; `notice` is the scale label (None: from the notebook's own
     parameters); `error` tells how the stage failed where the notebook itself cannot know, such as a time limit.
     """
-    words = texts(language)
     node = nbformat.read(notebook, as_version=4)
-    failure, num_figures = _failure(node), _prepare(node)
-    exporter = HTMLExporter(
-        template_name="muse",
-        extra_template_basedirs=[str(TEMPLATES)],
-        filters={"markdown2html": _markdown},
-    )
-    about = {
-        "title": title,
-        "links": links,
-        "here": Path(page).name,
-        "language": language,
-        "words": words,
-        "num_figures": num_figures,
-        "css": "/*css*/",
-        "notice": _own_scale(node, language) if notice is None else notice,
-        "error": error or failure,
-        "failed_cell": failure is not None,
-    }
-    body, _ = exporter.from_notebook_node(node, {"muse": about})
-    soup = BeautifulSoup(body, "html.parser")
-    _add_title_and_contents(soup, title)
-    text = str(soup).replace("/*css*/", _css(str(soup)), 1)
-    write_atomic(Path(page), text.replace(SCRIPT_PLACE, _script(num_figures, inline_assets), 1))
+    num_figures, (failed_cell, failure) = _prepare(node), _failure(node)
+    if notice is None:
+        notice = scale_label(reductions_of(node.metadata.get("papermill", {}).get("parameters", {})), language)
+    shown = render(
+        "main", language, cells=node.cells, notice=notice, error=error or failure, failed_cell=failed_cell,
+        markdown=_markdown, highlight=_highlight, ansi=_ansi,
+    )  # fmt: skip
+    soup = BeautifulSoup(shown, "html.parser")
+    question = _put_results_first(soup, title)
+    contents = _contents(soup.main)
+    main = Markup(soup)
+    text = render(
+        "page", language, title=title if question == title else f"{question} – {title}", links=links,
+        here=Path(page).name, num_figures=num_figures, css=_css(main), contents=contents, main=main,
+        script=figures_script() if inline_assets and num_figures else "", assets=assets_folder(Path(page)),
+    )  # fmt: skip
+    write_atomic(Path(page), text)
 
 
-def _script(num_figures: int, inline: bool) -> str:
-    if num_figures == 0:
-        return ""
-    return f"<script>{figures_script()}</script>" if inline else '<script src="../assets/figures.js"></script>'
+def _failure(notebook: NotebookNode) -> tuple[NotebookNode, str] | tuple[None, None]:
+    """Return the cell that failed and its error in a line."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return cell, f"{output.ename}: {output.evalue}"
+    return None, None
 
 
-def _css(body: str) -> str:
+def _prepare(notebook: NotebookNode) -> int:
+    """Leave out cells that are not for the page, give every figure its HTML, and return how many there are."""
+    left_out = {NOTEBOOK_ONLY, "papermill-error-cell-tag"}
+    notebook.cells = [cell for cell in notebook.cells if not left_out & set(cell.metadata.get("tags", []))]
+    count = 0
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        plain = output.get("data", {}).get(PLOTLY_MIME)
+        if plain is not None:
+            count += 1
+            if "muse-figure" not in output.data.get("text/html", ""):
+                output.data["text/html"] = figure_html(plain, "", output.data.get("text/plain", ""))
+    return count
+
+
+def _css(body: str) -> Markup:
     """Return the page's style sheet, with the syntax colours that occur in it, for light and dark."""
     used = set(re.findall(r'<span class="([a-z0-9]{1,3})">', body))
 
@@ -178,7 +165,38 @@ def _css(body: str) -> str:
         return "\n".join(re.sub(r" /\*.*\*/", "", line) for line in kept)
 
     dark = f"@media screen and (prefers-color-scheme: dark) {{\n{rules('github-dark')}\n}}"
-    return "\n".join([template_text("parts.css"), template_text("page.css"), rules("default"), dark])
+    return Markup("\n").join([asset("parts.css"), asset("page.css"), Markup(rules("default")), Markup(dark)])
+
+
+def _put_results_first(soup: BeautifulSoup, title: str) -> str:
+    """Put the title first, the page's where the notebook has none, and code behind its results; return the title."""
+    main = soup.main
+    for style in main.select("style.muse-lab"):
+        style.decompose()
+    for folded in main.select("section.cell > details.code:first-child"):
+        folded.parent.append(folded)
+    heading = main.h1
+    if heading is None:
+        heading = soup.new_tag("h1", string=title)
+    elif (before := heading.find_parent("section")) is not None:
+        for section in reversed(before.find_previous_siblings("section")):
+            main.append(section)  # parameters that stand before the title
+    main.insert(0, heading)
+    return heading.get_text().strip()
+
+
+def _contents(main: Tag) -> list[tuple[tuple[str, str], list[tuple[str, str]]]]:
+    """Give every heading an id of its own and return the table of contents: those of level 2 with those below them."""
+    headings, found = main.find_all(["h1", "h2", "h3"]), []
+    taken = {main["id"], *(tag["id"] for tag in main.find_all(id=True) if tag not in headings)}
+    for heading in headings:
+        text = heading.get_text().strip()
+        heading["id"] = _slug(text, taken)
+        if heading.name == "h3" and found:
+            found[-1][1].append((heading["id"], text))
+        elif heading.name != "h1":
+            found.append(((heading["id"], text), []))
+    return found
 
 
 def _slug(text: str, taken: set[str]) -> str:
@@ -189,49 +207,3 @@ def _slug(text: str, taken: set[str]) -> str:
         slug = f"{base}-{count}"
     taken.add(slug)
     return slug
-
-
-def _add_title_and_contents(soup: BeautifulSoup, title: str) -> None:
-    """Put the title first where the notebook has none, give headings ids, and build the table of contents."""
-    main = soup.find("main")
-    for style in main.select("style.muse-lab"):
-        style.decompose()
-    for folded in main.select("section.cell > details.code:first-child"):
-        folded.parent.append(folded)  # results first, then the code that made them
-    heading = main.find("h1")
-    if heading is None:
-        heading = soup.new_tag("h1")
-        heading.string = title
-    elif (before := heading.find_parent("section")) is not None:
-        for section in reversed(before.find_previous_siblings("section")):
-            main.append(section)  # parameters that stand before the title
-    main.insert(0, heading)
-    if (question := heading.get_text().strip()) != title:
-        soup.title.string = f"{question} – {title}"
-    taken = {tag["id"] for tag in soup.find_all(id=True) if tag.name not in ("h1", "h2", "h3")}
-    for heading in main.find_all(["h1", "h2", "h3"]):
-        heading["id"] = _slug(heading.get_text(), taken)
-    headings = main.find_all(["h2", "h3"])
-    contents = soup.select_one("details.toc nav")
-    if not headings:
-        soup.select_one("details.toc").decompose()
-        return
-    contents.append(_list_of(soup, headings))
-
-
-def _list_of(soup: BeautifulSoup, headings: list[Tag]) -> Tag:
-    top = soup.new_tag("ul")
-    inner = None
-    for heading in headings:
-        item, link = soup.new_tag("li"), soup.new_tag("a", href=f"#{heading['id']}")
-        link.string = heading.get_text().strip()
-        item.append(link)
-        if heading.name == "h3" and top.contents:
-            if inner is None:
-                inner = soup.new_tag("ul")
-                top.contents[-1].append(inner)
-            inner.append(item)
-        else:
-            inner = None
-            top.append(item)
-    return top

@@ -1,51 +1,23 @@
-"""A run in plain form: the verdicts in the terminal, and small pages where a notebook could not be shown."""
+"""A run in plain form: verdicts and times in the terminal, and a page where a notebook could not be shown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+
+from markupsafe import Markup
 
 from muse.records.schema import Criterion, Metric, Report
 
-from .texts import texts
+from .html import render
+
+Row = tuple[str, str, str, str]  # a stage's title and outcome, links to its page or '' and to its log
 
 
-def page(title: str, language: str, body: str) -> str:
-    """Return a complete page that needs nothing else; `body` is HTML."""
-    style = (
-        "body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}td,th{text-align:left;padding:.3em}"
-    )
-    return (
-        f'<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{style} :root{{color-scheme:light dark}}</style>'
-        f"</head><body><main><h1>{escape(title)}</h1>{body}</main></body></html>\n"
-    )
-
-
-def stage_table(rows: list[tuple[str, str, str, str]], language: str) -> str:
-    """Return a table of stages from (title, outcome, link to the page or '', link to the log)."""
-    text = texts(language)
-    lines = [f"<tr><th>{text['fallback.stage']}</th><th>{text['fallback.outcome']}</th><th></th><th></th></tr>"]
-    for title, outcome, page, log in rows:
-        link = f'<a href="{escape(page)}">{text["fallback.page"]}</a>' if page else ""
-        lines.append(
-            f"<tr><td>{escape(title)}</td><td>{escape(outcome)}</td><td>{link}</td>"
-            f'<td><a href="{escape(log)}">{text["fallback.log"]}</a></td></tr>'
-        )
-    return f"<table>{''.join(lines)}</table>"
-
-
-def index_body(lead: str, rows: list[tuple[str, str, str, str]], criteria: Sequence[Criterion], language: str) -> str:
-    """Return the body of an index: what is the matter, how the stages ended, and the verdicts."""
-    text = texts(language)
-    verdicts = "".join(
-        f"<tr><td>{c.name}</td><td>{text[f'verdict.{c.verdict}']}</td><td>{escape(c.reason)}</td></tr>"
-        for c in criteria
-    )
-    return (
-        f"<p>{lead}</p><h2>{text['fallback.stages']}</h2>{stage_table(rows, language)}"
-        f"<h2>{text['fallback.criteria']}</h2><table>{verdicts}</table>"
-    )
+def page(
+    title: str, language: str, stages: Sequence[Row], lead: str = "", criteria: Sequence[Criterion] = ()
+) -> Markup:
+    """Return a complete page that needs nothing else: how stages ended and, with a `lead`, the verdicts."""
+    return render("plain", language, title=title, stages=stages, lead=lead, criteria=criteria)
 
 
 def verdict_table(report: Report) -> list[str]:
@@ -53,11 +25,9 @@ def verdict_table(report: Report) -> list[str]:
     first, *others = report.judged
     asked = [(c.name, c) for c in first.criteria]
     asked += [(f"{other.model} {c.name}", c) for other in others for c in other.criteria]
-    rows = [
+    return _aligned("<<>", [
         (name, c.verdict.replace("_", " "), "-" if c.value is None else f"{c.value:.4g}", c.target) for name, c in asked
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [f"{n:<{widths[0]}}  {v:<{widths[1]}}  {x:>{widths[2]}}  {t}" for n, v, x, t in rows]
+    ])  # fmt: skip
 
 
 BENCH_COLUMNS = ("path", "tokens/s", "ms", "n", "ratio", "matrix", "copy", "extra MiB", "gate")
@@ -75,7 +45,7 @@ def bench_tables(metrics: Sequence[Metric]) -> list[str]:
     for group in groups:
         paths = [m for m in metrics if m.name == f"{group}_speed"]
         rows = [_bench_row(group, path, values) for path in paths]
-        lines += ["", group.removeprefix("bench_").replace("_", " "), *_aligned([BENCH_COLUMNS, *rows])]
+        lines += ["", group.removeprefix("bench_").replace("_", " "), *_aligned("<" + ">" * 7, [BENCH_COLUMNS, *rows])]
     for metric in metrics:
         if metric.name == "bench_peak_memory":
             text = metric.note if metric.value is None else f"{metric.value / 2**20:.1f} MiB ({metric.note})"
@@ -107,14 +77,8 @@ def _bench_row(group: str, speed: Metric, values: dict[tuple[str, str], Metric])
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines: first and last column to the left, numbers to the right."""
-    last = len(rows[0]) - 1
-    widths = [max(len(row[column]) for row in rows) for column in range(last)]
-    return [
-        "  ".join(
-            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=False))
-        )
-        + f"  {row[last]}"
-        for row in rows
-    ]
+def _aligned(sides: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines; `sides` has < or > for each column but the last."""
+    columns = list(zip(sides, zip(*rows, strict=True), strict=False))
+    forms = [f"{{:{side}{max(map(len, cells))}}}" for side, cells in columns]
+    return ["  ".join([*map(str.format, forms, row), row[-1]]) for row in rows]

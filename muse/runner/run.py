@@ -97,6 +97,7 @@ class Run:
     command: str
     export: Callable[..., str | None]
     lines: StageLines
+    shared_script: bool = False  # whether index.html loads the script of its figures, as the stages' pages do
     errors: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     pages: dict[str, Future[str | None]] = field(default_factory=dict)  # of finished stages, made while the next runs
@@ -187,7 +188,8 @@ class Run:
         up = "" if is_index else "../"
         links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
         page = self.folder / pages[stage]
-        arguments = {"notebook": source, "page": page, "links": links, "inline_assets": is_index}
+        arguments = {"notebook": source, "page": page, "links": links}
+        arguments["inline_assets"] = is_index and not self.shared_script
         arguments |= {
             "title": self.label(notebook),
             "language": self.settings.language,
@@ -218,8 +220,7 @@ class Run:
     def plain_stage(self, notebook: Notebook) -> None:
         """Write a page that says how the stage ended, where its notebook cannot be shown."""
         page = self.folder / catalog.page(notebook.stage)
-        table = plain.stage_table([self.row(notebook, "../")], self.settings.language)
-        write_atomic(page, plain.page(self.label(notebook), self.settings.language, table))
+        write_atomic(page, plain.page(self.label(notebook), self.settings.language, [self.row(notebook, "../")]))
 
     def row(self, notebook: Notebook, up: str = "") -> tuple[str, str, str, str]:
         """Return (title, outcome, page, log) of a stage for the plain pages."""
@@ -233,9 +234,9 @@ class Run:
         language = self.settings.language
         text, rows = texts(language), [self.row(notebook) for notebook in self.notebooks]
         lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
-        body = plain.index_body(lead, rows, assemble(self.folder, language).criteria, language)
         title = text["fallback.title"].format(profile=self.settings.profile)
-        write_atomic(self.folder / "index.html", plain.page(title, language, body))
+        page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria)
+        write_atomic(self.folder / "index.html", page)
 
     def interrupt(self) -> None:
         """Record the stages that an interruption has stopped or kept from running."""
@@ -317,6 +318,7 @@ def render(
     language: str,
     *,
     companions: Sequence[str | Path] = (),
+    shared_script: bool = False,
     notebooks: Path | None = None,
     export: Callable[..., str | None] = notebook_calls.export_page,
     stream: TextIO | None = None,
@@ -324,7 +326,8 @@ def render(
     """Make the pages of a finished run again from its records, in a language of choice; return the exit code.
 
     Nothing is measured and `report.json`, which is always in English, stays as it is. The reports of `companions`,
-    folders of other runs, are kept in the run's folder and shown with it from then on. ParamsError, before anything is
+    folders of other runs, are kept in the run's folder and shown with it from then on. With `shared_script` index.html
+    loads the script of its figures from `assets/`, else it is complete in itself. ParamsError, before anything is
     changed, where `folder` holds no run or the report of a companion cannot be read.
     """
     folder = Path(folder).resolve()
@@ -346,7 +349,7 @@ def render(
         lines = StageLines([REPORT], {}, Path(temporary) / "progress.json", stream)
         failed = {record.stage: record.error or "" for record in assemble(folder).stages if record.status != "ok"}
         failed.pop(REPORT, None)  # it is made anew
-        this = Run(settings, folder, found, info.command, export, lines, errors=failed)
+        this = Run(settings, folder, found, info.command, export, lines, shared_script, errors=failed)
         problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
         this.stage(found[-1])
         lines.line(str(folder / "index.html"))

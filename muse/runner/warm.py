@@ -15,7 +15,7 @@ import papermill  # noqa: F401  (imported for the processes to come)
 
 def export_example() -> None:
     """Export a notebook with one cell of each kind."""
-    from muse.report import page
+    from muse.report.export import export_html
 
     v4 = nbformat.v4
     output = v4.new_output("stream", text="text\n")
@@ -24,7 +24,7 @@ def export_example() -> None:
         notebook = Path(folder, "example.ipynb")
         nbformat.write(v4.new_notebook(cells=cells), notebook)
         arguments = {"title": "Title", "links": [("a", "a.html")], "language": "en", "inline_assets": False}
-        page.export_html(notebook, notebook.with_suffix(".html"), **arguments)
+        export_html(notebook, notebook.with_suffix(".html"), **arguments)
 
 
 with suppress(Exception):  # whatever is wrong shows again, with its stage, when a page is exported

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from muse.catalog import BASELINE, REFERENCE
-from muse.data.corpora import Corpus, load_corpus
+from muse.data.corpora import load_corpus
+from muse.data.corpus import Corpus
 from muse.host.paths import shortened, with_short_paths
 from muse.models.build import build_model
 from muse.models.pretrained import served
@@ -153,6 +154,7 @@ class Stage:
             scale="reduced" if smaller else "published",
             reductions=smaller,
             scale_note=in_words(smaller, texts("en")),
+            text=self._corpus.text if self._corpus else "",
             params=with_short_paths(self.params) | {"device": str(self.device)},
             inputs=[
                 InputFile(path=shortened(file.path, read), sha256=file.sha256, num_bytes=file.num_bytes)

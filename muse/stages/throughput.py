@@ -11,7 +11,6 @@ from torch import Tensor
 from muse import measure
 from muse.bench import bench
 from muse.bench.bench import BenchResult
-from muse.bench.context import BenchSizes
 from muse.catalog import BASELINE
 from muse.host.progress import track
 from muse.ops import planar
@@ -74,26 +73,8 @@ def run_bench(stage: Stage, on_group: Callable[[BenchResult], None] = lambda so_
 
     Naive forms and peers keep all that they need for the backward pass, so the fast paths do too.
     """
-    settings = stage.settings
-    sizes = BenchSizes(
-        vocab_size=settings.vocab_size,
-        d_model=settings.d_model,
-        n_layers=settings.n_layers,
-        n_seq=settings.n_seq,
-        n_tokens=settings.throughput_n_tokens,
-        forward_batches=tuple(settings.bench_forward_batches or ()),
-        training_batches=tuple(settings.bench_training_batches or ()),
-        head_tokens=settings.bench_head_tokens,
-        stack_batch=settings.bench_stack_batch_size,
-        memory_batch=settings.memory_batch_size,
-        warmups=settings.throughput_warmups,
-        samples=settings.throughput_samples,
-        seconds=settings.bench_seconds,
-        seed=settings.seed,
-        groups=tuple(settings.bench_groups),
-    )
     build = partial(stage.model, recompute=False)
-    return bench.measure_bench(build, sizes, stage.device, progress=track, on_group=on_group)
+    return bench.measure_bench(build, stage.settings, stage.device, progress=track, on_group=on_group)
 
 
 def _keep_races(stage: Stage, metrics: list[Metric], so_far: BenchResult) -> None:

@@ -57,13 +57,13 @@ class Module:
     statements: tuple[Statement, ...]
     top_imports: tuple[Import, ...]
 
-    @property
+    @functools.cached_property
     def imports(self) -> list[Import]:
         """Those whose names the whole module knows."""
         inner = [node for s in self.statements if not s.is_definition for node in s.imports]
         return [*self.top_imports, *inner]
 
-    @property
+    @functools.cached_property
     def names(self) -> set[str]:
         """The names that the module binds at its top level."""
         names = {name for statement in self.statements for name in statement.binds}
@@ -89,6 +89,7 @@ class Closure:
         """Read the files and what they import; CodeKeyError for an import of the package that leads to nothing."""
         self.root, self.name = root.resolve(), root.resolve().name
         self.read_files: dict[Path, Module] = {}
+        self.known: dict[Path, Bindings] = {}
         self.modules: dict[Path, Module] = {}
         waiting = [Path(file).resolve() for file in files]
         while waiting:
@@ -99,23 +100,20 @@ class Closure:
 
     def files_read_by(self, module: Module) -> list[Path]:
         """Return the files of ours that a module imports, at its top level or anywhere within."""
-        nodes = [*module.top_imports, *(node for statement in module.statements for node in statement.imports)]
-        pairs = [(node, alias) for node in nodes for alias in node.names]
-        dotted = [
-            alias.name if target and isinstance(node, ast.Import) else target
-            for node, alias in pairs
-            for target, _ in (self.target(module, node, alias),)
-        ]
-        return [self.file_of(name) for name in dict.fromkeys(dotted) if name]
+        files = []
+        for node in [*module.top_imports, *(node for statement in module.statements for node in statement.imports)]:
+            for alias in node.names:
+                if dotted := self.target(module, node, alias)[0]:
+                    files.append(self.file_of(alias.name if isinstance(node, ast.Import) else dotted))
+        return list(dict.fromkeys(files))
 
     def digests(self) -> Iterator[str]:
         """Yield the digest of each statement together with what its names stand for."""
         for module in self.modules.values():
-            known = self.bindings(module, module.imports)
             for statement in module.statements:
-                bound = known
+                bound = self.bindings(module)
                 if statement.is_definition and statement.imports:
-                    bound = known | self.bindings(module, statement.imports)
+                    bound = bound | self._bindings(module, statement.imports)
                 meanings = {".".join(chain): self.meaning(module, chain, bound) for chain in statement.chains}
                 lines = sorted(f"{chain} is {meaning}" for chain, meaning in meanings.items() if meaning)
                 yield hashlib.sha256("\n".join([statement.digest, *lines]).encode()).hexdigest()
@@ -139,8 +137,13 @@ class Closure:
         files = [path / "__init__.py"] if path == self.root else [path.with_suffix(".py"), path / "__init__.py"]
         return next((file for file in files if file.is_file()), None)
 
-    def bindings(self, module: Module, imports: Sequence[Import]) -> Bindings:
-        """Return what the names that these imports bind stand for; CodeKeyError where one of ours leads to nothing."""
+    def bindings(self, module: Module) -> Bindings:
+        """Return what a module's imported names stand for; CodeKeyError where one of ours leads to nothing."""
+        if module.path not in self.known:
+            self.known[module.path] = self._bindings(module, module.imports)
+        return self.known[module.path]
+
+    def _bindings(self, module: Module, imports: Sequence[Import]) -> Bindings:
         found: Bindings = {}
         for node in imports:
             for alias in node.names:
@@ -191,7 +194,7 @@ class Closure:
             return "no effect"
         module = self.read(file)
         if chain and chain[0] in module.names:
-            return self.meaning(module, chain, self.bindings(module, module.imports))
+            return self.meaning(module, chain, self.bindings(module))
         return " and ".join(sorted(statement.digest for statement in module.statements))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from muse.host.files import sha256_of, write_atomic
+from muse.host.files import write_atomic
 from muse.models import weights
 from muse.records.schema import Artifact, Metric, Series
 
@@ -102,14 +102,9 @@ class TrainingResult:
 
     def artifact(self, checkpoint_dir: str | Path) -> Artifact:
         """The weights as a file that a record names, seen from the folder of the checkpoints."""
-        return Artifact(
-            kind="weights",
-            model=self.model_name,
-            seed=self.seed,
-            path=self.weights.resolve().relative_to(Path(checkpoint_dir).resolve()).as_posix(),
-            sha256=self.weights_sha256,
-            num_bytes=self.weights.stat().st_size,
-        )
+        path = self.weights.resolve().relative_to(Path(checkpoint_dir).resolve()).as_posix()
+        return Artifact(kind="weights", model=self.model_name, seed=self.seed, path=path, sha256=self.weights_sha256,
+                        num_bytes=self.weights.stat().st_size)  # fmt: skip
 
     def metrics(self, label: str) -> list[Metric]:
         """The training's numbers as metrics of the model `label`."""
@@ -126,28 +121,16 @@ class TrainingResult:
             metric(name="training_steps", value=self.steps, unit="steps"),
             metric(name="training_tokens", value=self.tokens, unit="tokens"),
             metric(name="training_seconds", value=self.seconds, unit="s"),
-            metric(
-                name="training_tokens_per_second",
-                value=self.tokens_per_second,
-                unit="tokens/s",
-                n=len(speeds),
-                samples=speeds,
-            ),
-        ]
+            metric(name="training_tokens_per_second", value=self.tokens_per_second, unit="tokens/s", n=len(speeds),
+                   samples=speeds),
+        ]  # fmt: skip
 
     def series(self, label: str) -> list[Series]:
         """Training and validation loss over tokens as series of the model `label`."""
         curves = {"training_loss": self.training_curve, "validation_loss": self.validation_curve}
+        names = {"model": label, "seed": self.seed, "x_name": "tokens", "y_name": "loss (nat/token)"}
         return [
-            Series(
-                name=name,
-                model=label,
-                seed=self.seed,
-                x_name="tokens",
-                y_name="loss (nat/token)",
-                x=[float(tokens) for tokens, _ in curve],
-                y=[loss for _, loss in curve],
-            )
+            Series(name=name, x=[float(tokens) for tokens, _ in curve], y=[loss for _, loss in curve], **names)
             for name, curve in curves.items()
         ]
 
@@ -182,8 +165,6 @@ def write_result(folder: Path, result: TrainingResult) -> None:
 def read_result(folder: Path) -> TrainingResult:
     path = folder / checkpoint.RESULT_FILE
     values = weights.read_json(path)
-    if "weights_sha256" not in values and (folder / weights.MODEL_FILE).exists():  # a result of before
-        values["weights_sha256"] = sha256_of(folder / weights.MODEL_FILE)
     if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
         raise weights.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
     for name in ("training_curve", "validation_curve"):

@@ -13,14 +13,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
-from muse.data.corpora import Corpus
+from muse.data.corpus import Corpus
 from muse.host.files import sha256_of
 from muse.host.signals import Interrupted, Interruptions
 from muse.models import weights
@@ -85,13 +85,9 @@ def train(
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
     with weights.WithoutDraws():
         config = _config(model_name, build(dropout=recipe.dropout, seed=recipe.seed), recipe, corpus, device)
-    key = checkpoint.training_key(config)
-    folder = Path(directory) / f"{model_name}-s{recipe.seed}-{key[:12]}"
-    about = {
-        "checkpoint_every_steps": recipe.checkpoint_every_steps,
-        "corpus": _names_of(corpus),
-        "versions": versions(),
-    }
+    folder = Path(directory) / f"{model_name}-s{recipe.seed}-{checkpoint.training_key(config)[:12]}"
+    every = recipe.checkpoint_every_steps
+    about = {"checkpoint_every_steps": every, "corpus": _names_of(corpus), "versions": versions()}
     with checkpoint.training_folder(folder):
         checkpoint.open_folder(folder, config, about)
         if (folder / checkpoint.RESULT_FILE).exists():
@@ -99,8 +95,10 @@ def train(
         model = build(dropout=recipe.dropout, seed=recipe.seed)
         model.recompute = recipe.recompute
         with _random_state(device, recipe.seed), Interruptions(wait=True) as signals:
-            model = model.to(device)
-            return _Training(model_name, model, recipe, corpus, folder, key, config, signals, on_report, bar).run()
+            return _Training(
+                model.to(device), recipe=recipe, corpus=corpus, folder=folder, config=config, signals=signals,
+                on_report=on_report, bar=bar,
+            ).run()  # fmt: skip
 
 
 def _config(model_name: str, model: nn.Module, recipe: Recipe, corpus: Corpus, device: torch.device) -> dict:
@@ -138,96 +136,41 @@ def _random_state(device: torch.device, seed: int) -> Iterator[None]:
                 torch.set_float32_matmul_precision(products)
 
 
-class _Training:
-    """One training between its first and its last step; `save` and `restore` carry all of it."""
+class OptimizerStep:
+    """Forward, backward, clipping and AdamW of one model; with a compiled loss on CUDA one CUDA graph."""
 
-    def __init__(self, model_name, model, recipe, corpus, folder, key, config, signals, on_report, bar) -> None:
-        self.name, self.model, self.recipe, self.corpus = model_name, model, recipe, corpus
-        self.folder, self.key, self.config = folder, key, config
-        self.signals, self.on_report, self.bar = signals, on_report, bar
+    def __init__(self, model: nn.Module, recipe: Recipe, description: str) -> None:
+        """`description` names the training in errors."""
+        self.model, self.recipe, self.description = model, recipe, description
         self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = parameter_groups(model, recipe.weight_decay)
         self.learning_rate = torch.zeros((), device=self.device)  # of the next step
+        groups = parameter_groups(model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, self.learning_rate, BETAS, EPSILON, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.loss = torch.compile(model.loss) if recipe.compile else model.loss
         self.unchecked = recipe.compile
         # A GradScaler skips steps by what the host reads, so float16 is not replayed.
         replays = recipe.compile and self.device.type == "cuda" and not self.scaler.is_enabled()
-        self.update = Replayed(self.optimizer_step) if replays else self.optimizer_step
-        ids = corpus.splits["train"].ids
-        self.feed = Feed(TrainingBatches(ids, recipe.n_seq, recipe.batch_size, recipe.seed), self.device)
-        self.step = 0
-        self.training: list[tuple[int, float]] = []
-        self.validation: list[tuple[int, float]] = []
-        self.best_step, self.best_loss = 0, math.inf
-        self.speeds: list[float] = []
-        self.resumed: list[int] = []
-        self.pending: list[float] = []  # losses since the curve's last point
-        self.pending_seconds = 0.0
-        self.unread = torch.zeros(READ_EVERY_STEPS[self.device.type], 2, device=self.device)  # loss, gradient norm
-        self.num_unread = 0
-        self.earlier_seconds = 0.0
-        self.started = self.mark = time.perf_counter()
-        self.curve_every = math.ceil(recipe.steps / CURVE_POINTS)
+        self.update = Replayed(self._update) if replays else self._update
 
-    @property
-    def description(self) -> str:
-        recipe = self.recipe
-        return f"{self.name} seed {recipe.seed} lr {recipe.learning_rate:g} dropout {recipe.dropout:g}"
-
-    def run(self) -> TrainingResult:
-        """Train from wherever the state on disk stands to the end."""
-        self.restore()
-        recipe, evaluations = self.recipe, self.recipe.evaluation_steps()
-        with self.bar(self.description, recipe, self.step) as self.show:
-            try:
-                while True:
-                    evaluated = self.validation[-1][0] if self.validation else 0
-                    if self.step in evaluations and evaluated < self.tokens:
-                        self.evaluate()
-                    if self.step == recipe.steps:
-                        return self.finish()
-                    self.train_step()
-                    if self.step % recipe.checkpoint_every_steps == 0 and self.step < recipe.steps:
-                        self.save()
-                    self.signals.check()
-            except Interrupted:
-                self.save()
-                raise
-            finally:
-                self.feed.close()
-
-    @property
-    def tokens(self) -> int:
-        return self.step * self.recipe.tokens_per_step
+    def __call__(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """Train on a batch (B T); return the loss and the norm of all gradients before clipping, on the device."""
+        self.learning_rate.fill_(learning_rate)
+        return self.update(inputs, targets)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.recipe.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.recipe.precision])
 
-    def train_step(self) -> None:
-        """One step of the training; its loss stays on the device until it is read."""
-        inputs, targets = self.feed(self.step)
-        self.learning_rate.fill_(self.recipe.learning_rate_at(self.step))
-        loss, norm = self.update(inputs, targets)
-        self.unread[self.num_unread, 0] = loss
-        self.unread[self.num_unread, 1] = norm
-        self.step += 1
-        self.num_unread += 1
-        if self.num_unread == len(self.unread):
-            self.read()
-
-    def optimizer_step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward, backward, clipping, AdamW; returns the loss and the norm of all gradients before clipping."""
+    def _update(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with self.autocast():
             loss = self.loss(inputs, targets)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         if self.unchecked:
-            self.check_gradients()
+            self._check_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
         let_capture(self.optimizer)
         self.scaler.step(self.optimizer)
@@ -235,7 +178,7 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach(), norm
 
-    def check_gradients(self) -> None:
+    def _check_gradients(self) -> None:
         """Refuse a compiled loss that forgets parameters: a compiler once did, and the rest went on learning."""
         self.unchecked = False
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -246,28 +189,124 @@ class _Training:
                 "from the compiled loss; train with compile: false"
             )
 
+
+@dataclass
+class State:
+    """What a training carries from step to step beside weights, moments and random states; JSON values."""
+
+    step: int = 0
+    training: list[tuple[int, float]] = field(default_factory=list)  # (tokens seen, loss)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)  # losses since the curve's last point
+    pending_seconds: float = 0.0
+    best_step: int = 0
+    best_loss: float | None = None
+    speeds: list[float] = field(default_factory=list)  # tokens/s of each point of the curve
+    resumed: list[int] = field(default_factory=list)  # steps at which it was resumed
+    seconds: float = 0.0  # up to the last time it was saved
+    scaler: dict[str, float] = field(default_factory=dict)  # of the GradScaler
+
+    @property
+    def curves(self) -> dict[str, tuple[tuple[int, float], ...]]:
+        """Both curves as a result has them; JSON makes lists of their points."""
+        points = {"training_curve": self.training, "validation_curve": self.validation}
+        return {name: tuple(map(tuple, curve)) for name, curve in points.items()}
+
+
+class _Training:
+    """One training between its first and its last step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        recipe: Recipe,
+        corpus: Corpus,
+        folder: Path,
+        config: dict[str, object],
+        signals: Interruptions,
+        on_report: OnReport | None,
+        bar: Bar,
+    ) -> None:
+        self.model, self.recipe, self.corpus, self.folder, self.config = model, recipe, corpus, folder, config
+        self.signals, self.on_report, self.bar = signals, on_report, bar
+        self.description = (
+            f"{config['model_name']} seed {recipe.seed} lr {recipe.learning_rate:g} dropout {recipe.dropout:g}"
+        )
+        self.update = OptimizerStep(model, recipe, self.description)
+        self.device = self.update.device
+        batches = TrainingBatches(corpus.splits["train"].ids, recipe.n_seq, recipe.batch_size, recipe.seed)
+        self.feed = Feed(batches, self.device)
+        self.state = State()
+        self.unread = torch.zeros(READ_EVERY_STEPS[self.device.type], 2, device=self.device)  # loss, gradient norm
+        self.num_unread = 0
+        self.started = self.mark = time.perf_counter()
+        self.curve_every = math.ceil(recipe.steps / CURVE_POINTS)
+
+    def run(self) -> TrainingResult:
+        """Train from wherever the state on disk stands to the end."""
+        self.restore()
+        recipe, evaluations = self.recipe, self.recipe.evaluation_steps()
+        with self.bar(self.description, recipe, self.state.step) as self.show:
+            try:
+                while True:
+                    evaluated = self.state.validation[-1][0] if self.state.validation else 0
+                    if self.state.step in evaluations and evaluated < self.tokens:
+                        self.evaluate()
+                    if self.state.step == recipe.steps:
+                        return self.finish()
+                    self.train_step()
+                    if self.state.step % recipe.checkpoint_every_steps == 0 and self.state.step < recipe.steps:
+                        self.save()
+                    self.signals.check()
+            except Interrupted:
+                self.save()
+                raise
+            finally:
+                self.feed.close()
+
+    @property
+    def tokens(self) -> int:
+        return self.state.step * self.recipe.tokens_per_step
+
+    def train_step(self) -> None:
+        """One step of the training; its loss stays on the device until it is read."""
+        inputs, targets = self.feed(self.state.step)
+        loss, norm = self.update(inputs, targets, self.recipe.learning_rate_at(self.state.step))
+        self.unread[self.num_unread, 0] = loss
+        self.unread[self.num_unread, 1] = norm
+        self.state.step += 1
+        self.num_unread += 1
+        if self.num_unread == len(self.unread):
+            self.read()
+
     def read(self) -> None:
         """Bring the unread losses to the host, refuse non-finite ones, and extend the curve.
 
         With a GradScaler a non-finite gradient is normal: it skips that step and lowers its scale.
         """
         values = self.unread[: self.num_unread].tolist()
-        first, self.num_unread = self.step - self.num_unread, 0
+        first, self.num_unread = self.state.step - self.num_unread, 0
         now = time.perf_counter()
         seconds_per_step, self.mark = (now - self.mark) / max(len(values), 1), now
         for step, (loss, norm) in enumerate(values, start=first):
-            if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self.update.scaler.is_enabled()):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
                 raise self.non_finite(what, step)
-            self.pending.append(loss)
-            self.pending_seconds += seconds_per_step
-            if (step + 1) % self.curve_every == 0 or step + 1 == self.recipe.steps:
-                self.training.append(((step + 1) * self.recipe.tokens_per_step, statistics.fmean(self.pending)))
-                self.speeds.append(len(self.pending) * self.recipe.tokens_per_step / self.pending_seconds)
-                self.pending, self.pending_seconds = [], 0.0
-                self.report()
+            self.add_loss(step + 1, loss, seconds_per_step)
         if values:
             self.show(len(values), values[-1][0])
+
+    def add_loss(self, step: int, loss: float, seconds: float) -> None:
+        """Take the loss of a finished step, and give the curve a point where one is due."""
+        state, size = self.state, self.recipe.tokens_per_step
+        state.pending.append(loss)
+        state.pending_seconds += seconds
+        if step % self.curve_every == 0 or step == self.recipe.steps:
+            state.training.append((step * size, statistics.fmean(state.pending)))
+            state.speeds.append(len(state.pending) * size / state.pending_seconds)
+            state.pending, state.pending_seconds = [], 0.0
+            self.report()
 
     def non_finite(self, what: str, step: int) -> NonFiniteLossError:
         saved = (self.folder / checkpoint.STATE_FILE).exists()
@@ -279,78 +318,64 @@ class _Training:
 
     def report(self) -> None:
         if self.on_report:
-            curves = tuple(self.training), tuple(self.validation)
-            self.on_report(Report(self.description, self.step, self.recipe.steps, self.tokens, *curves))
+            step, steps = self.state.step, self.recipe.steps
+            self.on_report(Report(self.description, step, steps, self.tokens, **self.state.curves))
 
     @torch.no_grad()
     def evaluate(self) -> None:
         """Measure the whole validation split and keep the weights if they are the best so far."""
         self.read()
-        ids = self.corpus.splits["validation"].ids
+        state, ids = self.state, self.corpus.splits["validation"].ids
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()
         for inputs, targets in evaluation_batches(ids, self.recipe.n_seq, self.recipe.batch_size):
-            with self.autocast():
+            with self.update.autocast():
                 total += self.model.loss(inputs.to(self.device), targets.to(self.device), reduction="sum")
             self.signals.check()
         self.model.train()
         loss = total.item() / num_targets(ids)
         if not math.isfinite(loss):
-            raise self.non_finite(f"validation loss is {loss}", self.step - 1)
-        if loss < self.best_loss:
-            self.best_step, self.best_loss = self.step, loss
+            raise self.non_finite(f"validation loss is {loss}", state.step - 1)
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_step, state.best_loss = state.step, loss
             read = self.config["corpus"] | _names_of(self.corpus)
-            about = self.config | {"corpus": read, "step": self.step, "validation_loss_nats": loss}
+            about = self.config | {"corpus": read, "step": state.step, "validation_loss_nats": loss}
             weights.save_weights(self.best_weights, self.model, about)
-        self.validation.append((self.tokens, loss))
+        state.validation.append((self.tokens, loss))
         self.report()
         self.mark = time.perf_counter()
 
     @property
     def best_weights(self) -> Path:
-        return self.folder / f"weights-{self.best_step:07d}.safetensors"
+        return self.folder / f"weights-{self.state.best_step:07d}.safetensors"
 
     @property
     def seconds(self) -> float:
-        return self.earlier_seconds + time.perf_counter() - self.started
+        return self.state.seconds + time.perf_counter() - self.started
+
+    @property
+    def key(self) -> str:
+        return checkpoint.training_key(self.config)
 
     def save(self) -> None:
         """Write the state; everything up to here is known to be finite."""
         self.read()
-        scalars = {
-            "step": self.step,
-            "training": self.training,
-            "validation": self.validation,
-            "pending": self.pending,
-            "pending_seconds": self.pending_seconds,
-            "best_step": self.best_step,
-            "best_loss": self.best_loss if self.best_step else None,
-            "speeds": self.speeds,
-            "resumed": self.resumed,
-            "seconds": self.seconds,
-            "scaler": self.scaler.state_dict(),
-        }
-        checkpoint.save_state(self.folder, self.key, self.model, self.optimizer, scalars)
+        state = replace(self.state, seconds=self.seconds, scaler=self.update.scaler.state_dict())
+        checkpoint.save_state(self.folder, self.key, self.model, self.update.optimizer, vars(state))
         self.forget_weights(keep=self.best_weights)
         self.mark = time.perf_counter()
 
     def restore(self) -> None:
         """Continue from the state on disk, if there is one."""
         self.model.train()
-        scalars = checkpoint.load_state(self.folder, self.key, self.model, self.optimizer)
+        scalars = checkpoint.load_state(self.folder, self.key, self.model, self.update.optimizer)
         if scalars is None:
             return
-        self.step = scalars["step"]
-        self.training = [tuple(point) for point in scalars["training"]]
-        self.validation = [tuple(point) for point in scalars["validation"]]
-        self.pending, self.pending_seconds = scalars["pending"], scalars["pending_seconds"]
-        self.best_step = scalars["best_step"]
-        self.best_loss = math.inf if scalars["best_loss"] is None else scalars["best_loss"]
-        self.speeds, self.earlier_seconds = scalars["speeds"], scalars["seconds"]
-        self.resumed = [*scalars["resumed"], self.step]
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(scalars["scaler"])
-        if self.best_step and not self.best_weights.exists():
+        self.state = State(**scalars)
+        self.state.resumed.append(self.state.step)
+        if self.update.scaler.is_enabled():
+            self.update.scaler.load_state_dict(self.state.scaler)
+        if self.state.best_step and not self.best_weights.exists():
             raise weights.CheckpointError(f"{self.best_weights}: missing; remove {self.folder} to start again")
         self.forget_weights(keep=self.best_weights)
 
@@ -363,25 +388,20 @@ class _Training:
         """Name the best weights, write the result and drop the state that nobody needs any more."""
         path = self.folder / weights.MODEL_FILE
         weights.write_tensors(path, *weights.read_tensors(self.best_weights, weights.WEIGHTS_FORMAT))
-        recipe = self.recipe
+        recipe, state = self.recipe, self.state
         result = TrainingResult(
-            self.name,
-            recipe.seed,
-            recipe.learning_rate,
-            recipe.dropout,
-            recipe.precision,
-            self.best_loss,
-            self.best_step,
-            recipe.steps,
-            self.tokens,
-            tuple(self.training),
-            tuple(self.validation),
-            statistics.median(self.speeds),
-            tuple(self.speeds),
-            self.seconds,
-            path,
-            sha256_of(path),
-            tuple(self.resumed),
+            model_name=self.config["model_name"],
+            **{name: getattr(recipe, name) for name in ("seed", "learning_rate", "dropout", "precision", "steps")},
+            best_validation_loss=state.best_loss,
+            best_step=state.best_step,
+            tokens=self.tokens,
+            **state.curves,
+            tokens_per_second=statistics.median(state.speeds),
+            tokens_per_second_samples=tuple(state.speeds),
+            seconds=self.seconds,
+            weights=path,
+            weights_sha256=sha256_of(path),
+            resumed_from_steps=tuple(state.resumed),
         )
         write_result(self.folder, result)
         (self.folder / checkpoint.STATE_FILE).unlink(missing_ok=True)

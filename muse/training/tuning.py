@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch import nn
 
-from muse.data.corpora import Corpus
+from muse.data.corpus import Corpus
 from muse.params import Settings
 from muse.records.schema import Metric, Series
 
@@ -27,7 +27,10 @@ class Try:
     learning_rate: float
     dropout: float
     validation_loss: float | None
-    note: str = ""
+
+    def __str__(self) -> str:
+        ended = "diverged" if self.validation_loss is None else f"{self.validation_loss:.4f}"
+        return f"learning rate {self.learning_rate:g}, dropout {self.dropout:g}: {ended}"
 
 
 @dataclass(frozen=True)
@@ -42,37 +45,21 @@ class Trained:
 
     def metrics(self, label: str) -> list[Metric]:
         """Numbers of the first seed, the choice that was made, and the validation loss of all seeds."""
-        losses, tried = [result.best_validation_loss for result in self.results], len(self.tries) or 1
-        note = "; ".join(
-            f"learning rate {t.learning_rate:g}, dropout {t.dropout:g}: {t.note or format(t.validation_loss, '.4f')}"
-            for t in self.tries
-        )
-        first = [metric for metric in self.results[0].metrics(label) if metric.name != "validation_loss"]
+        losses = [result.best_validation_loss for result in self.results]
+        mean = Metric(name="validation_loss", model=label, value=statistics.fmean(losses), unit="nat/token",
+                      n=len(losses), samples=losses, labels=[f"seed {result.seed}" for result in self.results],
+                      note="mean over seeds of the best validation loss")  # fmt: skip
+        choice = {"model": label, "unit": "1", "n": len(self.tries) or 1, "note": "; ".join(map(str, self.tries))}
         return [
-            Metric(
-                name="validation_loss",
-                model=label,
-                value=statistics.fmean(losses),
-                unit="nat/token",
-                n=len(losses),
-                samples=losses,
-                labels=[f"seed {result.seed}" for result in self.results],
-                note="mean over seeds of the best validation loss",
-            ),
-            Metric(name="learning_rate", model=label, value=self.learning_rate, unit="1", n=tried, note=note),
-            Metric(name="dropout", model=label, value=self.dropout, unit="1", n=tried, note=note),
-            *first,
+            mean,
+            Metric(name="learning_rate", value=self.learning_rate, **choice),
+            Metric(name="dropout", value=self.dropout, **choice),
+            *(metric for metric in self.results[0].metrics(label) if metric.name != "validation_loss"),
         ]
 
     def series(self, label: str) -> list[Series]:
         """Loss curves of every seed."""
         return [series for result in self.results for series in result.series(label)]
-
-
-def best_of(tries: Sequence[Try]) -> Try | None:
-    """Return the try with the smallest validation loss, the first of equal ones; None where all diverged."""
-    finished = [t for t in tries if t.validation_loss is not None]
-    return min(finished, key=lambda t: t.validation_loss, default=None)
 
 
 @dataclass(frozen=True)
@@ -107,8 +94,8 @@ class Ended:
     def __str__(self) -> str:
         if self.result is None:
             return f"{self.error}, after {self.seconds:.0f} s"
-        found = ", found finished" if self.result.reused else ""
-        return f"validation loss {self.result.best_validation_loss:.4f} nat/token{found}, {self.seconds:.0f} s"
+        reused = ", found finished" if self.result.reused else ""
+        return f"validation loss {self.result.best_validation_loss:.4f} nat/token{reused}, {self.seconds:.0f} s"
 
 
 Outcomes = Mapping[Job, Ended]
@@ -139,20 +126,21 @@ class Plan:
     def tried(self, model_name: str, ended: Outcomes) -> tuple[Try, ...]:
         """How the tries of a model ended; every one of them must have."""
         return tuple(
-            Try(job.learning_rate, job.dropout, result and result.best_validation_loss, "" if result else "diverged")
+            Try(job.learning_rate, job.dropout, result and result.best_validation_loss)
             for job in self.tries(model_name)
             for result in (ended[job].result,)
         )
 
     def best_pair(self, model_name: str, ended: Outcomes) -> tuple[float, float] | None:
-        """The pair that trains every seed; None before every try ended, well or diverged, or if all did."""
+        """The pair that trains every seed, the first of equal ones; None before every try ended, or if all diverged."""
         tries = self.tries(model_name)
         if not tries:
             return self.pairs[0]
         outcomes = [ended.get(job) for job in tries]
         if not all(outcome and (outcome.result or outcome.diverged) for outcome in outcomes):
             return None
-        best = best_of(self.tried(model_name, ended))
+        finished = [t for t in self.tried(model_name, ended) if t.validation_loss is not None]
+        best = min(finished, key=lambda t: t.validation_loss, default=None)
         return best and (best.learning_rate, best.dropout)
 
     def trainings(self, model_name: str, ended: Outcomes) -> list[Job]:
@@ -186,21 +174,10 @@ def result_line(result: TrainingResult) -> str:
 
 def recipe_of(settings: Settings, job: Job) -> Recipe:
     """The settings' recipe with the values and the budget of a job."""
-    return Recipe(
-        train_tokens=job.tokens,
-        batch_tokens=settings.train_batch_tokens,
-        n_seq=settings.train_n_seq or settings.n_seq,
-        learning_rate=job.learning_rate,
-        dropout=job.dropout,
-        weight_decay=settings.weight_decay,
-        warmup_share=settings.warmup_share,
-        gradient_clip=settings.gradient_clip,
-        evaluations=settings.evaluations,
-        checkpoint_every_steps=settings.checkpoint_every_steps,
-        seed=job.seed,
-        compile=settings.compile,
-        recompute=settings.recompute,
-    )
+    same_name = {field.name for field in fields(Recipe)} & Settings.model_fields.keys()
+    own = {"train_tokens": job.tokens, "batch_tokens": settings.train_batch_tokens, "dropout": job.dropout,
+           "learning_rate": job.learning_rate, "n_seq": settings.train_n_seq or settings.n_seq, "seed": job.seed}
+    return Recipe(**settings.model_dump(include=same_name) | own)  # fmt: skip
 
 
 def choose_and_train(

@@ -1,12 +1,12 @@
-"""The bench: fast paths equal the naive one, a wrong one gets no speed, a missing or broken one stops no other."""
+"""The benchmark: fast paths equal the naive one, a wrong one gets no speed, a missing or broken one stops no other."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import statistics
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,17 +18,18 @@ from muse.bench import bench
 from muse.bench import paths as ways
 from muse.bench import stack as stack_bench
 from muse.bench.bench import GROUPS, measure_bench
-from muse.bench.context import BenchSizes, Context
-from muse.bench.gates import Check, check, check_gradients, gradients, relative_rms, worst_gradient
-from muse.bench.naive import NaiveStage1, PlanarStack, stir
-from muse.bench.peers import PathMissingError
-from muse.bench.race import Trial, race
-from muse.bench.training import OTHERS, race_models
+from muse.bench.context import Context
+from muse.bench.equality import Check, check, check_gradients, gradients, relative_rms, worst_gradient
+from muse.bench.libraries import PathMissingError
+from muse.bench.naive import NaiveStage1, PlanarStack, perturb
+from muse.bench.timing import Trial, compare
+from muse.bench.training import OTHERS, compare_models
 from muse.catalog import BENCH_GROUPS
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models.build import build_model
 from muse.ops import cross_entropy, planar
+from muse.params import Settings
 from muse.records.environment import utc_now
 from muse.records.schema import BenchRecord, StageRecord
 from muse.records.store import read_record
@@ -36,9 +37,9 @@ from muse.report.figures.bench import bench_figures
 from muse.report.plain import bench_tables
 
 SIZES = {"vocab_size": 53, "d_model": 6, "n_layers": 2, "n_seq": 13}
-RACED = ("forward", "training", "head", "stack")
-TINY = BenchSizes(**SIZES, n_tokens=11, forward_batches=(3,), training_batches=(2,), head_tokens=17, warmups=1,
-                  samples=3, seconds=1.0, groups=RACED)  # fmt: skip
+TIMED = ["forward", "training", "head", "stack"]
+TINY = {"throughput_n_tokens": 11, "bench_forward_batches": [3], "bench_training_batches": [2], "bench_head_tokens": 17,
+        "throughput_warmups": 1, "throughput_samples": 3, "bench_seconds": 1.0, "bench_groups": TIMED}  # fmt: skip
 CPU = torch.device("cpu")
 no_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile on a CPU needs a C++ compiler"
@@ -49,8 +50,8 @@ def build(name, use_complex32):
     return build_model(name, **SIZES, use_complex32=use_complex32)
 
 
-def tiny(**changes):
-    return measure_bench(build, replace(TINY, **changes), "cpu")
+def tiny(groups=TIMED, **options):
+    return measure_bench(build, Settings(**SIZES | TINY | {"bench_groups": list(groups)}), "cpu", **options)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def without_compiler(monkeypatch):
 
 
 def paths(result, group):
-    (found,) = [race for race in result.races if race.group.startswith(group)]
+    (found,) = [one for one in result.groups if one.group.startswith(group)]
     return {path.name: path for path in found.paths}
 
 
@@ -76,7 +77,7 @@ def paths(result, group):
     [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 3e-2, 6e-2), (torch.float16, 2e-3, 2e-2)],
 )
 def test_naive_eager_and_compiled_agree_in_forward_and_gradients(dtype, forward, gradient):
-    model = stir(build("stage1", use_complex32=False)).to(dtype)
+    model = perturb(build("stage1", use_complex32=False)).to(dtype)
     ids = torch.randint(53, (3, 12), generator=torch.Generator().manual_seed(0))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     exact = NaiveStage1(model).double()
@@ -100,14 +101,14 @@ def test_naive_eager_and_compiled_agree_in_forward_and_gradients(dtype, forward,
 
 def test_every_path_is_timed_after_its_checks(without_compiler):
     result = tiny()
-    assert [race.group for race in result.races] == ["forward_3x11", "training_2x11", "head_17", "stack_2x11"]
-    for race_ in result.races:
-        for path in race_.paths:
+    assert [group.group for group in result.groups] == ["forward_3x11", "training_2x11", "head_17", "stack_2x11"]
+    for group in result.groups:
+        for path in group.paths:
             if path.status == "timed":
                 assert path.checks, path
                 assert all(check.ok for check in path.checks), path
                 assert 2 <= len(path.seconds) <= 3
-        assert {"muse eager", race_.baseline} <= {path.name for path in race_.paths if path.status == "timed"}
+        assert {"muse eager", group.baseline} <= {path.name for path in group.paths if path.status == "timed"}
     assert {name: path.status for name, path in paths(result, "forward").items()} == {
         "muse compiled": "missing", "muse eager": "timed", "naive": "timed",
     }  # fmt: skip
@@ -175,11 +176,11 @@ def test_a_wrong_gradient_of_the_head_is_refused(monkeypatch, without_compiler):
     assert [check.ok for check in found.checks] == [True, False, False]
 
 
-def test_peers_that_are_not_installed_are_reported(monkeypatch, without_compiler):
+def test_libraries_that_are_not_installed_are_reported(monkeypatch, without_compiler):
     def absent(name, stack):
         raise PathMissingError(f"{name} is not here")
 
-    monkeypatch.setattr(stack_bench, "build_peer", absent)
+    monkeypatch.setattr(stack_bench, "build_library_stack", absent)
     result = tiny(groups=("stack",))
     found = paths(result, "stack")
     for name in ("complex64", "complextorch", "complexPyTorch"):
@@ -205,15 +206,18 @@ def test_without_cuda_models_say_so_and_memory_is_an_estimate():
     assert peaks["naive"].value > peaks["muse eager"].value > 0
 
 
-def test_other_models_race_against_gpt2(without_compiler):
-    racing = Context(build, TINY.for_device("cpu"), CPU, torch.float32, passthrough)
-    result = race_models(racing, "eager", 2)
+def context(**changes):
+    return Context(build, Settings(**SIZES | TINY | changes), CPU, torch.float32, passthrough)
+
+
+def test_other_models_are_compared_with_gpt2(without_compiler):
+    result = compare_models(context(), "eager", 2)
     assert {path.name: path.status for path in result.paths} == dict.fromkeys(OTHERS, "timed")
     shares = {m.model: m.value for m in result.metrics(1.0, 1.0) if m.name == "bench_models_eager_2x11_matrix_share"}
     times = {path.name: statistics.median(path.seconds) for path in result.paths}
     flops = {name: 3 * flops_per_token(build(name, use_complex32=False), 11) for name in OTHERS}
     assert shares == {name: pytest.approx(22 * flops[name] / times[name]) for name in OTHERS}
-    assert {path.status for path in race_models(racing, "compiled", 2).paths} == {"missing"}
+    assert {path.status for path in compare_models(context(), "compiled", 2).paths} == {"missing"}
 
 
 def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_compiler):
@@ -223,33 +227,32 @@ def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_com
 
     monkeypatch.setitem(GROUPS, "forward", broken)
     result = tiny(groups=("forward", "head"))
-    assert [race.group for race in result.races] == ["head_17"]
+    assert [group.group for group in result.groups] == ["head_17"]
     (metric,) = [metric for metric in result.metrics() if metric.name == "bench_forward_speed"]
     assert metric.note == "failed: MemoryError: too large"
 
 
 def test_every_group_is_handed_over_as_soon_as_it_is_done(without_compiler):
-    seen, sizes = [], replace(TINY, groups=("memory", "head"))
-    measure_bench(build, sizes, CPU, on_group=lambda so_far: seen.append(so_far.found))
-    assert [len(found) for found in seen] == [1, 3]
+    seen = []
+    tiny(groups=("memory", "head"), on_group=lambda so_far: seen.append(so_far.results))
+    assert [len(results) for results in seen] == [1, 3]
     assert seen[1][:1] == seen[0]
 
 
 def test_trials_of_the_stack_do_not_share_their_input(without_compiler):
-    racing = Context(build, replace(TINY, n_layers=1), CPU, torch.float32, passthrough)
-    stack = stir(PlanarStack(6, 1), 0)
+    stack = perturb(PlanarStack(6, 1), 0)
     z, g = torch.randn(2, 2, 11, 12, generator=torch.Generator().manual_seed(0))
-    want = stack_bench.stack_reference(stack, z, g)
-    for module in (stack, stack_bench.like(stack)):
-        checks = stack_bench.stack_trial(racing, z, g, want, module, None).check()
+    inputs = stack_bench.Inputs.of(stack, z, g)
+    for module in (stack, copy.deepcopy(stack)):
+        checks = stack_bench.stack_trial(context(n_layers=1), inputs, module, None).check()
         assert all(check.ok for check in checks), checks
         assert not z.requires_grad
 
 
-def raced(candidates, **changes):
+def compared(candidates, **changes):
     work = {"baseline": "good", "tokens_per_call": 4, "device": CPU, "flops_per_token": 1.0, "least_bytes": 8,
             "warmups": 0, "samples": 4, "limit_seconds": 9.0} | changes  # fmt: skip
-    return {path.name: path for path in race("toy", candidates, **work).paths}
+    return {path.name: path for path in compare("toy", candidates, **work).paths}
 
 
 def good(call=lambda: None):
@@ -266,7 +269,7 @@ def test_one_path_that_raises_stops_no_other():
     def breaks_at_once():
         raise RuntimeError("\n cannot compile\nmore")
 
-    found = raced({"later": partial(good, breaks_later), "once": breaks_at_once, "good": good})
+    found = compared({"later": partial(good, breaks_later), "once": breaks_at_once, "good": good})
     assert (found["later"].status, found["later"].note) == ("failed", "RuntimeError: CUDA out of memory.")
     assert found["later"].seconds == ()
     assert (found["once"].status, found["once"].note) == ("failed", "RuntimeError: cannot compile")
@@ -274,7 +277,7 @@ def test_one_path_that_raises_stops_no_other():
 
 
 def test_a_path_without_checks_or_with_nan_is_not_timed():
-    found = raced({
+    found = compared({
         "none": lambda: Trial(lambda: None, list),
         "nan": lambda: Trial(lambda: None, lambda: [check("forward", float("nan"), torch.float32)]),
         "good": good,
@@ -289,7 +292,7 @@ def test_an_interruption_is_no_failure_of_a_path():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        raced({"good": partial(good, interrupted)})
+        compared({"good": partial(good, interrupted)})
 
 
 def test_errors_are_relative_and_the_worst_gradient_counts():
@@ -308,7 +311,7 @@ def test_errors_are_relative_and_the_worst_gradient_counts():
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_each_race_has_a_figure_that_names_every_path(language, without_compiler):
+def test_each_group_has_a_figure_that_names_every_path(language, without_compiler):
     metrics = tiny(groups=("head", "models")).metrics()
     now = utc_now()
     record = StageRecord(stage="bench", started_utc=now, finished_utc=now, scale="published", metrics=metrics)
@@ -352,5 +355,5 @@ def test_bad_parameters_give_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_every_group_of_the_catalog_can_be_raced():
+def test_every_group_of_the_catalog_is_there():
     assert set(GROUPS) == set(BENCH_GROUPS)

@@ -1,4 +1,4 @@
-"""The naive reference computes what an independent complex128 version computes; peers compute the same as it does."""
+"""The naive reference computes what an independent complex128 version does, and so do other libraries."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import reference
 import torch
 
-from muse.bench.gates import gradients, worst_gradient
-from muse.bench.naive import NaiveStack, NaiveStage1, PlanarStack, stir
-from muse.bench.peers import PEERS, PathMissingError, build_peer
+from muse.bench.equality import gradients, worst_gradient
+from muse.bench.libraries import STACKS, PathMissingError, build_library_stack
+from muse.bench.naive import NaiveStack, NaiveStage1, PlanarStack, perturb
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 from muse.ops import planar
 
@@ -18,7 +18,7 @@ SIZES = {"vocab_size": 37, "d_model": 10, "n_layers": 3, "n_seq": 11}
 
 
 def stage1(**changes):
-    return stir(Phase3Stage1Model(Phase3Stage1Config(**SIZES | {"use_complex32": False} | changes)))
+    return perturb(Phase3Stage1Model(Phase3Stage1Config(**SIZES | {"use_complex32": False} | changes)))
 
 
 def batch(shape=(3, 7), vocab_size=37):
@@ -69,14 +69,14 @@ def test_naive_is_the_model_without_a_memory():
         NaiveStage1(model)
 
 
-def test_stirring_moves_every_vector_and_no_matrix():
-    before, after = PlanarStack(6, 2), stir(PlanarStack(6, 2))
+def test_perturbing_moves_every_vector_and_no_matrix():
+    before, after = PlanarStack(6, 2), perturb(PlanarStack(6, 2))
     for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
         assert bool((a != b).all()) if a.ndim == 1 else torch.equal(a, b), name
 
 
 def stacks(channels=10, n_layers=3):
-    stack = stir(PlanarStack(channels, n_layers))
+    stack = perturb(PlanarStack(channels, n_layers))
     generator = torch.Generator().manual_seed(2)
     z, g = (torch.randn(2, 5, 2 * channels, generator=generator) for _ in range(2))
     naive, leaf = NaiveStack(stack).double(), z.double().requires_grad_()
@@ -94,30 +94,30 @@ def test_planar_stack_is_the_naive_one():
     assert worst_gradient({"z": leaf.grad, **gradients(stack)}, grads) < 1e-5
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_peers_compute_the_same_function_and_gradients(name):
+@pytest.mark.parametrize("name", STACKS)
+def test_libraries_compute_the_same_function_and_gradients(name):
     stack, z, g, want, grads = stacks()
     try:
-        peer = build_peer(name, stack)
+        other = build_library_stack(name, stack)
     except PathMissingError as error:
         pytest.skip(str(error))
     leaf = planar.to_complex(z).requires_grad_()
-    out = peer(leaf)
+    out = other(leaf)
     out.backward(planar.to_complex(g))
     assert reference.rms_error(planar.from_complex(out), want) < 1e-6
-    assert worst_gradient({"z": planar.from_complex(leaf.grad)} | peer.gradients(), grads) < 1e-5
+    assert worst_gradient({"z": planar.from_complex(leaf.grad)} | other.gradients(), grads) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["complextorch", "complexPyTorch"])
-def test_a_peer_that_is_not_installed_says_how_to_get_it(name, monkeypatch):
+def test_a_library_that_is_not_installed_says_how_to_get_it(name, monkeypatch):
     def refuse(module):
         raise ImportError(f"No module named {module!r}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(PathMissingError, match=r"not installed: pip install muse-workbook\[peers\]"):
-        build_peer(name, PlanarStack(4, 1))
+        build_library_stack(name, PlanarStack(4, 1))
 
 
-def test_an_unknown_peer_is_an_error():
+def test_an_unknown_library_is_an_error():
     with pytest.raises(ValueError, match="got 'numpy', expected one of complex64"):
-        build_peer("numpy", PlanarStack(4, 1))
+        build_library_stack("numpy", PlanarStack(4, 1))

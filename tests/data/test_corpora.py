@@ -17,7 +17,7 @@ import torch
 
 import muse.data.tokenizers
 from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
-from muse.data.corpora import evaluation_windows, load_corpus
+from muse.data.corpora import load_corpus, text_of
 from muse.data.grammar import Grammar
 from muse.data.tokenizers import tokenize_dataset, word_tokenizer
 
@@ -92,6 +92,36 @@ def test_documents_are_paragraphs_elsewhere(tmp_path, bpe_folder):
     assert split.num_words == 8 + 6
 
 
+@pytest.mark.parametrize(("content", "text"), [
+    (" \n = Title = \n \n A <unk> here . \n" * 60, "wikitext-2-v1"),
+    (" \n = Title = \n \n A rare one . \n" * 60, "wikitext-2-raw-v1"),
+    (" \n = Title = \n \n A <unk> here . \n" * 59, "another text with <unk>"),
+    (" \n A rare one . \n" * 60, "another text"),
+])  # fmt: skip
+def test_a_folders_text_is_told_by_what_it_holds(tmp_path, content, text):
+    """By the articles of each split that was read, whatever the folder's name."""
+    folder = write_corpus(tmp_path / "wikitext-2-v1", content)
+    assert text_of({"test": content.splitlines(keepends=True)}) == text
+    train = content * 10 if "= Title =" in content else content  # 600 articles
+    (folder / "train.txt").write_text(train)
+    assert load_corpus(str(folder), "corpus").text == text
+    (folder / "train.txt").write_text(content)
+    assert load_corpus(str(folder), "corpus").text.startswith("another text")
+
+
+def test_pieces_inside_an_unk_are_found_by_the_tokenizer(tmp_path, bpe_folder):
+    """After a space, which is the first piece here, and at the start of a line; a word that is one token has none."""
+    folder = write_corpus(tmp_path / "unk", "<unk> a < unk >\n b <unk> <unk> \n")
+    split = load_corpus(str(folder), str(bpe_folder), splits=("test",)).splits["test"]
+    decode = load_corpus(str(folder), str(bpe_folder), splits=("test",)).decode
+    left = decode(split.ids[~split.inside_unk].tolist())
+    assert left == "< a < unk >\n b   \n"
+    assert split.inside_unk.shape == split.ids.shape
+    assert load_corpus(str(folder), "corpus", splits=("test",)).splits["test"].inside_unk is None
+    raw = write_corpus(tmp_path / "raw", "a < unk > b\n")
+    assert load_corpus(str(raw), str(bpe_folder), splits=("test",)).splits["test"].inside_unk is None
+
+
 def test_word_level_vocabulary_is_the_training_split(tmp_path):
     folder = write_corpus(tmp_path / "words", "b a\na <unk>\n")
     (folder / "test.txt").write_text("a new b")
@@ -156,7 +186,10 @@ def test_grouping_drops_every_original_column(bpe_folder):
     assert lengths.tolist() == [len(row) for row in rows]
 
 
-def test_wikitext_through_the_datasets_library(articles, bpe_folder, monkeypatch):
+@pytest.mark.parametrize(("name", "text"), [
+    ("wikitext-2", "wikitext-2-raw-v1"), ("wikitext-2-raw-v1", "wikitext-2-raw-v1"), ("wikitext-2-v1", "wikitext-2-v1"),
+])  # fmt: skip
+def test_wikitext_through_the_datasets_library(articles, bpe_folder, monkeypatch, name, text):
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -168,12 +201,13 @@ def test_wikitext_through_the_datasets_library(articles, bpe_folder, monkeypatch
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     datasets.enable_progress_bars()
     before = datasets.config.HF_HUB_OFFLINE, False
-    corpus = load_corpus("wikitext-2", str(bpe_folder))
-    assert asked == [(("Salesforce/wikitext", "wikitext-2-raw-v1"), True, True)]  # the cache first
+    corpus = load_corpus(name, str(bpe_folder))
+    assert asked == [(("Salesforce/wikitext", text), True, True)]  # the cache first
+    assert (corpus.name, corpus.text) == (name, text)
     assert (datasets.config.HF_HUB_OFFLINE, datasets.are_progress_bars_disabled()) == before
     local = load_corpus(str(articles), str(bpe_folder))
     assert [split.sha256 for split in corpus.splits.values()] == [split.sha256 for split in local.splits.values()]
-    assert corpus.files[0].path == "Salesforce/wikitext/wikitext-2-raw-v1/train"
+    assert corpus.files[0].path == f"Salesforce/wikitext/{text}/train"
     assert corpus.files[0].sha256 == local.files[0].sha256
 
 
@@ -260,6 +294,12 @@ def test_synthetic_splits_score_as_the_exact_entropies_predict():
         assert bigram[ids[:-1], ids[1:]].mean() == pytest.approx(grammar.bigram_entropy_nats(), abs=0.002)
 
 
+def evaluation_windows(ids: torch.Tensor, n_seq: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(inputs, targets), both (T,), without overlap; T is n_seq but for a shorter tail that is kept."""
+    windows = [ids[start : start + n_seq + 1] for start in range(0, len(ids) - 1, n_seq)]
+    return [(window[:-1], window[1:]) for window in windows]
+
+
 @pytest.mark.parametrize(("num_tokens", "n_seq"), [(2, 1), (2, 7), (29, 7), (30, 7), (31, 7), (8, 7), (5, 100)])
 def test_evaluation_sees_every_target_once(num_tokens, n_seq):
     ids = torch.arange(100, 100 + num_tokens, dtype=torch.int32)
@@ -274,7 +314,7 @@ def test_evaluation_sees_every_target_once(num_tokens, n_seq):
         assert [row.tolist() for row, _ in rows] == [window.tolist() for window in inputs]
         assert [target.tolist() for _, target in rows] == [window.tolist() for window in targets]
         assert all(len(pair[0]) <= batch_size and pair[0].dtype == pair[1].dtype == torch.int64 for pair in batches)
-        assert len(batches) <= -(-(num_targets(ids) // n_seq) // batch_size) + 1
+        assert len(batches) <= -(-((num_tokens - 1) // n_seq) // batch_size) + 1
 
 
 def test_max_batches_stops_early():
@@ -376,7 +416,7 @@ def test_users_errors_are_named(articles, tmp_path, bpe_folder):
         with pytest.raises(ValueError, match=message):
             load_corpus(str(corpus), str(tokenizer), **more)
 
-    fails("corpus must be 'synthetic', 'wikitext-2' or an existing folder, got 'wikitext2'", "wikitext2")
+    fails("corpus must be synthetic, wikitext-2, .* or an existing folder, got 'wikitext2'", "wikitext2")
     fails("tokenizer must be 'corpus', got 'gpt2'", "synthetic", "gpt2")
     fails(
         "tokenizer must be 'gpt2', 'corpus' or a folder .* got 'gpt-2': no vocab.json and no merges.txt",
@@ -402,8 +442,6 @@ def test_users_errors_are_named(articles, tmp_path, bpe_folder):
             TrainingBatches(ids, **{"n_seq": 4, "batch_size": 2, "seed": 0} | wrong)
         with pytest.raises(ValueError, match="must be at least 1"):
             list(evaluation_batches(ids, **{"n_seq": 4, "batch_size": 2} | wrong))
-    with pytest.raises(ValueError, match="n_seq must be at least 1"):
-        list(evaluation_windows(ids, 0))
     with pytest.raises(ValueError, match="more than n_seq = 10 tokens, got 10"):
         TrainingBatches(ids, 10, 1, seed=0)
 
@@ -445,6 +483,9 @@ class TestRealWikitext:
         assert [len(split.document_starts) for split in corpus.splits.values()] == [600, 60, 60]
         test = corpus.splits["test"]
         assert num_targets(test.ids) == 295_876
+        inside = [int(split.inside_unk.sum()) for split in corpus.splits.values()]
+        assert inside == [2 * 54_625, 2 * 11_718, 2 * 15_218]  # a tenth of the targets of the test split
+        assert corpus.text == "wikitext-2-v1"
         text = (self.data / "wikitext-2-v1" / "test.txt").read_bytes()
         assert corpus.decode(test.ids.tolist()).encode() == text
         assert test.num_bytes == len(text)

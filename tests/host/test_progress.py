@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
 
 from muse.host import progress
-from muse.host.progress import StageLines, StepClock, duration, read_progress, track
+from muse.host.progress import StageLines, duration, read_progress, track
 
 
 class Terminal(io.StringIO):
@@ -99,17 +98,6 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_step_clock_uses_the_rate_since_it_first_looked():
-    clock = StepClock()
-    assert clock.remaining_seconds("a", 10, 100, now=0.0) is None
-    assert clock.remaining_seconds("a", 20, 100, now=5.0) == pytest.approx(40.0)
-    assert clock.remaining_seconds("a", 20, None, now=6.0) is None
-    assert clock.remaining_seconds("b", 20, 100, now=7.0) is None, "another step starts afresh"
-    assert clock.remaining_seconds("b", 30, 100, now=8.0) == pytest.approx(7.0)
-    assert clock.remaining_seconds("b", 1, 100, now=9.0) is None, "and so does a repeated one"
-    assert clock.remaining_seconds("b", 2, 100, now=10.0) == pytest.approx(98.0)
-
-
 def lines(tmp_path, stream, previous=None):
     return StageLines(["first", "second", "report"], previous or {}, tmp_path / "progress.json", stream)
 
@@ -142,34 +130,46 @@ def test_a_terminal_gets_one_live_line(tmp_path):
     found.tick()
     live = stream.getvalue()
     assert "\n" not in live
-    assert "[1/3] first ... seed 0 3/9" in live
+    assert "[1/3] first ... seed 0:  33%" in live
+    assert " 3/9 [" in live
     found.end("ok")
     assert stream.getvalue().count("\n") == 1
     assert "first ... ok" in stream.getvalue()
 
 
-def test_the_live_line_tells_what_is_left(tmp_path):
-    found = lines(tmp_path, io.StringIO(), {"first": 10.0, "second": 20.0, "report": 5.0})
+def test_the_live_line_tells_what_the_step_and_the_run_still_need(tmp_path, monkeypatch):
+    clock, stream = [1000.0], Terminal()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    found = lines(tmp_path, stream, {"first": 10.0, "second": 20.0, "report": 5.0})
+    found.progress_file.write_text(json.dumps({"step": "of the stage before", "done": 1, "total": 2}))
     found.start("second")
-    found.progress_file.write_text(json.dumps({"step": "seed 0", "done": 0, "total": 10}))
-    found.describe(found.started)
-    found.progress_file.write_text(json.dumps({"step": "seed 0", "done": 4, "total": 10}))
-    line = found.describe(found.started + 8)
-    assert line == "[2/3] second ... seed 0 4/10, elapsed 8.0 s, step 12.0 s left, run about 17.0 s left"
-    assert "run about 5.0 s left" in found.describe(found.started + 100), "a stage that takes longer than last time"
+
+    def line(step: str, done: int, seconds: float) -> str:
+        clock[0] += seconds
+        found.progress_file.write_text(json.dumps({"step": step, "done": done, "total": 100}))
+        found.tick()
+        return stream.getvalue().split("\r")[-1].strip()
+
+    line("seed 0", 10, 0)
+    assert line("seed 0", 20, 5).startswith("[2/3] second ... seed 0:  20%|")
+    assert "20/100 [00:05<00:40" in stream.getvalue(), "the rate since it was first seen"
+    assert "20/100 [00:00<?" in line("seed 1", 20, 1), "another step starts afresh"
+    assert "30/100 [00:01<00:07" in line("seed 1", 30, 1)
+    assert "1/100 [00:00<?" in line("seed 1", 1, 1), "and so does a repeated one"
+    assert "2/100 [00:01<01:38" in line("seed 1", 2, 1)
+    assert "run about 16.0 s left" in line("seed 1", 2, 0)
+    assert "run about 5.0 s left" in line("seed 1", 2, 100), "a stage that takes longer than last time"
+    assert "before" not in stream.getvalue()
+    found.end("ok")
 
 
 def test_the_remaining_time_of_the_run_is_unknown_without_a_previous_one(tmp_path):
-    found = lines(tmp_path, io.StringIO(), {"second": 20.0})
+    stream = Terminal()
+    found = lines(tmp_path, stream, {"second": 20.0})
     found.start("first")
-    assert "time left unknown" in found.describe(time.monotonic())
-
-
-def test_a_stage_does_not_show_the_step_of_the_stage_before(tmp_path):
-    found = lines(tmp_path, io.StringIO())
-    found.progress_file.write_text(json.dumps({"step": "old", "done": 1, "total": 2}))
-    found.start("first")
-    assert "old" not in found.describe(time.monotonic())
+    assert "time left unknown" in stream.getvalue()
+    found.end("ok")
 
 
 def test_a_growing_text_is_printed_once_each_letter(capsys):

@@ -92,3 +92,20 @@ def test_ratios_to_a_baseline_keep_the_weaker_basis_and_skip_what_is_missing():
     assert ratio.basis == "estimate"
     assert ratio_metrics(found, "absent") == []
     assert ratio_metrics([metric("stage1", 1.0), metric("phase2", 0.0)], "phase2") == []
+
+
+def test_perplexities_without_unk_have_seeds_and_ratios_of_their_own():
+    def both(every, others):
+        return dataclasses.replace(result(every), without_unk=result(others, TARGETS - 10))
+
+    ours = {0: both([1, 1, 1, 1], [2, 2, 2, 2]), 1: both([1, 1, 1, 1], [3, 3, 3, 3])}
+    theirs = {0: both([1, 1, 1, 1], [1, 1, 1, 1])}
+    metric = found(seed_metrics("stage1", ours), "perplexity_without_unk")
+    assert metric.value == pytest.approx((math.e**2 + math.e**3) / 2)
+    assert metric.interval == pytest.approx((math.e**2, math.e**3))
+    assert (metric.n, metric.labels) == (660, ["seed 0", "seed 1"])
+    assert "40 targets left out" in metric.note
+    plain, without = compare(ours, theirs, "phase2").metrics("stage1")
+    assert (plain.name, plain.value) == ("perplexity_ratio_to_phase2", pytest.approx(1))
+    assert (without.name, without.samples) == ("perplexity_without_unk_ratio_to_phase2", [pytest.approx(math.e)])
+    assert without.value == pytest.approx((math.e + math.e**2) / 2)

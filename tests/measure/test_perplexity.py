@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from measure_toys import Causal, Fixed, Toy
 
-from muse.data.corpora import TokenSplit
+from muse.data.corpus import TokenSplit
 from muse.measure.bootstrap import loss_interval
 from muse.measure.perplexity import NonFiniteBatchError, measure_perplexity
 
@@ -134,3 +135,34 @@ def test_bootstrap_weighs_documents_by_their_targets():
 def test_a_split_without_targets_is_an_error():
     with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
         measure_perplexity(Toy(), split_of([1]), n_seq=4, batch_size=1)
+
+
+@pytest.mark.parametrize("max_batches", [None, 3])
+def test_without_unk_only_the_other_targets_count(max_batches):
+    """Documents and numbers of targets by hand: pieces 3 to 5 and 21 of 38 tokens lie inside an <unk>."""
+    ids = torch.randint(8, (38,), generator=torch.Generator().manual_seed(1)).tolist()
+    inside = torch.zeros(38, dtype=torch.bool)
+    inside[[3, 4, 5, 21]] = True
+    model, whole = Toy(), split_of(ids, (0, 5, 20))
+    marked = replace(whole, inside_unk=inside)
+    result = measure_perplexity(model, marked, n_seq=4, batch_size=2, max_batches=max_batches)
+    logits = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)
+    losses = -logits[torch.arange(37), torch.tensor(ids[1:])].detach().numpy()[: result.num_targets]
+    others = ~inside[1 : result.num_targets + 1].numpy()
+    found = by_name(result)["perplexity_without_unk"]
+    assert found.value == pytest.approx(math.exp(losses[others].mean()), rel=1e-6)
+    assert (found.n, found.unit) == (others.sum(), "per token")
+    assert found.interval[0] < found.value < found.interval[1]
+    assert found.note.startswith("4 targets left out: second and later pieces of <unk>; test split")
+    assert ("first 20 of 33 targets only" in found.note) == (max_batches is not None)
+    unmarked = measure_perplexity(model, whole, n_seq=4, batch_size=2, max_batches=max_batches)
+    assert by_name(result)["perplexity"] == by_name(unmarked)["perplexity"]
+    assert result.without_unk.document_targets.tolist() == [2, 14, 17] if max_batches is None else [2, 14, 4]
+
+
+def test_without_unk_is_not_told_where_no_target_is_left_out():
+    early = replace(split_of([1, 2] * 20), inside_unk=torch.arange(40) == 39)
+    assert "perplexity_without_unk" in by_name(measure_perplexity(Toy(), early, n_seq=4, batch_size=2))
+    for split, batches in ((early, 3), (split_of([1, 2] * 20), None)):
+        result = measure_perplexity(Toy(), split, n_seq=4, batch_size=2, max_batches=batches)
+        assert "perplexity_without_unk" not in by_name(result)

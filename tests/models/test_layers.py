@@ -6,7 +6,7 @@ import math
 import pytest
 import reference
 import torch
-from devices import DEVICE, INTERPRETED, needs_kernels
+from devices import DEVICE, INTERPRETED, interpret, needs_kernels
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -297,9 +297,7 @@ BOUNDS = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """The interpreter gets what is on a CPU, but float64, as on CUDA."""
-    if INTERPRETED:
-        monkeypatch.setattr(norms, "_has_kernel", lambda z: z.dtype != torch.float64)
+    interpret(monkeypatch)
 
 
 def stream_and_update(rows, channels, z_dtype, h_dtype):

@@ -13,7 +13,7 @@ from muse.models.memory_block import RMSNorm
 from muse.models.memory_options import MemoryOptions
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 from muse.ops import planar
-from muse.ops.linear_attention import turn
+from muse.ops.linear_attention import rotate
 
 PUBLISHED_PARAMETERS = 80_937_553
 REAL = {"numbers": "real", "imaginary_scores": False}
@@ -158,9 +158,9 @@ def test_what_is_equivariant_turns_with_the_phase():
     z = torch.randn(2, 11, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     angle = torch.tensor(0.9, dtype=torch.float64)
     for module in (*model.blocks, model.blocks[0].memory_norm, model.norm):
-        assert reference.rms_error(module(turn(z, angle)), turn(module(z), angle)) < 1e-12
+        assert reference.rms_error(module(rotate(z, angle)), rotate(module(z), angle)) < 1e-12
     gated = randomised(tiny()).double().blocks[0]
-    assert reference.rms_error(gated(turn(z, angle)), turn(gated(z), angle)) > 1e-3
+    assert reference.rms_error(gated(rotate(z, angle)), rotate(gated(z), angle)) > 1e-3
     assert RMSNorm(3, 1)  # the real norm has a gain per plane and need not commute
 
 

@@ -5,7 +5,7 @@ import reference
 import reference_memory
 import torch
 
-from muse.ops.linear_attention import doubled, memory_chunked, memory_step, times_i, turn, zero_state
+from muse.ops.linear_attention import doubled, memory_chunked, memory_step, rotate, times_i
 
 
 def drawn(length, batch=2, heads=3, width=5, seed=0, dtype=torch.float64):
@@ -23,7 +23,7 @@ def drawn(length, batch=2, heads=3, width=5, seed=0, dtype=torch.float64):
 
 def chunked(q, k, v, gamma, theta, imaginary_scores=True, chunk_tokens=64):
     angle = theta.cumsum(2)
-    return memory_chunked(turn(q, angle), turn(k, angle), v, -gamma, imaginary_scores, chunk_tokens)
+    return memory_chunked(rotate(q, angle), rotate(k, angle), v, -gamma, imaginary_scores, chunk_tokens)
 
 
 def naive(q, k, v, gamma, theta, imaginary_scores=True):
@@ -49,8 +49,8 @@ def test_steps_are_the_chunked_form_and_leave_its_state(length, chunk_tokens, im
     q, k, v, gamma, theta = drawn(length)
     want, final = chunked(q, k, v, gamma, theta, imaginary_scores, chunk_tokens)
     angle = theta.cumsum(2)
-    q, k = turn(q, angle), turn(k, angle)
-    state, out = zero_state(2, 3, 10, imaginary_scores, q), []
+    q, k = rotate(q, angle), rotate(k, angle)
+    state, out = torch.zeros(2, 3, 5 if imaginary_scores else 10, 10, dtype=q.dtype), []
     for t in range(length):
         state, y = memory_step(state, q[:, :, t], k[:, :, t], v[:, :, t], -gamma[:, :, t], imaginary_scores)
         out.append(y)
@@ -73,7 +73,7 @@ def test_planar_arithmetic():
     c = reference.native(z)
     assert torch.equal(times_i(z), reference.planes(1j * c))
     assert torch.equal(doubled(z), torch.cat([z, times_i(z)]))
-    assert reference.rms_error(turn(z, angle), reference.planes(torch.exp(1j * angle) * c)) < 1e-15
+    assert reference.rms_error(rotate(z, angle), reference.planes(torch.exp(1j * angle) * c)) < 1e-15
 
 
 def test_phases_of_queries_keys_and_values_pass_through():
@@ -83,7 +83,7 @@ def test_phases_of_queries_keys_and_values_pass_through():
     a, b, c = (torch.tensor(x, dtype=torch.float64) for x in (0.7, -1.1, 2.3))
     assert (
         reference.rms_error(
-            chunked(turn(q, a), turn(k, b), turn(v, c), gamma, theta, chunk_tokens=4)[0], turn(y, a - b + c)
+            chunked(rotate(q, a), rotate(k, b), rotate(v, c), gamma, theta, chunk_tokens=4)[0], rotate(y, a - b + c)
         )
         < 1e-12
     )

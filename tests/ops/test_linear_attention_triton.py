@@ -10,7 +10,7 @@ import torch
 from devices import CUDA, DEVICE, INTERPRETED, needs_cuda, needs_kernels
 
 from muse.models import hebbian
-from muse.ops import linear_attention
+from muse.ops import linear_attention, planar
 
 kernels = linear_attention.linear_attention_triton
 needs_kernels = needs_kernels(kernels)
@@ -42,7 +42,8 @@ def drawn(tokens, width, dtype, decay=0.3, batch=1 if INTERPRETED else 2, heads=
 
 
 def steps(q, k, v, log_decay, imaginary_scores):
-    state, out = linear_attention.zero_state(*q.shape[:2], q.shape[-1], imaginary_scores, q), []
+    rows, width = q.shape[-1] // (1 + imaginary_scores), q.shape[-1]
+    state, out = q.new_zeros(*q.shape[:2], rows, width, dtype=planar.accumulate_dtype(q.dtype)), []
     for t in range(q.shape[2]):
         given = (x[:, :, t] for x in (q, k, v, log_decay))
         state, y = linear_attention.memory_step(state, *given, imaginary_scores)
@@ -151,8 +152,8 @@ def test_cuda_kernels_take_any_strides():
 @needs_kernels
 def test_cuda_operators_are_well_formed():
     inputs = drawn(20, 32, torch.float32)
-    torch.library.opcheck(kernels.remembered, (*inputs, True))
-    torch.library.opcheck(kernels.remembered, (*drawn(20, 16, torch.float32), False))
+    torch.library.opcheck(kernels.remembered.op, (*inputs, True))
+    torch.library.opcheck(kernels.remembered.op, (*drawn(20, 16, torch.float32), False))
 
 
 def test_kernels_are_for_cuda_tensors_of_their_widths():

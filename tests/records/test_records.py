@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from muse.host.files import write_atomic
+from muse.records import earlier
 from muse.records.criteria import CRITERIA
 from muse.records.environment import git_state, hardware, utc_now, versions
 from muse.records.schema import Criterion, Metric, Report, RunInfo, Series, StageRecord, Summary
@@ -193,6 +194,14 @@ def test_a_record_of_before_gets_the_fields_that_were_sentences_then(tmp_path):
     assert [m.reason for m in record.metrics] == ["", "", "missing: no such module", ""]
     assert record.metrics[3].layers == [0, 12]
     assert [(s.model, s.seed, s.layer) for s in record.series] == [("stage1", 3, None), ("stage1", None, 4)]
+
+
+def test_a_record_of_before_gets_the_text_that_its_files_belong_to(tmp_path):
+    """By content, whatever the folder's name; a text that is said stays."""
+    files = [{"path": "x/test.txt", "sha256": sha256, "num_bytes": 1} for sha256 in ("0" * 64, *earlier.TEXTS)]
+    assert read_back(tmp_path, StageRecord, OLD_STAGE | {"inputs": files}).text == "wikitext-2-v1"
+    assert read_back(tmp_path, StageRecord, OLD_STAGE | {"inputs": files[:1]}).text == ""
+    assert read_back(tmp_path, StageRecord, OLD_STAGE | {"inputs": files, "text": "synthetic"}).text == "synthetic"
 
 
 def test_sentences_of_todays_records_mean_nothing():

@@ -28,8 +28,8 @@ def test_every_stage_can_answer_from_metrics_that_have_names_in_words(name, lang
 def test_a_sentence_is_left_out_where_a_number_is_missing_or_has_no_value():
     values = {"phase2": 50.0, "gpt2": None}
     metrics = [Metric(name="perplexity", model=name, value=value, unit="per token") for name, value in values.items()]
-    assert answers.of_stage(stage("perplexity", metrics=metrics)) == [
-        "Phase 2: perplexity 50 per token on the test split."
+    assert answers.of_stage(stage("perplexity", metrics=metrics, text="wikitext-2-v1")) == [
+        "Phase 2: perplexity 50 per token on the test split of wikitext-2-v1."
     ]
 
 

@@ -12,11 +12,11 @@ from companion_builders import PARAMS, beside, make_report, metric, peaks, perpl
 
 from muse.params import ParamsError
 from muse.records.scale import reductions_of
-from muse.records.schema import Report
+from muse.records.schema import Report, Series
 from muse.records.store import read_record, write_record
 from muse.report import check, companion_tables, companions
 from muse.report.assemble import companions_of
-from muse.report.companions import Companion, kind
+from muse.report.companions import Companion, in_bins, kind
 from muse.report.figures import companions as companion_figures
 from muse.report.texts import LANGUAGES, texts
 from muse.runner.run import render
@@ -166,6 +166,17 @@ def test_every_figure_has_a_caption_an_alternative_and_no_open_field(language):
 
 
 # --- tables
+
+
+def test_captions_of_perplexities_name_the_texts_that_were_read():
+    def named(report, text):
+        read = [s.model_copy(update={"text": text if s.stage == "perplexity" else ""}) for s in report.stages]
+        return report.model_copy(update={"stages": read})
+
+    found = companion_figures.of_companions(named(MAIN, "one"), beside(named(CHANGES, "two"), named(LONGER, "one")))
+    endings = [figure.layout.meta["caption"].split(" Text: ")[1:] for figure in found]
+    assert endings == [["two."], ["one."], []]
+
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -333,6 +344,8 @@ def test_the_command_line_hands_companions_over(tmp_path, monkeypatch):
     assert [str(path) for path in first[1]["companions"]] == ["b", "c"]
     assert first[0][1] == "ja"
     assert second[1]["companions"] == []
+    assert cli.main(["report", "a", "--shared-script"]) == 0
+    assert [options["shared_script"] for _, options in calls] == [False, False, True]
 
 
 # --- the page
@@ -356,6 +369,24 @@ def test_the_report_shows_companions_after_its_results(home, monkeypatch, langua
         link["href"] for link in main.select("ul.muse a")
     }
     assert read_record(Report, home / "main" / "report.json").run.profile == "gpu"
+
+
+def test_a_copy_has_losses_by_position_in_bins(home, books):
+    """8,192 positions in 256 runs of 32; the report of the other run stays as it is."""
+    curve = {"name": "loss_by_position", "model": "phase2", "x_name": "position", "y_name": "loss"}
+    x = list(range(8192))
+    long = Series(x=x, y=[9 - i / 1000 for i in x], **curve)
+    kept = long.model_copy(update={"name": "validation_loss"})
+    stages = [stage.model_copy(update={"series": [long, kept]}) for stage in LONGER.stages]
+    write_run(home / "longer", LONGER.model_copy(update={"stages": stages}))
+    render(home / "main", "en", companions=[home / "longer"], notebooks=books, export=fake_export)
+    (companion,) = companions_of(home / "main")
+    binned, other = companion.report.stages[0].series
+    assert (len(binned.x), binned.x[:2]) == (256, [15.5, 47.5])
+    assert binned.y == pytest.approx([9 - at / 1000 for at in binned.x])
+    assert other == kept
+    assert read_record(Report, home / "longer" / "report.json").stages[0].series[0] == long
+    assert in_bins([1.0, 2.0, 6.0], 2) == [1.5, 6.0]
 
 
 def test_the_copied_report_is_strict_json(home, books):

@@ -10,7 +10,7 @@ from companion_builders import beside, make_report
 
 from muse.report import companion_tables, figures
 from muse.report import page as report
-from muse.report.figures.style import MOST_DECIMALS, alike, decimals, with_interval
+from muse.report.numbers import MOST_DECIMALS, alike, decimals, with_interval
 
 
 def parsed(text):

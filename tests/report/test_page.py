@@ -32,6 +32,7 @@ from muse.records.store import write_record
 from muse.report import check, export, figures
 from muse.report import page as report
 from muse.report.figures.style import PLOTLY_MIME, mimebundle
+from muse.report.provenance import provenance
 from muse.report.texts import LANGUAGES, texts
 
 
@@ -43,12 +44,12 @@ def test_further_candidates_have_cards_and_a_headline_of_their_own():
     other = Judged(model="stage1_memory", criteria=[criterion("vram", "pass")], summary=Summary())
     only = make_report([stage()])
     found = Report.of(only.run, [*only.judged, other], only.stages)
-    table = soup(report.verdict_table(found))
+    table = soup(report.verdicts(found))
     assert [h.text for h in table.select("h3") if "same criteria" in h.text] == [
         "The same criteria for Stage 1 with memory"
     ]
     assert len(table.select("[data-criterion]")) == len(VERDICTS) + 1
-    headline = soup(report.summary(found)).select_one(".muse-headline")
+    headline = soup(report.lead(found)).select_one(".muse-headline")
     first, second = headline.get_text("|").split("|")
     counts = [list(VERDICTS.values()).count(verdict) for verdict in ("pass", "fail", "not_measured")]
     assert first == "Stage 1: {} of the five criteria pass, {} fail, {} not measured.".format(*counts)
@@ -72,7 +73,7 @@ def two_candidates(**peaks):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_card_asks_about_its_own_model_with_the_limit_and_the_baseline(language):
-    words, cards = texts(language), soup(report.verdict_table(two_candidates(), language)).select(".muse-card")
+    words, cards = texts(language), soup(report.verdicts(two_candidates(), language)).select(".muse-card")
     first, second = words["model.stage1"], words["model.stage1_memory"]
     assert len(cards) == 2 * len(CRITERIA)
     for place, card in enumerate(cards):
@@ -92,7 +93,7 @@ def test_the_limit_of_the_question_is_the_one_of_the_verdict(monkeypatch):
         (judged,) = [found for found in criteria.judge([], texts("en")) if found.name == name]
         assert f" {limit} times that of Phase 2" in judged.target
     monkeypatch.setitem(report.LIMITS, "vram", 0.625)
-    assert "at most 0.625 times the peak memory" in soup(report.verdict_table(two_candidates())).text
+    assert "at most 0.625 times the peak memory" in soup(report.verdicts(two_candidates())).text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -104,7 +105,7 @@ def test_the_memory_card_says_what_was_measured_and_what_is_harder(language):
         "recomputed": ((0.32, 0.4, 0.64), "estimate"),
     }
     words = texts(language)
-    cards = soup(report.verdict_table(two_candidates(**peaks), language)).select("[data-criterion=vram]")
+    cards = soup(report.verdicts(two_candidates(**peaks), language)).select("[data-criterion=vram]")
     wanted = (
         {"with_optimizer": "1.071", "matched": "0.700", "recomputed": "0.500"},
         {"with_optimizer": "1.500", "recomputed": "0.625"},
@@ -118,10 +119,10 @@ def test_the_memory_card_says_what_was_measured_and_what_is_harder(language):
             for variant, ratio in ratios.items()
         ]
         assert lines[len(ratios) :] == ["at most <1.03>", words["basis.measured"]], "nothing else stands beside it"
-    assert "float32" not in str(soup(report.verdict_table(two_candidates(), language)).select("[data-criterion=vram]"))
+    assert "float32" not in str(soup(report.verdicts(two_candidates(), language)).select("[data-criterion=vram]"))
     failed = two_candidates(**peaks)
     failed = failed.model_copy(update={"stages": [failed.stages[0].model_copy(update={"status": "failed"})]})
-    assert "float32" not in report.verdict_table(failed, language)
+    assert "float32" not in report.verdicts(failed, language)
 
 
 def test_the_memory_question_does_not_speak_of_a_training():
@@ -132,7 +133,7 @@ def test_the_memory_question_does_not_speak_of_a_training():
 @pytest.mark.parametrize(("value", "words"), [(0.52004, "0.52004"), (0.52, "0.520"), (0.3948, "0.395")])
 def test_a_ratio_on_a_card_never_reads_like_its_limit_without_being_on_it(value, words):
     found = asked([criterion("vram", value=value)])
-    assert soup(report.verdict_table(found)).select_one(".value").text.split()[0] == words
+    assert soup(report.verdicts(found)).select_one(".value").text.split()[0] == words
 
 
 def figure(label="stage1"):
@@ -157,13 +158,17 @@ def fields(text):
     return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
-def test_languages_have_the_same_keys_and_fields():
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_languages_have_the_same_keys_and_fields(language):
+    english, words = texts("en"), texts(language)
+    assert set(english) == set(words)
+    for key, text in words.items():
+        assert text.strip()
+        assert fields(text) - {"colon"} == fields(english[key]) - {"colon"}, key
+
+
+def test_no_words_were_left_in_english():
     english, japanese = texts("en"), texts("ja")
-    assert set(english) == set(japanese)
-    assert {key: fields(english[key]) - {"colon"} for key in english} == {
-        key: fields(japanese[key]) - {"colon"} for key in japanese
-    }
-    assert all(text.strip() for words in (english, japanese) for text in words.values())
     same = {key for key in english if english[key] == japanese[key]}
     assert not {key for key in same if re.search("[A-Za-z]{4}", re.sub(r"\{\w+\}|Stage|Phase|GPT", "", english[key]))}
 
@@ -175,7 +180,7 @@ def test_every_stage_and_criterion_has_a_name():
 
 
 def test_an_unknown_language_is_refused():
-    with pytest.raises(ValueError, match="'fr', expected one of en, ja"):
+    with pytest.raises(ValueError, match=r"'fr', expected one of .*en.*ja"):
         texts("fr")
 
 
@@ -184,7 +189,7 @@ def test_an_unknown_language_is_refused():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_cards_tell_verdict_value_target_basis_and_reason(language):
-    page = soup(report.verdict_table(make_report(), language))
+    page = soup(report.verdicts(make_report(), language))
     assert [card["data-criterion"] for card in page.select(".muse-card")] == list(CRITERIA)
     for card, verdict in zip(page.select(".muse-card"), VERDICTS.values(), strict=True):
         badge = card.select_one(".muse-badge")
@@ -199,19 +204,19 @@ def test_cards_tell_verdict_value_target_basis_and_reason(language):
 
 def test_an_estimate_is_called_one_beside_its_value_and_no_value_is_none():
     found = asked([criterion("vram", "not_measured", basis="estimate"), criterion("layout", value=None)])
-    values = [value.text for value in soup(report.verdict_table(found)).select(".value")]
+    values = [value.text for value in soup(report.verdicts(found)).select(".value")]
     assert values[0].startswith("estimate 1.25")
     assert values[1] == "no value"
 
 
 def test_summary_counts_verdicts_and_failed_stages():
-    text = soup(report.summary(make_report([stage(), stage("memory", status="failed", error="boom")]))).text
+    text = soup(report.lead(make_report([stage(), stage("memory", status="failed", error="boom")]))).text
     assert "3 pass, 1 fail, 1 not measured" in text
     assert "1 of 2 stages did not finish" in text
     passed = make_report([stage()], verdicts=dict.fromkeys(CRITERIA, "pass"))
-    assert "All five" in report.summary(passed)
-    assert "did not finish" not in report.summary(passed)
-    assert "nothing was measured" in report.summary(make_report())
+    assert "All five" in report.lead(passed)
+    assert "did not finish" not in report.lead(passed)
+    assert "nothing was measured" in report.lead(make_report())
 
 
 def test_scale_is_named_when_any_stage_is_reduced():
@@ -222,13 +227,14 @@ def test_scale_is_named_when_any_stage_is_reduced():
     assert notice.count("n_seq 8") == 1
     assert "d_model 4" in notice
     assert report.scale_notice([stage()]) == ""
-    assert report.scale_banner(make_report([stage()])) == ""
-    assert "muse-scale" in report.scale_banner(make_report([reduced]))
+    assert not soup(report.lead(make_report([stage()]))).select(".muse-scale")
+    assert soup(report.lead(make_report([reduced]))).select_one(".muse-scale").text.startswith("Reduced profile")
 
 
 def test_the_report_says_that_stage_1_does_not_mix():
-    assert "does not mix positions" in report.note_no_mixing()
-    assert "位置を混ぜません" in report.note_no_mixing("ja")
+    for language in LANGUAGES:
+        note = soup(report.verdicts(make_report(), language)).select_one(".muse-note").text
+        assert note == texts(language)["note.no_mixing"]
 
 
 def test_stage_table_shows_failed_and_missing_stages():
@@ -279,14 +285,14 @@ def test_a_failed_stage_shows_its_error_and_the_numbers_that_it_kept():
 
 def test_excerpts_are_quoted_as_they_are():
     item = Excerpt(name="continuation", model="stage1", text="a <unk> b")
-    assert "a <unk> b" in soup(report.excerpts(stage(excerpts=[item]))).text
-    assert report.excerpts(stage()) == ""
+    assert "a <unk> b" in soup(report.numbers_table(stage(excerpts=[item]))).text
+    assert not soup(report.numbers_table(stage())).select(".muse-excerpt")
 
 
-def test_provenance_tells_what_repeats_the_run():
+def test_provenance_tells_what_repeats_the_run(tmp_path):
     files = [InputFile(path="test.txt", sha256="f" * 64, num_bytes=1234)]
     clean = make_report([stage(inputs=files), stage("memory", inputs=files)], run=run_info(params={"d_model": 512}))
-    text = soup(report.provenance(clean)).get_text(" ")
+    text = soup(provenance(clean, tmp_path)).get_text(" ")
     for expected in (
         "abc123",
         "no uncommitted changes",
@@ -299,21 +305,22 @@ def test_provenance_tells_what_repeats_the_run():
     ):
         assert expected in text
     assert text.count("f" * 64) == 1
-    assert "muse-warning" not in report.provenance(clean)
-    dirty = report.provenance(make_report(run=run_info(git_dirty=True)))
+    assert "muse-warning" not in provenance(clean, tmp_path)
+    dirty = provenance(make_report(run=run_info(git_dirty=True)), tmp_path)
     assert "uncommitted changes" in soup(dirty).select_one(".muse-warning").text
     assert "No file was read" in dirty
-    assert "not run from a git checkout" in report.provenance(
-        make_report(run=run_info(git_commit=None, git_dirty=None))
-    )
+    unknown = make_report(run=run_info(git_commit=None, git_dirty=None))
+    assert "not run from a git checkout" in provenance(unknown, tmp_path)
 
 
 def test_downloads_link_records_and_those_notebooks_of_finished_stages_that_are_there(tmp_path):
-    found = make_report([stage(), stage("memory", status="failed", error="x"), stage("throughput")])
+    found = make_report([stage(), stage("memory", status="failed", error="x"), stage("throughput"), stage("train")])
     (tmp_path / "notebooks").mkdir()
+    for record in found.stages[:3]:
+        write_record(record, tmp_path / "records" / f"{record.stage}.json")
     for name in ("03_perplexity", "04_memory"):
         (tmp_path / "notebooks" / f"{name}.ipynb").touch()
-    links = [link["href"] for link in soup(report.downloads(found, tmp_path)).select("a")]
+    links = [link["href"] for link in soup(provenance(found, tmp_path)).select("a")]
     assert links == [
         "report.json",
         "run.json",
@@ -435,7 +442,7 @@ def test_assets_are_inlined_once_or_not_at_all(tmp_path):
     assert page.stat().st_size < 2_200_000
     bare = export_cells(tmp_path, new_markdown_cell("# T"), page="index.html", inline_assets=True)
     assert bare.stat().st_size < 16_000
-    report.write_assets(tmp_path / "assets")
+    export.write_assets(tmp_path / "assets")
     assert (tmp_path / "assets" / "figures.js").read_text() == export.figures_script()
 
 
@@ -453,7 +460,7 @@ def test_pages_in_japanese(tmp_path):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch, language):
     curve = Series(name="training_loss", model="stage1", x_name="tokens", y_name="loss", x=[1, 2], y=[3, 2])
-    reduced = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8})}
+    reduced = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8}), "text": "own-v1"}
     write_run(tmp_path, stage("train", series=[curve], **reduced), stage("memory", status="failed", error="out of it"))
     main = soup(run_notebook(tmp_path, language, monkeypatch).read_text()).main
     words = texts(language)
@@ -461,6 +468,7 @@ def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch
     assert main.find("h2").text == words["report.verdicts"]
     assert {card["data-criterion"] for card in main.select(".muse-card")} == set(CRITERIA)
     assert "n_seq 8" in main.select_one(".muse-scale").text
+    assert f"{words['stage.train']} (own-v1)" in [heading.text for heading in main.select("h3")]
     assert "out of it" in main.select_one(".failure").text
     assert len(main.select("figure")) == 1
     assert words["note.no_mixing"] in main.text
@@ -487,11 +495,11 @@ def test_the_notebook_is_committed_clean():
 @pytest.fixture
 def good(tmp_path):
     """A run folder with an index of cards and one figure, and one stage page."""
-    cards = report.heading("Verdicts") + report.verdict_table(make_report())
+    cards = report.verdicts(make_report())
     cells = [code("c", shown({"text/html": cards})), code("f", shown(mimebundle(figure())))]
     export_cells(tmp_path, *cells, page="index.html", inline_assets=True)
     export_cells(tmp_path, new_markdown_cell("## Part"), code("f", shown(mimebundle(figure("phase2")))))
-    report.write_assets(tmp_path / "assets")
+    export.write_assets(tmp_path / "assets")
     write_record(stage(), tmp_path / "records" / "perplexity.json")
     return tmp_path
 
@@ -504,7 +512,7 @@ def test_good_pages_have_no_problems(good):
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ('<link href="data:,"', '<link href="https://cdn.example/x.css"', "remote reference https://cdn.example/x.css"),
+        ('<link rel="icon" href="data:,"', '<link href="https://cdn.example/x.css"', "remote reference https://cdn.example/x.css"),
         ("<main", '<img src="//cdn.example/x.png"><main', "remote reference //cdn.example/x.png"),
         ("<style>", "<style>@import 'https://x.example/a.css';", "remote reference https://x.example/a.css"),
         ("<style>", "<style>b{background:url(https://x.example/a.png)}", "remote reference https://x.example/a.png"),
@@ -523,7 +531,6 @@ def test_good_pages_have_no_problems(good):
 def test_check_finds(good, old, new, problem):
     page = good / "index.html"
     text = page.read_text()
-    text = text.replace('<link href="data:," rel="icon"/>', '<link href="data:,"/>')
     assert old in text
     page.write_text(text.replace(old, new))
     assert f"index.html: {problem}" in check.check_run(good)
@@ -535,9 +542,21 @@ def test_check_reads_the_script_that_stage_pages_share(good):
     assert check.check_run(good) == ["03_perplexity.html: figures with a button that uploads them"]
 
 
-def test_check_wants_the_scale_on_every_page(good):
-    write_record(stage(scale="reduced"), good / "records" / "perplexity.json")
+@pytest.mark.parametrize("place", ["records/perplexity.json", "report.json"])
+def test_check_wants_the_scale_on_every_page(good, place):
+    """The scale is that of the records, or of the report where it is kept without them."""
+    (good / "records" / "perplexity.json").unlink()
+    reduced = stage(scale="reduced")
+    write_record(make_report([reduced]) if place == "report.json" else reduced, good / place)
     assert [problem.split(":")[0] for problem in check.check_run(good)] == ["index.html", "03_perplexity.html"]
+
+
+def test_an_index_can_share_the_script_of_the_stages_pages(good):
+    alone = (good / "index.html").stat().st_size
+    export_cells(good, code("f", shown(mimebundle(figure()))), page="index.html", inline_assets=False)
+    assert soup((good / "index.html").read_text()).select_one("script[src]")["src"] == "assets/figures.js"
+    assert (good / "index.html").stat().st_size < alone - 10**6
+    assert not [problem for problem in check.check_run(good) if "verdict" not in problem]
 
 
 def test_check_command(good, monkeypatch, capsys):
@@ -625,11 +644,11 @@ def test_printing_fits_figures_to_paper_in_light_colours_and_the_screen_comes_ba
 def test_a_stage_without_figures_has_its_numbers_on_paper(tmp_path, dark_tab):
     numbers = report.numbers_table(stage(metrics=[Metric(name="perplexity", value=20.0, unit="1")]))
     drawn = [
-        shown({"text/html": report.heading("Drawn", 3)}),
+        shown({"text/html": "<h3>Drawn</h3>"}),
         shown(mimebundle(figure())),
         shown({"text/html": numbers}),
     ]
-    bare = [shown({"text/html": report.heading("Bare", 3)}), shown({"text/html": numbers})]
+    bare = [shown({"text/html": "<h3>Bare</h3>"}), shown({"text/html": numbers})]
     page = export_cells(tmp_path, code("x", *drawn, *bare), page="index.html", inline_assets=True)
     dark_tab.goto(page.resolve().as_uri())
     heights = "[...document.querySelectorAll('table')].map(table => table.checkVisibility() && table.offsetHeight > 0)"

@@ -8,7 +8,7 @@ import pytest
 from builders import ratio, record
 
 from muse.report import figures
-from muse.report.texts import LANGUAGES
+from muse.report.texts import LANGUAGES, texts
 
 NEAR = [
     ratio("stage1_memory", 0.875, (0.75, 1.125), (0.8, 0.9, 0.925)),
@@ -71,8 +71,7 @@ def test_a_ratio_of_zero_has_no_place_on_a_logarithmic_axis():
 def test_a_stage_shows_one_figure_for_each_baseline_of_its_own(language):
     found = figures.of_stage(record(metrics=[*NEAR, ratio("phase2", 0.5, baseline="gpt2")]), language)
     assert [figure.data[0].name.removesuffix(" (1)") for figure in found] == [
-        {"en": "Phase 2", "ja": "Phase 2"}[language],
-        {"en": "Stage 1 with memory", "ja": "複素メモリ付き Stage 1"}[language],
+        texts(language)[f"model.{name}"] for name in ("phase2", "stage1_memory")
     ]
     assert list(found[1].data[1].x) == [2.0]
     for figure in found:

@@ -575,9 +575,15 @@ def test_pages_are_made_again_in_another_language_without_measuring(tmp_path):
     report = report_of(out, *stages_with(100.0)[:2])
     write_record(report, out / "report.json")
     before = (out / "report.json").read_bytes()
-    assert render(out, "ja", notebooks=books, export=fake_export) == 0
-    assert json.loads((out / "index.html").read_text())["language"] == "ja"
+    assert render(out, "ja", notebooks=books, export=fake_export, shared_script=True) == 0
+    about = json.loads((out / "index.html").read_text())
+    assert (about["language"], about["inline_assets"]) == ("ja", False)
     assert (out / "report.json").read_bytes() == before
+    # the records are those of the report where it is kept without them
+    shutil.rmtree(out / "records")
+    assert assemble(out).model_dump() == report.model_dump()
+    assert render(out, "en", notebooks=books, export=fake_export) == 0
+    assert json.loads((out / "index.html").read_text())["inline_assets"] is True
     # a stage that had failed keeps saying so on its page, also where its notebook cannot know
     failed = report.stages[1].model_copy(update={"status": "failed", "error": "took too long"})
     write_record(failed, out / "records" / f"{failed.stage}.json")

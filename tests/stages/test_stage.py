@@ -104,6 +104,12 @@ def test_untrained_stage1_scores_near_uniform_guessing_and_says_what_it_is(names
     assert found["perplexity"].note.startswith("untrained; test split")
 
 
+def test_a_record_names_the_text_that_was_read(namespace):
+    stage = Stage("perplexity", namespace)
+    assert stage.record([]).text == ""
+    assert stage.corpus.text == stage.record([]).text == "synthetic"
+
+
 def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(namespace, tmp_path):
     stage = Stage("perplexity", {**namespace, **TRAIN, "checkpoint_dir": str(tmp_path / "checkpoints")})
     (result,) = stage.train("stage1").results

@@ -22,7 +22,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from muse.data.batches import evaluation_batches, num_targets
-from muse.data.corpora import Corpus, TokenSplit
+from muse.data.corpus import Corpus, TokenSplit
 from muse.host.signals import ENDING
 from muse.models.build import build_model
 from muse.models.weights import DRAWS, CheckpointError, load_trained, read_tensors
@@ -623,7 +623,7 @@ def test_cuda_steps_do_not_wait_for_the_host(tmp_path):
 
     def strict(self):
         last = self.num_unread + 1 == len(self.unread)
-        torch.cuda.set_sync_debug_mode("default" if last or self.step < 2 else "error")
+        torch.cuda.set_sync_debug_mode("default" if last or self.state.step < 2 else "error")
         try:
             step(self)
         finally:

@@ -8,21 +8,9 @@ import plotly.graph_objects as go
 
 from muse.records.schema import Metric, StageRecord
 
-from ..texts import texts
-from .style import (
-    BAR,
-    CLEAR,
-    bar_rows,
-    join,
-    make_figure,
-    metric_label,
-    need,
-    number,
-    rounded,
-    say,
-    style,
-    whiskers,
-)
+from ..numbers import number, rounded
+from ..texts import say, texts
+from .style import BAR, CLEAR, Style, bar_rows, make_figure, metric_label, need, style, whiskers
 
 
 def memory_bars(record: StageRecord, language: str = "en") -> go.Figure:
@@ -54,46 +42,40 @@ def throughput_bars(record: StageRecord, language: str = "en") -> go.Figure:
 
     words = texts(language)
     caption = words["throughput_bars.training" if record.stage == "train" else "throughput_bars.caption"]
-    return _bar_figure("throughput_bars", found, language, note, words["figure.tokens_per_second"], caption)
+    return _bar_figure("throughput_bars", found, language, note, words["figure.tokens_per_second"], caption, "~s")
 
 
 def _bar_figure(
-    name: str, found: Sequence[Metric], language: str, note: Callable[[Metric], str], title: str, caption: str
+    name: str,
+    found: Sequence[Metric],
+    language: str,
+    note: Callable[[Metric], str],
+    title: str,
+    caption: str,
+    tickformat: str = "",
 ) -> go.Figure:
     """Return one horizontal bar for each metric under its name, hatched where it is an estimate.
 
     Bars of one name stand together: its models are what is compared.
     """
-    words, traces, items, seen = texts(language), [], [], set()
+    words, traces, labels, items = texts(language), [], [], []
     names = list(dict.fromkeys(metric.name for metric in found))
-    found = sorted(found, key=lambda metric: names.index(metric.name))
-    for row, metric in enumerate(found):
-        look = style(metric.model, language)
+    for row, metric in enumerate(sorted(found, key=lambda metric: names.index(metric.name))):
+        look, value = style(metric.model, language), note(metric)
         label = f"{look.label}{words['and']}{metric_label(metric.name, language)}".removeprefix(words["and"])
         entry = f"{look.label} ({words[f'basis.{metric.basis}']})"
-        bar = go.Bar(
-            x=rounded([metric.value]),
-            y=[row],
-            **BAR,
-            name=entry,
-            legendgroup=entry,
-            showlegend=entry not in seen,
-            error_x=whiskers(metric),
-            hovertext=f"{label}: {note(metric)}",
-            hoverinfo="text",
-        )
-        pattern = {"shape": "/", "fillmode": "replace", "fgcolor": look.color, "bgcolor": CLEAR, "size": 7}
-        line = {"color": look.color, "width": 1.5}
-        bar.marker = {"color": look.color, "line": line, "pattern": pattern if metric.basis == "estimate" else None}
-        traces.append(bar)
-        seen.add(entry)
-        items.append((f"{label}{words['colon']} <b>{note(metric)}</b>", label, note(metric), metric.basis))
-    told = [say(language, f"item.{basis}", name=label, value=value) for _, label, value, basis in items]
-    return make_figure(
-        name,
-        traces,
-        language,
-        {"caption": caption, "list": join(language, told)},
-        **bar_rows(title, [text for text, *_ in items], "~s" if name == "throughput_bars" else ""),
-        barmode="overlay",
-    )
+        traces.append(go.Bar(
+            x=rounded([metric.value]), y=[row], **BAR, name=entry, legendgroup=entry,
+            showlegend=entry not in {bar.name for bar in traces}, error_x=whiskers(metric),
+            marker=_fill(look, metric), hovertext=f"{label}: {value}", hoverinfo="text",
+        ))  # fmt: skip
+        labels.append(f"{label}{words['colon']} <b>{value}</b>")
+        items.append(say(language, f"item.{metric.basis}", name=label, value=value))
+    rows = bar_rows(title, labels, tickformat)
+    return make_figure(name, language, traces, items, fields={"caption": caption}, **rows, barmode="overlay")
+
+
+def _fill(look: Style, metric: Metric) -> dict[str, object]:
+    pattern = {"shape": "/", "fillmode": "replace", "fgcolor": look.color, "bgcolor": CLEAR, "size": 7}
+    line = {"color": look.color, "width": 1.5}
+    return {"color": look.color, "line": line, "pattern": pattern if metric.basis == "estimate" else None}

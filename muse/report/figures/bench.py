@@ -1,4 +1,4 @@
-"""The races of a bench as figures: one for each group, a row for each path, those without a speed included."""
+"""The groups of a bench as figures: a row for each path, those without a speed included."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 from muse.catalog import REFERENCE
 from muse.records.schema import Metric, StageRecord
 
-from ..texts import texts
-from .style import BAR, Style, bar_rows, join, make_figure, number, rounded, say, style, whiskers
+from ..numbers import number, rounded
+from ..texts import join, say, texts
+from .style import BAR, bar_rows, make_figure, style, whiskers
 
 
 def bench_figures(record: StageRecord, language: str = "en") -> list[go.Figure]:
@@ -17,16 +18,24 @@ def bench_figures(record: StageRecord, language: str = "en") -> list[go.Figure]:
     for metric in record.metrics:
         if metric.name.startswith("bench_") and metric.name.endswith("_speed"):
             groups.setdefault(metric.name.removesuffix("_speed"), []).append(metric)
-    return [
-        _figure(record, group, paths, language)
-        for group, paths in groups.items()
-        if any(path.value is not None for path in paths)
-    ]
+    timed = {group: paths for group, paths in groups.items() if any(path.value is not None for path in paths)}
+    return [_figure(record, group, paths, language) for group, paths in timed.items()]
 
 
-def _look(path: str) -> Style:
-    """The style of a path: of this package, of a model, or neutral."""
-    return style(REFERENCE if path.startswith("muse") else path)
+def _figure(record: StageRecord, group: str, paths: list[Metric], language: str) -> go.Figure:
+    words, bars, labels, items = texts(language), [], [], []
+    for row, path in enumerate(paths):
+        told = _told(record, group, path, language)
+        labels.append(f"{path.model}{words['colon']} <b>{told}</b>")
+        items.append(f"{path.model} {told}")
+        color = style(REFERENCE if path.model.startswith("muse") else path.model).color
+        if path.value is not None:
+            bars.append(go.Bar(x=rounded([path.value]), y=[row], **BAR, showlegend=False, name=path.model,
+                               marker={"color": color}, error_x=whiskers(path),
+                               hovertext=items[-1], hoverinfo="text"))  # fmt: skip
+    title = {"text": f"{words['bench_bars.title']}: {_title(group, language)}", "x": 0, "font": {"size": 15}}
+    rows = bar_rows(words["figure.tokens_per_second"], labels, "~s")
+    return make_figure("bench_bars", language, bars, items, title=title, **rows)
 
 
 def _told(record: StageRecord, group: str, path: Metric, language: str) -> str:
@@ -42,28 +51,7 @@ def _told(record: StageRecord, group: str, path: Metric, language: str) -> str:
 
 
 def _title(group: str, language: str) -> str:
-    words, name = texts(language), group.removeprefix("bench_")
+    name = group.removeprefix("bench_")
     kind, _, size = name.rpartition("_")
-    label = words.get(f"bench.{kind}")
+    label = texts(language).get(f"bench.{kind}")
     return f"{label} ({size})" if label else name.replace("_", " ")
-
-
-def _figure(record: StageRecord, group: str, paths: list[Metric], language: str) -> go.Figure:
-    words, bars, labels, items = texts(language), [], [], []
-    for row, path in enumerate(paths):
-        told = _told(record, group, path, language)
-        labels.append(f"{path.model}{words['colon']} <b>{told}</b>")
-        items.append(f"{path.model} {told}")
-        if path.value is not None:
-            bars.append(go.Bar(x=rounded([path.value]), y=[row], **BAR, showlegend=False, name=path.model,
-                               marker={"color": _look(path.model).color}, error_x=whiskers(path),
-                               hovertext=items[-1], hoverinfo="text"))  # fmt: skip
-    title = {"text": f"{words['bench_bars.title']}: {_title(group, language)}", "x": 0, "font": {"size": 15}}
-    return make_figure(
-        "bench_bars",
-        bars,
-        language,
-        {"list": join(language, items)},
-        title=title,
-        **bar_rows(words["figure.tokens_per_second"], labels, "~s"),
-    )

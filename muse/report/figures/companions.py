@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -10,9 +10,11 @@ from muse.catalog import WITH_MEMORY
 from muse.records.schema import Metric, Report
 
 from ..companions import Companion, changed_settings, context, metrics_of, of_kind, same_data, settings_of, stage_of
+from ..numbers import with_interval
 from ..texts import texts
 from .ratios import perplexity_ratios
-from .style import axis, join, log_axis, make_figure, rounded, style, whiskers, with_interval
+from .stage import with_text
+from .style import Style, axis, curve, error_bars, log_axis, make_figure, style
 
 ASIDE = 1.02
 """Factor by which neighbouring models of one length stand apart, so that their whiskers can be told from each other."""
@@ -42,13 +44,17 @@ def of_companions(main: Report, companions: Sequence[Companion], language: str =
 def memory_changes(companion: Companion, language: str = "en") -> go.Figure:
     """Perplexity of each changed memory over that of the whole one, the costliest change first."""
     record = stage_of(companion.report, "perplexity")
-    return perplexity_ratios(record, language, WITH_MEMORY, "memory_changes", run=companion.name)
+    figure = perplexity_ratios(record, language, WITH_MEMORY, "memory_changes", run=companion.name)
+    return with_text(figure, record.text, language)
 
 
 def perplexity_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:
     """Perplexity of each model over the length of its context; None without two lengths."""
     points = _points(reports, "perplexity", "perplexity", context)
-    return _over_length("perplexity_by_length", points, language, axis(texts(language)["figure.per_token"]))
+    figure = _over_length("perplexity_by_length", points, language, axis(texts(language)["figure.per_token"]))
+    records = [record for report in reports if (record := stage_of(report, "perplexity"))]
+    read = texts(language)["and"].join(dict.fromkeys(record.text for record in records if record.text))
+    return figure and with_text(figure, read, language)
 
 
 def memory_by_length(reports: Sequence[Report], language: str = "en") -> go.Figure | None:
@@ -75,46 +81,35 @@ def _over_length(name: str, points: Points, language: str, y: dict[str, object],
         return None
     words, traces, items = texts(language), [], []
     for place, (model, line) in enumerate(points.items()):
-        look, bars = style(model, language), [whiskers(metric) for _, metric in line]
         told = [with_interval(metric) + _estimate(metric, words) for _, metric in line]
-        factor = ASIDE ** (place - (len(points) - 1) / 2) if any(bars) else 1
-        found = go.Scatter(
-            x=rounded(length * factor for length, _ in line),
-            y=rounded(metric.value for _, metric in line),
-            mode="lines+markers",
-            name=look.label,
-            line={"color": look.color, "dash": look.dash, "width": 2},
-            marker={
-                "color": look.color,
-                "size": 9,
-                "symbol": [look.symbol + "-open" * (metric.basis == "estimate") for _, metric in line],
-            },
-            hovertext=[f"{look.label}, {length:,}: {text}" for (length, _), text in zip(line, told, strict=True)],
-            hoverinfo="text",
-        )
-        if any(bars):
-            found.error_y = {
-                "type": "data",
-                "array": [bar["array"][0] if bar else 0 for bar in bars],
-                "arrayminus": [bar["arrayminus"][0] if bar else 0 for bar in bars],
-                "color": look.color,
-                "thickness": 1,
-            }
-        traces.append(found)
+        traces.append(_line(style(model, language), line, told, place - (len(points) - 1) / 2))
         values = words["and"].join(f"{text} ({length:,})" for (length, _), text in zip(line, told, strict=True))
-        items.append(f"{look.label}{words['colon']} {values}")
+        items.append(f"{traces[-1].name}{words['colon']} {values}")
     lengths = sorted({length for line in points.values() for length, _ in line})
     ticks = {"tickmode": "array", "tickvals": lengths, "ticktext": [f"{length:,}" for length in lengths]}
-    return make_figure(
-        name,
-        traces,
-        language,
-        {"list": join(language, items), **fields},
-        xaxis=axis(words["figure.length_axis"], type="log", **ticks),
-        yaxis=y,
-        showlegend=True,
+    x = axis(words["figure.length_axis"], type="log", **ticks)
+    return make_figure(name, language, traces, items, fields=fields, xaxis=x, yaxis=y, showlegend=True)
+
+
+def _line(look: Style, line: list[tuple[int, Metric]], told: list[str], aside: float) -> go.Scatter:
+    """The points of one model; where they have whiskers, it stands `aside` by so many factors."""
+    has_whiskers = any(metric.interval for _, metric in line)
+    factor = ASIDE**aside if has_whiskers else 1
+    found = curve(
+        look,
+        (length * factor for length, _ in line),
+        (metric.value for _, metric in line),
+        {"dash": look.dash, "width": 2},
+        "lines+markers",
+        marker={"size": 9, "symbol": [look.symbol + "-open" * (metric.basis == "estimate") for _, metric in line]},
+        hovertext=[f"{look.label}, {length:,}: {text}" for (length, _), text in zip(line, told, strict=True)],
+        hoverinfo="text",
     )
+    if has_whiskers:
+        ends = [(metric.value, *(metric.interval or [metric.value] * 2)) for _, metric in line]
+        found.error_y = error_bars(ends, look.color, thickness=1)
+    return found
 
 
-def _estimate(metric: Metric, words: dict[str, str]) -> str:
+def _estimate(metric: Metric, words: Mapping[str, str]) -> str:
     return f" {words['basis.estimate']}" if metric.basis == "estimate" else ""

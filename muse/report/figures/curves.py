@@ -6,19 +6,9 @@ import plotly.graph_objects as go
 
 from muse.records.schema import Series, StageRecord
 
-from ..texts import texts
-from .style import (
-    alike,
-    axis,
-    join,
-    log_axis,
-    make_figure,
-    need,
-    number,
-    rounded,
-    say,
-    style,
-)
+from ..numbers import alike, number
+from ..texts import join, say, texts
+from .style import axis, curve, log_axis, make_figure, need, style
 
 
 def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
@@ -29,38 +19,28 @@ def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
     words, traces, items, last = texts(language), [], [], {}
     curves = [s for s in record.series if s.name in ("training_loss", "validation_loss") and s.y]
     need(curves, "series training_loss or validation_loss", record)
-    for curve in curves:
-        look, validation = style(curve.model, language), curve.name == "validation_loss"
-        kind = words["figure.validation" if validation else "figure.training"]
-        line = {"width": 2.5, "dash": look.dash} if validation else {"width": 1}
-        mode = "lines+markers" if validation else "lines"
-        trace = _line(curve, look.label + words["and"] + kind, language, line, mode)
-        entry = f"{curve.model} {curve.name}"
-        first = entry not in {trace.legendgroup for trace in traces}
-        traces.append(trace.update(opacity=1 if validation else 0.5, legendgroup=entry, showlegend=first))
-        items.append(say(language, "loss_curves.item", model=look.label, kind=kind, **_ends(curve)))
+    for found in curves:
+        look, validation = style(found.model, language), found.name == "validation_loss"
+        kind, entry = words["figure.validation" if validation else "figure.training"], f"{found.model} {found.name}"
+        about = {"name": look.label + words["and"] + kind, "legendgroup": entry}
+        about["showlegend"] = entry not in {trace.legendgroup for trace in traces}
         if validation:
-            last.setdefault(look.label, []).append(curve.y[-1])
+            last.setdefault(look.label, []).append(found.y[-1])
+            line, mode = {"width": 2.5, "dash": look.dash}, "lines+markers"
+        else:
+            line, mode, about["opacity"] = {"width": 1}, "lines", 0.5
+        traces.append(curve(look, found.x, found.y, line, mode, **about))
+        items.append(say(language, "loss_curves.item", model=look.label, kind=kind, **_ends(found)))
     ends = [f"{label} {words['and'].join(alike(losses))}" for label, losses in last.items()]
     return make_figure(
-        "loss_curves",
-        traces,
-        language,
-        {"list": join(language, items), "last": join(language, ends) or "–"},
-        xaxis=axis(words["figure.tokens"], tickformat="~s"),
-        yaxis=axis(words["figure.loss_axis"]),
-    )
+        "loss_curves", language, traces, items, fields={"last": join(language, ends) or "–"},
+        xaxis=axis(words["figure.tokens"], tickformat="~s"), yaxis=axis(words["figure.loss_axis"]),
+    )  # fmt: skip
 
 
-def _line(curve: Series, label: str, language: str, line: dict[str, object], mode: str) -> go.Scatter:
-    look = style(curve.model, language)
-    line, marker = {"color": look.color, **line}, {"symbol": look.symbol, "size": 7}
-    return go.Scatter(x=rounded(curve.x), y=rounded(curve.y), mode=mode, name=label, line=line, marker=marker)
-
-
-def _ends(curve: Series) -> dict[str, str]:
-    first, last = alike([curve.y[0], curve.y[-1]])
-    return {"first": first, "last": last, "low": number(curve.x[0]), "high": number(curve.x[-1])}
+def _ends(found: Series) -> dict[str, str]:
+    first, last = alike([found.y[0], found.y[-1]])
+    return {"first": first, "last": last, "low": number(found.x[0]), "high": number(found.x[-1])}
 
 
 def loss_by_position(record: StageRecord, language: str = "en") -> go.Figure:
@@ -68,28 +48,23 @@ def loss_by_position(record: StageRecord, language: str = "en") -> go.Figure:
     words, traces, items = texts(language), [], []
     curves = [s for s in record.series if s.name == "loss_by_position" and s.y]
     need(curves, "series loss_by_position", record)
-    for curve in curves:
-        look = style(curve.model, language)
-        smooth, count = _in_bins(curve)
-        traces.append(_line(smooth, look.label, language, {"dash": look.dash, "width": 2}, "lines"))
+    for found in curves:
+        look = style(found.model, language)
+        smooth, count = _in_bins(found)
+        traces.append(curve(look, smooth.x, smooth.y, {"dash": look.dash, "width": 2}))
         items.append(say(language, "loss_by_position.item", model=look.label, **_ends(smooth)))
     return make_figure(
-        "loss_by_position",
-        traces,
-        language,
-        {"list": join(language, items), "bin": count},
-        xaxis=axis(words["figure.position"]),
-        yaxis=axis(words["figure.loss_axis"]),
-        showlegend=True,
-    )
+        "loss_by_position", language, traces, items, fields={"bin": count},
+        xaxis=axis(words["figure.position"]), yaxis=axis(words["figure.loss_axis"]), showlegend=True,
+    )  # fmt: skip
 
 
-def _in_bins(curve: Series, most: int = 64) -> tuple[Series, int]:
+def _in_bins(found: Series, most: int = 64) -> tuple[Series, int]:
     """Return the curve averaged over runs of neighbouring points, at most about `most`, and how long a run is."""
-    size = max(1, len(curve.y) // most)
-    starts = range(0, len(curve.y) - size + 1, size)
-    x, y = ([sum(values[i : i + size]) / size for i in starts] for values in (curve.x, curve.y))
-    return curve.model_copy(update={"x": x, "y": y}), size
+    size = max(1, len(found.y) // most)
+    starts = range(0, len(found.y) - size + 1, size)
+    x, y = ([sum(values[i : i + size]) / size for i in starts] for values in (found.x, found.y))
+    return found.model_copy(update={"x": x, "y": y}), size
 
 
 def scale_stress(record: StageRecord, language: str = "en") -> go.Figure:
@@ -97,22 +72,20 @@ def scale_stress(record: StageRecord, language: str = "en") -> go.Figure:
     words, traces, items = texts(language), [], []
     curves = [s for s in record.series if s.name.startswith("scale_stress") and s.y]
     need(curves, "series scale_stress", record)
-    for index, curve in enumerate(curves):
-        look, name = style(curve.model, language), curve.y_name.replace("_", " ")
+    for index, found in enumerate(curves):
+        look, name = style(found.model, language), found.y_name.replace("_", " ")
         line = {"dash": ("solid", "dash", "dot", "dashdot")[index % 4], "width": 2}
-        traces.append(_line(curve, look.label + words["and"] + name, language, line, "lines+markers"))
-        items.append(say(language, "scale_stress.item", model=look.label, name=name, **_ends(curve)))
-    title = " / ".join(dict.fromkeys(curve.y_name.replace("_", " ") for curve in curves))
-    values = [value for curve in curves for value in curve.y]
-    wide = min(values) > 0 and max(values) > 100 * min(values)
-    positive = all(x > 0 for curve in curves for x in curve.x)
-    x_title = " / ".join(dict.fromkeys(curve.x_name.replace("_", " ") for curve in curves))
-    return make_figure(
-        "scale_stress",
-        traces,
-        language,
-        {"list": join(language, items)},
-        xaxis=log_axis(x_title, (x for curve in curves for x in curve.x)) if positive else axis(x_title),
-        yaxis=log_axis(title, values) if wide else axis(title),
-        showlegend=True,
+        label = look.label + words["and"] + name
+        traces.append(curve(look, found.x, found.y, line, "lines+markers", name=label))
+        items.append(say(language, "scale_stress.item", model=look.label, name=name, **_ends(found)))
+    x, y = ([value for found in curves for value in getattr(found, key)] for key in ("x", "y"))
+    x_title, y_title = (
+        " / ".join(dict.fromkeys(getattr(found, key).replace("_", " ") for found in curves))
+        for key in ("x_name", "y_name")
     )
+    wide = min(y) > 0 and max(y) > 100 * min(y)
+    return make_figure(
+        "scale_stress", language, traces, items, showlegend=True,
+        xaxis=log_axis(x_title, x) if min(x) > 0 else axis(x_title),
+        yaxis=log_axis(y_title, y) if wide else axis(y_title),
+    )  # fmt: skip

@@ -10,22 +10,9 @@ import plotly.graph_objects as go
 from muse.catalog import BASELINE, WITH_MEMORY
 from muse.records.schema import Metric, StageRecord
 
-from ..texts import texts
-from .style import (
-    NEUTRAL,
-    axis,
-    bar_rows,
-    join,
-    log_axis,
-    make_figure,
-    metric_decimals,
-    need,
-    rounded,
-    say,
-    style,
-    whiskers,
-    with_interval,
-)
+from ..numbers import metric_decimals, rounded, with_interval
+from ..texts import say, texts
+from .style import NEUTRAL, axis, bar_rows, log_axis, make_figure, need, style, whiskers
 
 BASELINES = (BASELINE, WITH_MEMORY)
 """The models that a run's own figures compare with; ratios to others stand in its numbers only."""
@@ -62,15 +49,9 @@ def perplexity_ratios(
         traces += _row(metric, row, language, told)
         labels.append(f"{model}{texts(language)['colon']} <b>{told}</b>")
         items.append(f"{model} {told}")
-    x = _ratio_axis(found, label, language)
-    return make_figure(
-        name,
-        traces,
-        language,
-        {"list": join(language, items), "baseline": label, **fields},
-        **bar_rows("", labels, "") | {"xaxis": x},
-        showlegend=True,
-    )
+    rows = bar_rows("", labels, "") | {"xaxis": _ratio_axis(found, label, language)}
+    fields = {"baseline": label, **fields}
+    return make_figure(name, language, traces, items, fields=fields, **rows, showlegend=True)
 
 
 def _line_at_one(rows: int, label: str) -> go.Scatter:

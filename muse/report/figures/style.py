@@ -1,22 +1,25 @@
-"""The one visual language of all figures: model styles, number format, axes, and how a figure is displayed.
+"""The one visual language of all figures: model styles, axes, and how a figure is displayed.
 
 The page strips layout templates and draws with its own theme, so figures carry data and axes and little else.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from muse.catalog import BASELINE, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
 from muse.records.schema import Metric, StageRecord
 
-from ..texts import texts
+from ..html import render
+from ..numbers import RATIO, number, rounded
+from ..texts import join, say, texts
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False}
@@ -24,7 +27,6 @@ PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False}
 
 NEUTRAL, GRID = "#7b8290", "rgba(128,136,150,0.25)"
 CLEAR = "rgba(0,0,0,0)"
-RATIO = "_ratio_to_"  # in the name of a metric, between what is divided and the model it is divided by
 
 
 class NothingToDraw(ValueError):  # noqa: N818  it tells the state of the record, nothing went wrong
@@ -83,75 +85,6 @@ def metric_label(name: str, language: str = "en") -> str:
     return texts(language).get(f"metric.{name}", name.replace("_", " "))
 
 
-def number(value: float | None) -> str:
-    """Return a number for reading: four digits, thousands apart, powers of ten where it is very large or small."""
-    if value is None or not math.isfinite(value):
-        return "–" if value is None else str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if 1e-3 <= abs(value) < 9999.5:
-        return f"{value:.4g}"
-    if 9999.5 <= abs(value) < 1e15:
-        return f"{value:,.0f}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if mantissa == "1" else f"{mantissa}×{power}"
-
-
-MOST_DECIMALS = 6
-
-
-def decimals(values: Iterable[float | None], marks: Sequence[float] = ()) -> int:
-    """Return with how many decimals numbers that stand together are shown, all of them with the same.
-
-    The largest has four digits (ratios three decimals), the distance between the farthest two. There are more where a
-    number would else read like one of the marks without being it, and none where all numbers are whole.
-    """
-    values = [float(value) for value in values if value is not None and math.isfinite(value)]
-    if all(value.is_integer() for value in values):
-        return 0
-    largest, distance = max(map(abs, values)), max(values) - min(values)
-    found = max(3 - _power(max(1, largest)), 1 - _power(largest), 1 - _power(distance) if distance else 0, 0)
-    found = min(found, MOST_DECIMALS)
-    beside = [(value, mark) for value in values for mark in marks if value != mark]
-    while found < MOST_DECIMALS and any(round(value, found) == mark for value, mark in beside):
-        found += 1
-    return found
-
-
-def _power(value: float) -> int:
-    return math.floor(math.log10(value))
-
-
-def alike(values: Iterable[float | None], places: int | None = None) -> list[str]:
-    """Return numbers of one kind for reading, all with the same decimals; very small or large ones as `number` does."""
-    values = list(values)
-    places = decimals(values) if places is None else places
-    finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
-    plain = any(size >= 1e-3 for size in finite) and all(size < 1e15 for size in finite)
-    return [
-        f"{value:,.{places}f}" if plain and value is not None and math.isfinite(value) else number(value)
-        for value in values
-    ]
-
-
-def rounded(values: Iterable[float]) -> list[float | None]:
-    """Return the values with five significant digits: what a picture can show, at a fraction of the bytes."""
-    return [float(f"{float(value):.5g}") if math.isfinite(value) else None for value in values]
-
-
-def say(language: str, key: str, **fields: object) -> str:
-    """Return a text of the report with its fields filled in."""
-    words = texts(language)
-    return words[key].format(colon=words["colon"], **fields)
-
-
-def join(language: str, items: Iterable[str]) -> str:
-    """Return the items as one enumeration."""
-    return texts(language)["join"].join(items)
-
-
 def axis(title: str = "", **settings: object) -> dict[str, object]:
     """Return an axis that leaves room for its labels."""
     lines = dict.fromkeys(("gridcolor", "zerolinecolor", "linecolor"), GRID)
@@ -167,9 +100,8 @@ def log_axis(title: str, values: Iterable[float], digits: Sequence[float] = (1, 
     marks = [10.0**k for k in decades if k % step == 0]
     if high - low <= 3:
         marks = [digit * 10.0**k for k in decades for digit in digits]
-    return axis(
-        title, type="log", tickmode="array", tickvals=rounded(marks), ticktext=[number(x) for x in rounded(marks)]
-    )
+    marks = rounded(marks)
+    return axis(title, type="log", tickmode="array", tickvals=marks, ticktext=list(map(number, marks)))
 
 
 BAR = {"width": 0.42, "offset": 0, "orientation": "h"}
@@ -189,64 +121,39 @@ def bar_rows(title: str, labels: Sequence[str], tickformat: str) -> dict[str, ob
 
 def whiskers(metric: Metric) -> dict[str, object] | None:
     """Return the error bar of a metric's interval; None without one."""
-    if metric.interval is None:
-        return None
-    low, high = metric.interval
-    return {
-        "type": "data",
-        "array": rounded([max(0.0, high - metric.value)]),
-        "arrayminus": rounded([max(0.0, metric.value - low)]),
-        "color": NEUTRAL,
-    }
+    return None if metric.interval is None else error_bars([(metric.value, *metric.interval)])
 
 
-def metric_decimals(metrics: Iterable[Metric]) -> int:
-    """Return the decimals that the values and intervals of these metrics share in one column.
-
-    An end of an interval never reads like 1 unless it is 1: there a ratio changes sides.
-    """
-    return max((decimals((m.value, *(m.interval or ())), (1,) if m.interval else ()) for m in metrics), default=0)
+def error_bars(points: Iterable[tuple[float, float, float]], color: str = NEUTRAL, **look: object) -> dict[str, object]:
+    """Return the error bars of points, each (value, low, high)."""
+    up, down = zip(*((max(0.0, high - value), max(0.0, value - low)) for value, low, high in points), strict=True)
+    return {"type": "data", "array": rounded(up), "arrayminus": rounded(down), "color": color, **look}
 
 
-def column_decimals(metrics: Sequence[Metric]) -> list[int | None]:
-    """Return for each metric of a table the decimals of its column: those of all ratios of its name, else None."""
-    ratios: dict[str, list[Metric]] = {}
-    for metric in metrics:
-        if RATIO in metric.name:
-            ratios.setdefault(metric.name, []).append(metric)
-    places = {name: metric_decimals(found) for name, found in ratios.items()}
-    return [places.get(metric.name) for metric in metrics]
-
-
-def told(metric: Metric, places: int | None = None) -> list[str]:
-    """Return a metric's value for reading and then the ends of its interval, if it has one: with the same decimals.
-
-    Their number is `places`, in a column, else the metric's own.
-    """
-    if metric.interval is None and places is None:
-        return [number(metric.value)]
-    places = metric_decimals([metric]) if places is None else places
-    return alike([metric.value, *(metric.interval or ())], places)
-
-
-def with_interval(metric: Metric, places: int | None = None) -> str:
-    """Return a metric's value for reading, with its interval in brackets where it has one."""
-    value, *ends = told(metric, places)
-    return f"{value} ({' – '.join(ends)})" if ends else value
+def curve(
+    look: Style, x: Iterable[float], y: Iterable[float], line: dict[str, object], mode: str = "lines", **more: object
+) -> go.Scatter:
+    """Return a curve in a model's colour and symbol, named after the model unless it is given a name."""
+    marker = {"symbol": look.symbol, "size": 7} | more.pop("marker", {})
+    more = {"name": look.label, "line": {"color": look.color, **line}, "marker": marker, **more}
+    return go.Scatter(x=rounded(x), y=rounded(y), mode=mode, **more)
 
 
 def make_figure(
     name: str,
-    traces: Sequence[object],
     language: str,
-    fields: dict[str, object],
+    traces: Sequence[object],
+    items: Iterable[str] = (),
     height_px: int = 380,
+    fields: Mapping[str, object] = MappingProxyType({}),
     **layout: object,
 ) -> go.Figure:
     """Return a figure with the title, caption and text alternative that the language files have for `name`.
 
-    Caption and alternative are kept in `layout.meta`, where `show` finds them.
+    `items` tell in words what is drawn; they and `fields` fill in the texts, of which `fields` may hold the caption.
+    Caption and alternative are kept in `layout.meta`, where `mimebundle` finds them.
     """
+    fields = {"list": join(language, items), **fields}
     caption = fields.get("caption") or say(language, f"{name}.caption", **fields)
     alt = say(language, f"{name}.alt", **fields | {"caption": caption})
     look = {
@@ -264,28 +171,24 @@ def make_figure(
     return go.Figure(traces, go.Layout(**look | layout))
 
 
-def figure_html(figure: dict[str, object], caption: str, alt: str) -> str:
+def figure_html(figure: dict[str, object], caption: str, alt: str) -> Markup:
     """Return the page's form of a plotly figure: its JSON, its caption, and its text alternative until it is drawn."""
     layout = {k: v for k, v in figure.get("layout", {}).items() if k not in ("template", "title", "meta")}
     title = figure.get("layout", {}).get("title") or {}
     title = title.get("text", "") if isinstance(title, dict) else str(title)
     data = json.dumps({"data": figure.get("data", []), "layout": layout}, ensure_ascii=False, separators=(",", ":"))
-    data = data.replace("<", "\\u003c")  # nothing in the data may end the script element
-    alt = html.escape(alt or caption or title, quote=True)
-    heading = f"<b>{html.escape(title)}</b> " if title else ""
-    return (
-        f'<figure role="img" aria-label="{alt}"><div class="muse-figure" style="--h:{layout.get("height") or 380}px">'
-        f'<script type="application/json">{data}</script><p class="muse-alt">{alt}</p></div>'
-        f"<figcaption>{heading}{html.escape(caption)}</figcaption></figure>"
-    )
+    return render(
+        "figure", data=Markup(data.replace("<", "\\u003c")),  # nothing in the data may end the script element
+        alt=alt or caption or title, title=title, caption=caption, height=layout.get("height") or 380,
+    )  # fmt: skip
 
 
 def mimebundle(figure: go.Figure, caption: str = "", alt: str = "") -> dict[str, object]:
     """Return the figure for JupyterLab (plotly JSON), for the page (HTML) and for a terminal (text)."""
     plain = json.loads(figure.to_json())
-    meta = plain["layout"].get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    caption, alt = caption or meta.get("caption", ""), alt or meta.get("alt", "")
+    about = plain["layout"].get("meta")
+    about = about if isinstance(about, dict) else {}
+    caption, alt = caption or about.get("caption", ""), alt or about.get("alt", "")
     return {
         PLOTLY_MIME: {"data": plain["data"], "layout": plain["layout"], "config": PLOTLY_CONFIG},
         "text/html": figure_html(plain, caption, alt),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 
@@ -16,3 +16,19 @@ def texts(language: str) -> Mapping[str, str]:
     if language not in LANGUAGES:
         raise ValueError(f"language: got {language!r}, expected one of {', '.join(LANGUAGES)}")
     return json.loads(resources.files(__name__).joinpath(f"{language}.json").read_text(encoding="utf-8"))
+
+
+def stage_title(stage: str, words: Mapping[str, str]) -> str:
+    """Return a stage's name as readers know it, in the language of the words."""
+    return words.get(f"stage.{stage}", stage)
+
+
+def say(language: str, key: str, **fields: object) -> str:
+    """Return a text of the report with its fields filled in."""
+    words = texts(language)
+    return words[key].format(colon=words["colon"], **fields)
+
+
+def join(language: str, items: Iterable[str]) -> str:
+    """Return the items as one enumeration."""
+    return texts(language)["join"].join(items)

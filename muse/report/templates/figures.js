@@ -86,13 +86,13 @@
     for (const [box, plot, figure] of drawn) Plotly.react(plot, figure.data, laidOut(box, figure.layout));
   }
   // A page on its way to paper keeps the sizes of the screen, and a browser without a window only changes the medium.
-  function turn(toPaper) {
+  function layOutFor(toPaper) {
     if (onPaper === toPaper) return;
     onPaper = toPaper;
     redraw();
   }
-  addEventListener("beforeprint", () => turn(true));
-  addEventListener("afterprint", () => turn(false));
-  print.addEventListener("change", () => turn(print.matches));
+  addEventListener("beforeprint", () => layOutFor(true));
+  addEventListener("afterprint", () => layOutFor(false));
+  print.addEventListener("change", () => layOutFor(print.matches));
   main();
 })();

@@ -1,4 +1,4 @@
-"""Equality gates: how far a path is from a float64 reference, in forward values, loss and gradients.
+"""How far a path is from a float64 reference, in forward values, loss and gradients.
 
 An error is RMS(got - want) / RMS(want): of all gradients together, which rounding decides, and of the worst parameter
 alone, so that a wrong sign in a small one cannot hide. That one is judged less strictly: where contributions nearly
@@ -89,8 +89,7 @@ def reference_gradients(model: nn.Module, token_ids: Tensor, targets: Tensor) ->
         loss = model.loss(token_ids[part], targets[part], reduction="sum") / targets.numel()
         loss.backward()
         total += loss.item()
-    found = {name: grad for name, grad in gradients(model).items() if grad is not None}
-    return total, found
+    return total, {name: grad for name, grad in gradients(model).items() if grad is not None}
 
 
 def check_rows(call: Callable[[], Tensor], rows: list[int], want: Tensor, dtype: torch.dtype) -> list[Check]:

@@ -1,4 +1,4 @@
-"""Paths that compute the same thing, each found equal first, then timed in turn; one that breaks stops no other."""
+"""Paths that compute the same thing: each is checked, then all are timed in turn; one that breaks stops no other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from muse.measure.common import Progress, passthrough
-from muse.measure.throughput import Path, measure_throughput
+from muse.measure.throughput import Path, device_name, measure_throughput
 from muse.records.schema import Metric
 
-from .gates import Check
-from .peers import PathMissingError
+from .equality import Check
+from .libraries import PathMissingError
 
 Status = Literal["timed", "refused", "missing", "failed"]
+EXTRA_MEMORY = "peak of one forward and backward pass, gradients included, above what was there before"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,13 @@ class PathResult:
     extra_bytes: int | None = None
     bytes_basis: Literal["measured", "estimate"] = "measured"
 
+    @property
+    def typical_seconds(self) -> float:
+        return statistics.median(self.seconds)
+
 
 @dataclass(frozen=True)
-class RaceResult:
+class GroupResult:
     """All paths of one group and the work they share."""
 
     group: str
@@ -65,59 +70,50 @@ class RaceResult:
 
         A path that was not timed has no values but a note that says why.
         """
-        base = next((p for p in self.paths if p.name == self.baseline and p.seconds), None)
-        found = []
+        metrics = []
         for path in self.paths:
-            found.append(self._speed(path))
-            found += self._errors(path)
+            metrics.append(self._speed(path))
+            for check in path.checks:
+                error = check.error if math.isfinite(check.error) else None
+                note = f"{check} against float64"
+                metrics.append(self._metric(f"{check.quantity}_error", path, error, check.unit, note))
             if path.extra_bytes is not None:
-                note = "peak of one forward and backward pass, gradients included, above what was there before"
-                found.append(self._metric("extra_memory", path, path.extra_bytes, "byte", note, path.bytes_basis))
-            if not path.seconds:
-                continue
-            seconds = statistics.median(path.seconds)
-            flops = self.tokens_per_call * of_path(self.flops_per_token, path.name) / seconds
-            ratio = statistics.median(base.seconds) / seconds if base else None
-            note = f"median against {self.baseline}" + ("" if base else ", which was not timed")
-            shares = {"matrix_share": flops / matrix_flops_per_second}
-            shares["copy_share"] = of_path(self.least_bytes, path.name) / seconds / copy_bytes_per_second
-            found.append(self._metric("ratio", path, ratio, "1", note))
-            for name, value in shares.items():
-                found.append(self._metric(name, path, value, "1", f"of the {name.removesuffix('_share')} ceiling"))
-            found.append(self._metric("milliseconds", path, seconds * 1e3, "ms", "median duration of one call"))
-        return found
+                peak = self._metric("extra_memory", path, path.extra_bytes, "byte", EXTRA_MEMORY)
+                metrics.append(peak.model_copy(update={"basis": path.bytes_basis}))
+            if path.seconds:
+                metrics += self._of_seconds(path, matrix_flops_per_second, copy_bytes_per_second)
+        return metrics
 
-    def _metric(self, what: str, path: PathResult, value: float | None, unit: str, note: str, basis="measured"):
-        name, n = f"bench_{self.group}_{what}", len(path.seconds) or 1
-        return Metric(name=name, model=path.name, value=value, unit=unit, note=note, basis=basis, n=n)
+    def _metric(self, what: str, path: PathResult, value: float | None, unit: str, note: str, **more) -> Metric:
+        more = {"n": len(path.seconds) or 1} | more
+        return Metric(name=f"bench_{self.group}_{what}", model=path.name, value=value, unit=unit, note=note, **more)
+
+    def _of_seconds(self, path: PathResult, matrix: float, copy: float) -> Iterator[Metric]:
+        """Yield the ratio to the baseline, the shares of the two ceilings, and the duration of a call."""
+        seconds = path.typical_seconds
+        base = next((p for p in self.paths if p.name == self.baseline and p.seconds), None)
+        note = f"median against {self.baseline}" + ("" if base else ", which was not timed")
+        yield self._metric("ratio", path, base.typical_seconds / seconds if base else None, "1", note)
+        flops = self.tokens_per_call * of_path(self.flops_per_token, path.name)
+        yield self._metric("matrix_share", path, flops / seconds / matrix, "1", "of the matrix ceiling")
+        moved = of_path(self.least_bytes, path.name)
+        yield self._metric("copy_share", path, moved / seconds / copy, "1", "of the copy ceiling")
+        yield self._metric("milliseconds", path, seconds * 1e3, "ms", "median duration of one call")
 
     def _speed(self, path: PathResult) -> Metric:
         samples = [self.tokens_per_call / seconds for seconds in path.seconds]
-        gate = "; ".join(map(str, path.checks))
         status = f"{path.status}: {path.note}" if path.note or not samples else ""
-        parts = [status, gate]
-        if samples:
-            few = f", fewer than {self.samples} by the time limit" if len(samples) < self.samples else ""
-            parts.append(f"median and quartiles of {len(samples)} samples{few}, {self.tokens_per_call} tokens per call")
-            parts.append(f"on {self.device}, ready after {path.prepare_seconds:.1f} s")
-        return Metric(
-            name=f"bench_{self.group}_speed",
-            model=path.name,
-            value=statistics.median(samples) if samples else None,
-            unit="token/s",
-            n=len(samples),
-            interval=tuple(np.percentile(samples, (25, 75)).tolist()) if samples else None,
-            samples=samples,
-            reason="" if samples else status,
-            note="; ".join(part for part in parts if part),
-        )
-
-    def _errors(self, path: PathResult) -> list[Metric]:
-        found = []
-        for check in path.checks:
-            value = check.error if math.isfinite(check.error) else None
-            found.append(self._metric(f"{check.quantity}_error", path, value, check.unit, f"{check} against float64"))
-        return found
+        parts = [status, *map(str, path.checks)]
+        if not samples:
+            note = "; ".join(filter(None, parts))
+            return self._metric("speed", path, None, "token/s", note, n=0, reason=status)
+        few = f", fewer than {self.samples} by the time limit" if len(samples) < self.samples else ""
+        parts.append(f"median and quartiles of {len(samples)} samples{few}, {self.tokens_per_call} tokens per call")
+        parts.append(f"on {self.device}, ready after {path.prepare_seconds:.1f} s")
+        quartiles = tuple(np.percentile(samples, (25, 75)).tolist())
+        note = "; ".join(filter(None, parts))
+        return self._metric("speed", path, statistics.median(samples), "token/s", note, samples=samples,
+                            interval=quartiles)  # fmt: skip
 
 
 def of_path(value: float | Mapping[str, float], name: str) -> float:
@@ -125,9 +121,9 @@ def of_path(value: float | Mapping[str, float], name: str) -> float:
     return value[name] if isinstance(value, Mapping) else value
 
 
-def race(
+def compare(
     group: str,
-    candidates: Mapping[str, Callable[[], Trial]],
+    paths: Mapping[str, Callable[[], Trial]],
     *,
     baseline: str,
     tokens_per_call: int,
@@ -138,10 +134,10 @@ def race(
     samples: int,
     limit_seconds: float,
     progress: Progress = passthrough,
-) -> RaceResult:
-    """Prepare and check every candidate, then time those that are equal to the reference, in turn."""
+) -> GroupResult:
+    """Prepare and check every path, then time those that are equal to the reference, in turn."""
     results, calls = [], {}
-    for name, build in progress(candidates.items(), f"checking {group}", len(candidates)):
+    for name, build in progress(paths.items(), f"checking {group}", len(paths)):
         result, trial = prepare(name, build, device)
         results.append(result)
         if trial:
@@ -158,8 +154,8 @@ def race(
             result.seconds = times[result.name]
     calls.clear()
     release(device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return RaceResult(group, tokens_per_call, baseline, tuple(results), where, flops_per_token, least_bytes, samples)
+    return GroupResult(group, tokens_per_call, baseline, tuple(results), device_name(device), flops_per_token,
+                       least_bytes, samples)  # fmt: skip
 
 
 def prepare(name: str, build: Callable[[], Trial], device: torch.device) -> tuple[PathResult, Trial | None]:
