@@ -24,7 +24,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 4, 9, 5, tzinfo=UTC)
 
 
-VERDICTS = dict(zip(CRITERIA, ("fail", "not_measured", "pass", "pass", "pass"), strict=True))
+VERDICTS = dict.fromkeys(CRITERIA, "pass") | {"perplexity": "fail", "vram": "not_measured"}
 
 
 def criterion(name, verdict="pass", **values):

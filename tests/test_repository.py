@@ -151,6 +151,14 @@ def committed(name: str = "report.json") -> dict[str, StageRecord]:
     return {stage.stage: stage for stage in read_record(Report, ROOT / "reports" / "gpu" / name).stages}
 
 
+def test_the_index_of_decisions_leads_to_headings_and_to_every_one():
+    text = (ROOT / "DECISIONS.md").read_text()
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert len(anchors) == len(headings)
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) == anchors
+
+
 def test_docs_and_the_readmes_table_are_made_from_the_records():
     """To renew them: `make docs`."""
     for name, text in pages(ROOT).items():

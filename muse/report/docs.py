@@ -188,6 +188,7 @@ def ablations(reports: Path) -> str:
     rows = [
         [label(model), shown(found.find("perplexity", model), ".4g"), ratio(found.find(WHOLE_MEMORY, model))]
         for model in (catalog.WITH_MEMORY, *catalog.ABLATIONS)
+        if found.find("perplexity", model)
     ]
     told = f"{read(report)}; {len(report.run.seeds)} seeds, half the budget, dropout 0.1."
     return told + "\n\n" + table(["", "perplexity per token", "over the whole memory's"], rows)
