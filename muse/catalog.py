@@ -22,6 +22,8 @@ class Model(NamedTuple):
     has_memory: bool = False  # whether the stage `dynamics` can look at it
     options: Mapping[str, object] = NOTHING  # what is changed in the memory of `stage1_memory`
     removes_complex: bool = False  # whether that takes away one thing which only complex numbers have
+    low_rank: bool = False  # whether its token table keeps d_model / 2 numbers a token
+    recompute: bool = False  # whether halves of its blocks keep only their input where a run does not say
 
 
 class Stage(NamedTuple):
@@ -34,6 +36,7 @@ class Stage(NamedTuple):
 
 
 REFERENCE, WITH_MEMORY, BASELINE, YARDSTICK, TWIN = "stage1", "stage1_memory", "phase2", "gpt2", "real_twin"
+COMPACT, COMPACT_TWIN, COMPACT_BASELINE = "stage1_compact", "real_twin_compact", "phase2_compact"
 
 
 def _ablation(change: str, *, removes_complex: bool = False, **options: object) -> Model:
@@ -52,6 +55,16 @@ MODELS = (
     Model(BASELINE, baselines=(YARDSTICK,)),
     Model(YARDSTICK, baselines=(BASELINE,)),
     Model(TWIN, baselines=(BASELINE, YARDSTICK, WITH_MEMORY)),
+    Model(
+        COMPACT,
+        candidate=True,
+        baselines=(BASELINE, YARDSTICK, COMPACT_BASELINE),
+        has_memory=True,
+        low_rank=True,
+        recompute=True,
+    ),
+    Model(COMPACT_TWIN, baselines=(BASELINE, YARDSTICK, COMPACT), low_rank=True),
+    Model(COMPACT_BASELINE, baselines=(BASELINE, YARDSTICK), low_rank=True),
     _ablation("no_rotation", removes_complex=True, rotation="none"),
     _ablation("real_scores", removes_complex=True, imaginary_scores=False),
     _ablation("no_decay", decay="none"),
@@ -90,6 +103,8 @@ are replaced; the published protocol reads the raw one."""
 CORPORA = (SYNTHETIC, *HUB_CORPORA)
 TOKENIZERS = ("gpt2", "corpus")
 
+OPTIMIZERS = ("adamw", "muon")
+
 BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")
 """What `muse bench` compares, in the order in which it runs."""
 
@@ -101,6 +116,11 @@ LANGUAGES = tuple(sorted(path.stem for path in TEXTS.glob("*.json")))
 def model(name: str) -> Model:
     """Return the row of a model; KeyError for a name that is none."""
     return {row.name: row for row in MODELS}[name]
+
+
+def recomputes(name: str, setting: bool | None) -> bool:
+    """Return whether a model's blocks keep only their input: as the setting says, or as the model does by default."""
+    return any(row.recompute for row in MODELS if row.name == name) if setting is None else setting
 
 
 def stage(name: str) -> Stage:

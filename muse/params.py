@@ -18,6 +18,7 @@ from .catalog import (
     HUB_CORPORA,
     LANGUAGES,
     MODEL_NAMES,
+    OPTIMIZERS,
     REFERENCE,
     STAGE_NAMES,
     SYNTHETIC,
@@ -121,15 +122,20 @@ class Settings(BaseModel):
     learning_rates: list[Rate] = Field([1e-3], min_length=1, description="tries per model, chosen on validation")
     dropouts: list[Share] = Field([0.0], min_length=1, description="tries per model, chosen on validation")
     tune_tokens: Annotated[int, Field(ge=0)] = Field(0, description="token budget of each try; 0 takes train_tokens")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="AdamW, on matrices only")
+    optimizer: Literal[OPTIMIZERS] = Field(
+        "adamw", description="adamw, or muon for the matrices of blocks and adamw for the rest"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="AdamW, on matrices and tables only")
+    muon_learning_rate: Rate = Field(0.02, description="highest learning rate of muon; the other one is AdamW's")
+    muon_weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of what muon trains")
     warmup_share: Share = Field(0.05, description="share of the steps with a rising learning rate")
     gradient_clip: Rate = Field(1.0, description="largest global gradient norm")
     evaluations: Count = Field(10, description="validation passes, evenly spaced; the best one is kept")
     checkpoint_every_steps: Count = Field(200, description="an interrupted training loses at most so many steps")
     checkpoint_dir: str = Field("checkpoints", description="where trainings keep their state and results")
     compile: bool = Field(False, description="torch.compile the training step")
-    recompute: bool = Field(
-        False, description="blocks keep only their input for the backward pass and compute the rest again"
+    recompute: bool | None = Field(
+        None, description="halves of blocks keep only their input for backward; null: as a model does by default"
     )
 
     language: Literal[LANGUAGES] = Field("en", description="language of the report")

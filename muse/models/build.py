@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from muse.catalog import ABLATIONS, BASELINE, MODEL_NAMES, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
+from muse import catalog
+from muse.catalog import MODEL_NAMES
 
 
 def build_model(
@@ -24,22 +25,24 @@ def build_model(
     Raises ValueError for an unknown name.
     """
     sizes = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "n_seq": n_seq, "dropout": dropout}
-    if name in (REFERENCE, WITH_MEMORY) or name in ABLATIONS:
-        from .stage1 import Phase3Stage1Config, Phase3Stage1Model
-
-        mixer, memory = "none" if name == REFERENCE else "memory", ABLATIONS.get(name, {})
-        config = Phase3Stage1Config(use_complex32=use_complex32, mixer=mixer, memory=memory, **sizes)
-        return Phase3Stage1Model(config, seed=seed)
-    if name == BASELINE:
+    if name not in MODEL_NAMES:
+        raise ValueError(f"model name: got {name!r}, expected one of {', '.join(MODEL_NAMES)}")
+    row = catalog.model(name)
+    low_rank = {"table_rank": max(2, d_model // 4 * 2)} if row.low_rank else {}
+    if name in (catalog.BASELINE, catalog.COMPACT_BASELINE):
         from .phase2 import Phase2Config, Phase2Model
 
-        return Phase2Model(Phase2Config(**sizes), seed=seed)
-    if name == YARDSTICK:
+        return Phase2Model(Phase2Config(**sizes, **low_rank), seed=seed)
+    if name == catalog.YARDSTICK:
         from .gpt2 import Gpt2Config, Gpt2Model
 
         return Gpt2Model(Gpt2Config(**sizes), seed=seed)
-    if name == TWIN:
-        from .real_twin import RealTwinConfig, RealTwinModel
+    if name in (catalog.TWIN, catalog.COMPACT_TWIN):
+        from .real_twin import REAL, RealTwinConfig, RealTwinModel
 
-        return RealTwinModel(RealTwinConfig(**sizes), seed=seed)
-    raise ValueError(f"model name: got {name!r}, expected one of {', '.join(MODEL_NAMES)}")
+        return RealTwinModel(RealTwinConfig(memory=REAL | low_rank, **sizes), seed=seed)
+    from .stage1 import Phase3Stage1Config, Phase3Stage1Model
+
+    mixer, memory = "none" if name == catalog.REFERENCE else "memory", {**row.options, **low_rank}
+    config = Phase3Stage1Config(use_complex32=use_complex32, mixer=mixer, memory=memory, **sizes)
+    return Phase3Stage1Model(config, seed=seed)

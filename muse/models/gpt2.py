@@ -57,6 +57,11 @@ class Gpt2Model(nn.Module):
         # The library's public switch would also hook the token table, for adapters on frozen models.
         self.gpt2._set_gradient_checkpointing(on, keep_input_only)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks."""
+        return self.gpt2.transformer.h
+
     def features(self, token_ids: Tensor) -> Tensor:
         """What the head reads: int64 (B T) -> r(B T D)."""
         check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)

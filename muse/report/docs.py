@@ -19,6 +19,9 @@ from .companions import RATIO, WHOLE_MEMORY, repeats, stage_of
 from .figures.style import style
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
+JUDGED = (catalog.REFERENCE, catalog.WITH_MEMORY)
+"""Candidates of the committed comparison."""
+
 COMPARED = (catalog.REFERENCE, catalog.WITH_MEMORY, catalog.TWIN, catalog.BASELINE, catalog.YARDSTICK)
 ROWS = (
     ("perplexity per token", "perplexity", "perplexity", ".4g"),
@@ -160,7 +163,7 @@ def facts(report: Report) -> str:
     kinds = (("own precision", ""), ("all float32", "_matched"), ("AdamW, all float32", "_with_optimizer"))
     memories = [
         "{} {:.3f} (Stage 1), {:.3f} (with memory)".format(
-            text, *(memory.find(f"peak_memory{kind}_ratio_to_{catalog.BASELINE}", m).value for m in catalog.CANDIDATES)
+            text, *(memory.find(f"peak_memory{kind}_ratio_to_{catalog.BASELINE}", m).value for m in JUDGED)
         )
         for text, kind in kinds
     ]
@@ -253,8 +256,8 @@ def headline(reports: Path) -> str:
         ("GPU memory with AdamW, all float32", "memory", "peak_memory_with_optimizer"),
     ):
         over = f"{name}_ratio_to_{catalog.BASELINE}"
-        rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in catalog.CANDIDATES)])
-    return table([f"over {label(catalog.BASELINE)}'s", *map(label, catalog.CANDIDATES)], rows)
+        rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in JUDGED)])
+    return table([f"over {label(catalog.BASELINE)}'s", *map(label, JUDGED)], rows)
 
 
 PAGES: dict[str, Callable[[Path], str]] = {"docs/results.md": results, "docs/speed.md": speed}

@@ -27,7 +27,7 @@ from .provenance import provenance
 from .real_baseline import real_baseline_note
 from .texts import say, stage_title, texts
 
-HARDER_MEMORY = ("with_optimizer", "matched", "recomputed")
+HARDER_MEMORY = ("with_optimizer", "matched", "recomputed", "plain")
 """Variants of the memory measurement that stand beside the one of the criterion."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from muse.catalog import BASELINE, REFERENCE
+from muse.catalog import BASELINE, REFERENCE, recomputes
 from muse.data.corpora import load_corpus
 from muse.data.corpus import Corpus
 from muse.host.paths import shortened, with_short_paths
@@ -91,7 +91,7 @@ class Stage:
             self._untrained = name, self._build(name)
         drawn = self._untrained[1]
         model = served(drawn) if use_complex32 else drawn
-        return self._placed(copy.deepcopy(model) if model is drawn else model, recompute)
+        return self._placed(copy.deepcopy(model) if model is drawn else model, name, recompute)
 
     def shaped(self, name: str = REFERENCE, *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
         """Return a model whose memory is asked for: `model`, but where that is an estimate its values are not drawn."""
@@ -99,15 +99,15 @@ class Stage:
             return self.model(name, use_complex32=use_complex32, recompute=recompute)
         with WithoutDraws():
             model = self._build(name)
-        return self._placed(served(model) if use_complex32 else model, recompute)
+        return self._placed(served(model) if use_complex32 else model, name, recompute)
 
     def _build(self, name: str) -> nn.Module:
         sizes = {key: getattr(self.settings, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq")}
         return build_model(name, **sizes, seed=self.settings.seed)
 
-    def _placed(self, model: nn.Module, recompute: bool | None) -> nn.Module:
+    def _placed(self, model: nn.Module, name: str, recompute: bool | None) -> nn.Module:
         model = model.to(self.device)
-        model.recompute = self.settings.recompute if recompute is None else recompute
+        model.recompute = recomputes(name, self.settings.recompute if recompute is None else recompute)
         return model
 
     def train(self, name: str) -> Trained:

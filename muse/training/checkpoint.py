@@ -2,7 +2,7 @@
 
 <directory>/<model>-s<seed>-<key>/
     config.json                    everything that decides the result, resolved
-    state.safetensors              weights, AdamW moments, RNG states, scalars as metadata (gone when finished)
+    state.safetensors              weights, moments, RNG states, scalars as metadata (gone when finished)
     weights-<step>.safetensors     best weights so far (becomes model.safetensors when finished)
     result.json                    the finished training, written last
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -64,21 +64,26 @@ def open_folder(folder: Path, config: Mapping[str, object], about: Mapping[str, 
         raise CheckpointError(f"{path}: belongs to a training with other settings; move {folder} away")
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{kind}:{names[parameter]}": value
+        for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         for kind, value in state.items()
     }
 
 
 def save_state(
-    folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, scalars: Mapping[str, object]
+    folder: Path,
+    key: str,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    scalars: Mapping[str, object],
 ) -> None:
-    """Write a training's whole state into one file: weights, optimizer, RNG states, and JSON scalars as metadata."""
+    """Write a training's whole state into one file: weights, optimizers, RNG states, and JSON scalars as metadata."""
     tensors = {f"weight:{name}": tensor for name, tensor in model_tensors(model).items()}
-    tensors |= _moments(model, optimizer)
+    tensors |= _moments(model, optimizers)
     tensors["rng:cpu"] = torch.get_rng_state()
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -86,7 +91,9 @@ def save_state(
     write_tensors(folder / STATE_FILE, tensors, {"format": STATE_FORMAT, "key": key, "scalars": scalars})
 
 
-def load_state(folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object] | None:
+def load_state(
+    folder: Path, key: str, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, object] | None:
     """Restore what save_state wrote, bit for bit, and return its scalars; None where nothing was saved.
 
     Raises CheckpointError for a damaged file, another training's state, or tensors that do not fit the model.
@@ -104,11 +111,12 @@ def load_state(folder: Path, key: str, model: nn.Module, optimizer: torch.optim.
     rng = parts.pop("rng", {})
     fill(model_tensors(model), parts.pop("weight", {}), path)
     parameters = dict(model.named_parameters())
+    owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for kind, values in parts.items():
         for name, value in values.items():
             if name not in parameters or value.shape not in (parameters[name].shape, torch.Size()):
                 raise CheckpointError(f"{path}: {kind} {tuple(value.shape)} of {name!r} does not fit the model")
-            optimizer.state[parameters[name]][kind] = value.to(parameters[name].device, copy=True)
+            owners[parameters[name]].state[parameters[name]][kind] = value.to(parameters[name].device, copy=True)
     device = next(model.parameters()).device
     if "cpu" not in rng or (device.type == "cuda") != ("cuda" in rng):
         raise CheckpointError(f"{path}: random states of {sorted(rng)}, expected those of a training on {device.type}")

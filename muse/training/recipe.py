@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from muse.catalog import OPTIMIZERS
 from muse.host.files import write_atomic
 from muse.models import weights
 from muse.records.schema import Artifact, Metric, Series
@@ -30,7 +31,10 @@ class Recipe:
     n_seq: int  # tokens per sequence
     learning_rate: float  # highest learning rate, reached at the end of the warm-up
     dropout: float = 0.0  # of the model
-    weight_decay: float = 0.1  # of every trained tensor with two or more dimensions, token tables included
+    optimizer: str = "adamw"  # or "muon" for the matrices of blocks and AdamW for the rest
+    weight_decay: float = 0.1  # of what AdamW trains with two or more dimensions, token tables included
+    muon_learning_rate: float = 0.02  # highest one of muon, on the same schedule
+    muon_weight_decay: float = 0.1  # of what muon trains
     warmup_share: float = 0.05  # share of the steps with a linearly rising learning rate
     gradient_clip: float = 1.0  # largest norm of all gradients together
     evaluations: int = 10  # validation passes, evenly spaced, the last one at the end
@@ -46,6 +50,8 @@ class Recipe:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.batch_tokens < self.n_seq:
             raise ValueError(f"batch_tokens: got {self.batch_tokens}, expected at least n_seq = {self.n_seq}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: got {self.optimizer!r}, expected {' or '.join(OPTIMIZERS)}")
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision: got {self.precision!r}, expected auto, {', '.join(PRECISIONS)}")
 
@@ -65,11 +71,15 @@ class Recipe:
         return math.ceil(self.train_tokens / self.tokens_per_step)
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step counted from 0: linear up to the peak, then half a cosine towards 0."""
+        """AdamW's learning rate of a step counted from 0: linear up to the peak, then half a cosine towards 0."""
+        return self.learning_rate * self.schedule(step)
+
+    def schedule(self, step: int) -> float:
+        """Share of the highest learning rate in a step counted from 0."""
         warmup = math.ceil(self.warmup_share * self.steps)
         if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
 
     def evaluation_steps(self) -> frozenset[int]:
         """Numbers of finished steps after which the validation split is measured."""

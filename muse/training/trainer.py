@@ -1,4 +1,4 @@
-"""Training of one model, the same way for all: AdamW, warm-up and cosine, clipping, choice on validation, resumable.
+"""Training of one model, the same way for all: optimizer, warm-up, cosine, clipping, choice on validation, resumable.
 
 Master weights are float32. Where a half precision is used, autocast computes in it, with a GradScaler for float16. A
 training is a pure function of its settings: on the CPU, one that was killed and resumed ends bit-identical to one that
@@ -12,7 +12,7 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from muse.records.environment import versions
 from . import checkpoint
 from .code_key import code_sha256
 from .feed import Feed
+from .muon import Matrix, Muon, matrices_of
 from .recipe import PRECISIONS, Bar, OnReport, Recipe, Report, TrainingResult, no_bar, read_result, write_result
 
 BETAS = (0.9, 0.95)  # AdamW
@@ -55,9 +56,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """AdamW's groups: trained tensors of two or more dimensions decay, norms, biases and other vectors do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, matrices: Sequence[Matrix] = ()
+) -> list[dict[str, object]]:
+    """AdamW's groups, without `matrices`: trained tensors of two or more dimensions decay, vectors do not."""
+    taken = {id(plane) for matrix in matrices for plane in matrix}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in taken]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -137,16 +141,21 @@ def _random_state(device: torch.device, seed: int) -> Iterator[None]:
 
 
 class OptimizerStep:
-    """Forward, backward, clipping and AdamW of one model; with a compiled loss on CUDA one CUDA graph."""
+    """Forward, backward, clipping and optimizers of one model; with a compiled loss on CUDA one CUDA graph."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, description: str) -> None:
         """`description` names the training in errors."""
         self.model, self.recipe, self.description = model, recipe, description
         self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.learning_rate = torch.zeros((), device=self.device)  # of the next step
-        groups = parameter_groups(model, recipe.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, self.learning_rate, BETAS, EPSILON, fused=True)
+        self.learning_rate, self.muon_rate = torch.zeros(2, 1, device=self.device).squeeze(1)  # of the next step
+        matrices = matrices_of(model.blocks) if recipe.optimizer == "muon" else []
+        groups = parameter_groups(model, recipe.weight_decay, matrices)
+        self.optimizers = [torch.optim.AdamW(groups, self.learning_rate, BETAS, EPSILON, fused=True)]
+        if recipe.optimizer == "muon":
+            compute = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+            decay = recipe.muon_weight_decay
+            self.optimizers.append(Muon(matrices, self.muon_rate, weight_decay=decay, compute=compute))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.loss = torch.compile(model.loss) if recipe.compile else model.loss
         self.unchecked = recipe.compile
@@ -154,9 +163,10 @@ class OptimizerStep:
         replays = recipe.compile and self.device.type == "cuda" and not self.scaler.is_enabled()
         self.update = Replayed(self._update) if replays else self._update
 
-    def __call__(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Train on a batch (B T); return the loss and the norm of all gradients before clipping, on the device."""
-        self.learning_rate.fill_(learning_rate)
+        self.learning_rate.fill_(self.recipe.learning_rate_at(step))
+        self.muon_rate.fill_(self.recipe.muon_learning_rate * self.recipe.schedule(step))
         return self.update(inputs, targets)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -168,14 +178,16 @@ class OptimizerStep:
         with self.autocast():
             loss = self.loss(inputs, targets)
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         if self.unchecked:
             self._check_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
-        let_capture(self.optimizer)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            let_capture(optimizer)
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         return loss.detach(), norm
 
     def _check_gradients(self) -> None:
@@ -272,7 +284,7 @@ class _Training:
     def train_step(self) -> None:
         """One step of the training; its loss stays on the device until it is read."""
         inputs, targets = self.feed(self.state.step)
-        loss, norm = self.update(inputs, targets, self.recipe.learning_rate_at(self.state.step))
+        loss, norm = self.update(inputs, targets, self.state.step)
         self.unread[self.num_unread, 0] = loss
         self.unread[self.num_unread, 1] = norm
         self.state.step += 1
@@ -361,14 +373,14 @@ class _Training:
         """Write the state; everything up to here is known to be finite."""
         self.read()
         state = replace(self.state, seconds=self.seconds, scaler=self.update.scaler.state_dict())
-        checkpoint.save_state(self.folder, self.key, self.model, self.update.optimizer, vars(state))
+        checkpoint.save_state(self.folder, self.key, self.model, self.update.optimizers, vars(state))
         self.forget_weights(keep=self.best_weights)
         self.mark = time.perf_counter()
 
     def restore(self) -> None:
         """Continue from the state on disk, if there is one."""
         self.model.train()
-        scalars = checkpoint.load_state(self.folder, self.key, self.model, self.update.optimizer)
+        scalars = checkpoint.load_state(self.folder, self.key, self.model, self.update.optimizers)
         if scalars is None:
             return
         self.state = State(**scalars)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from muse.catalog import recomputes
 from muse.data.corpus import Corpus
 from muse.params import Settings
 from muse.records.schema import Metric, Series
@@ -176,7 +177,8 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
     """The settings' recipe with the values and the budget of a job."""
     same_name = {field.name for field in fields(Recipe)} & Settings.model_fields.keys()
     own = {"train_tokens": job.tokens, "batch_tokens": settings.train_batch_tokens, "dropout": job.dropout,
-           "learning_rate": job.learning_rate, "n_seq": settings.train_n_seq or settings.n_seq, "seed": job.seed}
+           "learning_rate": job.learning_rate, "n_seq": settings.train_n_seq or settings.n_seq, "seed": job.seed,
+           "recompute": recomputes(job.model_name, settings.recompute)}
     return Recipe(**settings.model_dump(include=same_name) | own)  # fmt: skip
 
 

@@ -20,14 +20,14 @@ SIZES = {"vocab_size": 11, "d_model": 8, "n_layers": 1, "n_seq": 6}
 
 
 def trained_pair(seed: int = 0, name: str = "stage1"):
-    """A tiny model and its AdamW after one step."""
+    """A tiny model and its optimizers, AdamW alone, after one step."""
     model = build_model(name, **SIZES, seed=seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2, fused=True)
     ids = torch.arange(12).reshape(2, 6) % 11
     model.loss(ids, ids).backward()
     optimizer.step()
     optimizer.zero_grad()
-    return model, optimizer
+    return model, [optimizer]
 
 
 def about(model) -> dict:
@@ -42,18 +42,18 @@ def test_keys_tell_any_difference_and_nothing_else():
 
 
 def test_state_comes_back_bit_for_bit(tmp_path):
-    model, optimizer = trained_pair()
+    model, optimizers = trained_pair()
     scalars = {"step": 7, "loss": 0.1 + 0.2, "curve": [[1, 1 / 3]]}
     torch.manual_seed(5)
-    checkpoint.save_state(tmp_path, "key", model, optimizer, scalars)
+    checkpoint.save_state(tmp_path, "key", model, optimizers, scalars)
     expected = torch.rand(3)
-    other, other_optimizer = trained_pair(seed=1)
+    other, other_optimizers = trained_pair(seed=1)
     torch.manual_seed(6)
-    assert checkpoint.load_state(tmp_path, "key", other, other_optimizer) == scalars
+    assert checkpoint.load_state(tmp_path, "key", other, other_optimizers) == scalars
     assert torch.equal(torch.rand(3), expected)
     for name, tensor in weights.model_tensors(model).items():
         assert torch.equal(weights.model_tensors(other)[name], tensor)
-    states = [list(o.state.values()) for o in (optimizer, other_optimizer)]
+    states = [list(o.state.values()) for (o,) in (optimizers, other_optimizers)]
     assert len(states[0]) > 5
     for first, second in zip(*states, strict=True):
         assert first.keys() == second.keys() == {"step", "exp_avg", "exp_avg_sq"}
@@ -77,15 +77,15 @@ def test_a_damaged_state_is_named(tmp_path, damage):
 
 
 def test_foreign_states_are_named(tmp_path):
-    model, optimizer = trained_pair()
-    checkpoint.save_state(tmp_path, "key", model, optimizer, {})
+    model, optimizers = trained_pair()
+    checkpoint.save_state(tmp_path, "key", model, optimizers, {})
     with pytest.raises(CheckpointError, match=r"state\.safetensors: holds the state of another training"):
-        checkpoint.load_state(tmp_path, "other key", model, optimizer)
+        checkpoint.load_state(tmp_path, "other key", model, optimizers)
     with pytest.raises(CheckpointError, match=r"state\.safetensors: tensors differ"):
         checkpoint.load_state(tmp_path, "key", *trained_pair(name="gpt2"))
     weights.save_weights(tmp_path / checkpoint.STATE_FILE, model, about(model))
     with pytest.raises(CheckpointError, match="got format 'muse-weights-1', expected 'muse-training-state-1'"):
-        checkpoint.load_state(tmp_path, "key", model, optimizer)
+        checkpoint.load_state(tmp_path, "key", model, optimizers)
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):

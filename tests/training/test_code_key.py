@@ -18,6 +18,9 @@ MODELS = {
     "real_twin": "models/real_twin.py",
     "phase2": "models/phase2.py",
     "gpt2": "models/gpt2.py",
+    "stage1_compact": "models/stage1.py",
+    "real_twin_compact": "models/real_twin.py",
+    "phase2_compact": "models/phase2.py",
 }
 
 HOUSE = {

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from muse.catalog import BASELINE, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
+from muse.catalog import BASELINE, COMPACT, COMPACT_BASELINE, COMPACT_TWIN, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
 from muse.records.schema import Metric, StageRecord
 
 from ..html import render
@@ -55,6 +55,9 @@ MODELS = {
     BASELINE: ("#d55e00", "diamond", "dashdot"),
     YARDSTICK: ("#009473", "triangle-up", "dot"),
     TWIN: ("#8a7a1f", "cross", "longdash"),
+    COMPACT: ("#d1495b", "diamond-tall", "16px,3px"),
+    COMPACT_TWIN: ("#7a7f1f", "x", "3px,3px"),
+    COMPACT_BASELINE: ("#b5651d", "diamond-wide", "10px,3px,3px,3px"),
     "stage1_memory_no_rotation": ("#8f6bd6", "triangle-down", "longdashdot"),
     "stage1_memory_real_scores": ("#c4566a", "star", "2px,6px"),
     "stage1_memory_no_decay": ("#2f8fa3", "pentagon", "8px,2px"),
