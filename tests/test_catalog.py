@@ -37,7 +37,8 @@ def test_a_model_is_compared_with_every_baseline_of_its_row():
     assert len(set(pairs)) == len(pairs)
     assert set(pairs) == {(row.name, base) for row in catalog.MODELS for base in row.baselines}
     assert not [pair for pair in pairs if pair[0] == pair[1] or pair[1] not in catalog.MODEL_NAMES]
-    assert list(dict.fromkeys(base for _, base in pairs)) == ["phase2", "gpt2", "stage1_memory", "phase2_compact", "stage1_compact"]
+    bases = ["phase2", "gpt2", "stage1_memory", "phase2_compact", "stage1_compact"]
+    assert list(dict.fromkeys(base for _, base in pairs)) == bases
     assert catalog.comparisons(["stage1_memory_untied", "stage1_memory", "gpt2"]) == [
         ("stage1_memory_untied", "gpt2"), ("stage1_memory", "gpt2"), ("stage1_memory_untied", "stage1_memory")
     ]  # fmt: skip
