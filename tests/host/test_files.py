@@ -180,7 +180,7 @@ folder, mark = Path(sys.argv[1]), Path(sys.argv[2])
 wins = 0
 print("ready", flush=True)
 sys.stdin.readline()
-end = time.monotonic() + 60
+end = time.monotonic() + 100
 while wins < 12:
     assert time.monotonic() < end, "no run can have it any more"
     try:
@@ -191,7 +191,7 @@ while wins < 12:
             mark.rmdir()
             wins += 1
     except ParamsError:
-        pass
+        time.sleep(0.002)  # a racer that spins takes the time of the one that could finish
 """
 
 
