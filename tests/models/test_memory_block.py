@@ -9,9 +9,12 @@ import reference_memory
 import torch
 
 from muse.measure.dynamics import measure_dynamics
+from muse.models.build import build_model
 from muse.models.memory_block import RMSNorm
 from muse.models.memory_options import MemoryOptions
+from muse.models.phase2 import Phase2Config
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse.models.weights import WithoutDraws
 from muse.ops import planar
 from muse.ops.linear_attention import rotate
 
@@ -349,3 +352,28 @@ def test_a_memory_that_forgets_nothing_does_not_overflow_the_served_form():
         exact, served = mixer(u)[0], mixer.half()(u.half())[0]
     assert served.isfinite().all()
     assert reference.rms_error(served, exact) < 0.02
+
+
+@pytest.mark.parametrize("options", [{"table_rank": 7}, {"table_rank": 1}, {"table_rank": -2}, {"table_rank": 30},
+                                     {"table_rank": 8, "tied": False}, {"head_norm_eps": 0.0}], ids=str)  # fmt: skip
+def test_a_rank_or_an_epsilon_that_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match=r"^(table_rank|head_norm_eps) must be .*, got|^table_rank must be .*: got"):
+        tiny(**options)
+
+
+@pytest.mark.parametrize("rank", [3, 1, 40])
+def test_phase2_refuses_such_a_rank_too(rank):
+    with pytest.raises(ValueError, match=f"table_rank must be 0 or even, 2 to d_model = 16, got {rank}"):
+        Phase2Config(vocab_size=11, d_model=16, table_rank=rank)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("stage1_compact", 41_982_337), ("real_twin_compact", 42_222_953), ("phase2_compact", 45_442_674),
+])  # fmt: skip
+def test_compact_models_have_their_published_size_and_start_at_uniform_guessing(name, parameters):
+    with WithoutDraws():
+        model = build_model(name, vocab_size=50257, d_model=512, n_layers=6, n_seq=1024)
+    assert sum(p.numel() for p in model.parameters()) == sum(model.parameter_groups().values()) == parameters
+    small = build_model(name, vocab_size=211, d_model=64, n_layers=2, n_seq=32)
+    loss = small.loss(random_ids(211, 4, 32), random_ids(211, 4, 32, seed=1))
+    assert abs(loss.item() / math.log(211) - 1) < 0.04

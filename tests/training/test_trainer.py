@@ -145,7 +145,8 @@ def test_evaluations_are_evenly_spaced_and_end_at_the_end():
     assert sorted(replace(RECIPE, train_tokens=64, evaluations=9).evaluation_steps()) == [1, 2]
 
 
-@pytest.mark.parametrize("wrong", [{"train_tokens": 0}, {"batch_tokens": 7}, {"precision": "half"}, {"evaluations": 0}])
+@pytest.mark.parametrize("wrong", [{"train_tokens": 0}, {"batch_tokens": 7}, {"precision": "half"}, {"evaluations": 0},
+                                   {"optimizer": "sgd"}])  # fmt: skip
 def test_a_recipe_says_what_is_wrong_with_it(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*got .*expected"):
         replace(RECIPE, **wrong)
@@ -428,6 +429,23 @@ def test_blocks_that_compute_again_train_to_the_same_weights_interrupted_or_not(
     assert resumed.resumed_from_steps == (15,)
     assert same(kept, whole)
     assert same(whole, resumed)
+
+
+@pytest.mark.parametrize("name", ["stage1_compact", "real_twin_compact", "phase2_compact", "gpt2"])
+def test_muon_learns_interrupted_or_not_to_the_same_weights(tmp_path, name):
+    def build(**choices) -> nn.Module:
+        return build_model(name, **SIZES, **choices)
+
+    corpus, recipe = make_corpus(), replace(RECIPE, optimizer="muon", muon_weight_decay=0.2)
+    whole = train(name, build, recipe, corpus, tmp_path / "whole")
+    stop = at_step(15, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(name, build, recipe, corpus, tmp_path / "stopped", on_report=stop)
+    resumed = train(name, build, recipe, corpus, tmp_path / "stopped")
+    assert resumed.resumed_from_steps == (15,)
+    assert same(whole, resumed)
+    assert whole.training_curve[-1][1] < whole.training_curve[0][1]
+    assert not same(whole, train(name, build, RECIPE, corpus, tmp_path / "adamw"))
 
 
 def test_different_settings_never_share_a_folder(tmp_path):
