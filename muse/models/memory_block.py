@@ -95,7 +95,7 @@ class TokenTable(nn.Module):
         self.d_model, self.planes, self.dropout = d_model, options.planes, dropout
         self.rank = options.table_rank or 2 * d_model
         self.weight = nn.Parameter(torch.empty(vocab_size, self.rank if options.tied else d_model))
-        self.lift = from_table(options, d_model) if options.table_rank else None
+        self.lift = writing(options, self.rank // options.planes, d_model) if options.table_rank else None
 
     @property
     def weight_real(self) -> Tensor:
@@ -111,20 +111,6 @@ class TokenTable(nn.Module):
         z = F.embedding(ids, self.weight) * (math.sqrt(self.rank) / EMBEDDING_SCALE)
         z = F.pad(z, (0, 2 * self.d_model - z.shape[-1])) if self.lift is None else self.lift(z)
         return drop(z, self.dropout, self.training, self.planes)
-
-
-def from_table(options: MemoryOptions, d_model: int) -> nn.Module:
-    """Matrix from a low-rank table's rows to the stream: complex R/2 to D, or real R to 2D."""
-    if options.planes == 2:
-        return layers.ComplexLinear(options.table_rank // 2, d_model, bias=False)
-    return RealLinear(options.table_rank, 2 * d_model)
-
-
-def to_table(options: MemoryOptions, d_model: int) -> nn.Module:
-    """Matrix from the stream to a low-rank table's rows: complex D to R/2, or real 2D to R."""
-    if options.planes == 2:
-        return layers.ComplexLinear(d_model, options.table_rank // 2, bias=False)
-    return RealLinear(2 * d_model, options.table_rank)
 
 
 class FeedForward(nn.Module):
@@ -160,7 +146,7 @@ class MemoryBlock(nn.Module):
         self.feed = FeedForward(d_model, options)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.prefill(z)[0]
+        return self._fed(self._remembered(z))
 
     def halves(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """The functions of z that the block is made of, one after the other."""

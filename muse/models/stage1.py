@@ -27,6 +27,7 @@ from muse.ops import cross_entropy, logits, norms, planar
 
 from . import layers, memory_block, zeta
 from .generate import generate
+from .linear_attention import reading
 from .memory_options import MemoryOptions
 
 MIXERS = ("none", "memory")
@@ -109,7 +110,7 @@ class Phase3Stage1Model(nn.Module):
                 self.norm = memory_block.OutputNorm(config.d_model, memory.planes)
             self.positions = self.head_weight = self.head_projection = None
             if memory is not None and memory.table_rank:
-                self.head_projection = memory_block.to_table(memory, config.d_model)
+                self.head_projection = reading(memory, config.d_model, memory.table_rank // memory.planes)
             if memory is None or memory.positions:
                 self.positions = nn.Parameter(torch.empty(config.n_seq, config.d_model), requires_grad=False)
             if memory is None or not memory.tied:

@@ -128,8 +128,10 @@ class Stage:
         """Return the trained models in the form in which they are served; without a training, the untrained one."""
         if not self.settings.train_tokens:
             return {self.settings.seed: self.model(name)}
-        loaded = {result.seed: load_trained(result.weights, build_model) for result in self._results(name)}
-        return {seed: served(model).to(self.device) for seed, model in loaded.items()}
+        return {
+            result.seed: served(load_trained(result.weights, build_model)).to(self.device)
+            for result in self._results(name)
+        }
 
     def first_trained(self, name: str) -> tuple[int, nn.Module]:
         """Return the seed of a model's first training, and the model as it was trained."""

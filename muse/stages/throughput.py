@@ -21,7 +21,7 @@ from .stage import Stage
 
 
 def run(stage: Stage) -> StageRecord:
-    """Time each model's paths in turn against what the machine reaches at best, race if asked, return the record."""
+    """Time each model's paths in turn against what the machine reaches, benchmark if asked, return the record."""
     half = planar.compute_dtype(torch.float16, stage.device)
     ceilings = [measure.matrix_ceiling(stage.device, dtype) for dtype in {half, torch.float32}]
     ceiling, copy = max(ceilings, key=lambda found: found.value), measure.copy_ceiling(stage.device)
@@ -69,9 +69,9 @@ def model_speed(
 
 
 def run_bench(stage: Stage, on_group: Callable[[BenchResult], None] = lambda so_far: None) -> BenchResult:
-    """Race fast paths, naive ones and peers; `on_group` gets what there is after each group.
+    """Compare fast paths with naive ones and other libraries; `on_group` gets what there is after each group.
 
-    Naive forms and peers keep all that they need for the backward pass, so the fast paths do too.
+    Naive forms and other libraries keep all that they need for the backward pass, so the fast paths do too.
     """
     build = partial(stage.model, recompute=False)
     return bench.measure_bench(build, stage.settings, stage.device, progress=track, on_group=on_group)

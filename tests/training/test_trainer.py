@@ -120,6 +120,16 @@ def at_step(step: int, act) -> module.OnReport:
     return on_report
 
 
+def stopped_and_resumed(name: str, build, recipe: Recipe, corpus, folder: Path) -> module.TrainingResult:
+    """A training that an interrupt stopped after its step 15, and that the same command went on with."""
+    stop = at_step(15, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(name, build, recipe, corpus, folder, on_report=stop)
+    resumed = train(name, build, recipe, corpus, folder)
+    assert resumed.resumed_from_steps == (15,)
+    return resumed
+
+
 # The recipe
 
 
@@ -422,11 +432,7 @@ def test_blocks_that_compute_again_train_to_the_same_weights_interrupted_or_not(
     whole = train(name, build, again, corpus, tmp_path / "kept")
     assert [model.recompute for model in built[1::2]] == [False, True], "every other one is asked for its configuration"
     assert not whole.reused, "its speed is another"
-    stop = at_step(15, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        train(name, build, again, corpus, tmp_path / "stopped", on_report=stop)
-    resumed = train(name, build, again, corpus, tmp_path / "stopped")
-    assert resumed.resumed_from_steps == (15,)
+    resumed = stopped_and_resumed(name, build, again, corpus, tmp_path / "stopped")
     assert same(kept, whole)
     assert same(whole, resumed)
 
@@ -438,11 +444,7 @@ def test_muon_learns_interrupted_or_not_to_the_same_weights(tmp_path, name):
 
     corpus, recipe = make_corpus(), replace(RECIPE, optimizer="muon", muon_weight_decay=0.2)
     whole = train(name, build, recipe, corpus, tmp_path / "whole")
-    stop = at_step(15, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        train(name, build, recipe, corpus, tmp_path / "stopped", on_report=stop)
-    resumed = train(name, build, recipe, corpus, tmp_path / "stopped")
-    assert resumed.resumed_from_steps == (15,)
+    resumed = stopped_and_resumed(name, build, recipe, corpus, tmp_path / "stopped")
     assert same(whole, resumed)
     assert whole.training_curve[-1][1] < whole.training_curve[0][1]
     assert not same(whole, train(name, build, RECIPE, corpus, tmp_path / "adamw"))
