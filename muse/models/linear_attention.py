@@ -96,20 +96,17 @@ class MemoryMixer(nn.Module):
     def remembered(self, u: Tensor) -> tuple[Tensor, MixerState]:
         """What the heads read before norm and gate: u r(B T 2D) -> y (B H T X), state after the last token."""
         seen, log_decay, pace = self.qkv(u), self.log_decay(u), self._pace(u)
-        if pace is None:
-            elapsed = torch.ones(1, 1, u.shape[1], device=u.device, dtype=log_decay.dtype).cumsum(-1)
-        else:
-            elapsed = pace.cumsum(-1)
+        angle = None if pace is None else pace.cumsum(-1)[..., None] * self.frequencies()[:, None]  # (B H T X/2)
         prepared = None
         if not (self.options.qk_norm or self.options.input_scaling):
-            frequencies = None if self.turn_bias is None else self.frequencies()
-            given = self.taps, frequencies, None if pace is None else elapsed
-            prepared = qkv.by_kernels(seen, *given, self.options.planes, self.n_heads)
+            frequencies = self.frequencies() if self.options.rotation == "fixed" else None
+            prepared = qkv.by_kernels(seen, self.taps, frequencies, angle, self.options.planes, self.n_heads)
         if prepared is None:
-            angle = elapsed[..., None] * self.frequencies()[:, None]  # (B H T X/2)
-            prepared = self._prepared(self._preceded(seen), log_decay, angle)
+            turned = self._counted(u.shape[1]) if angle is None else angle
+            prepared = self._prepared(self._preceded(seen), log_decay, turned)
         y, matrix = memory_chunked(*prepared, log_decay, self.options.imaginary_scores, self.options.chunk_tokens)
-        angle = torch.remainder(elapsed[..., -1:] * self.frequencies(), 2 * math.pi).expand(u.shape[0], -1, -1)
+        last = u.shape[1] * self.frequencies() if angle is None else angle[:, :, -1]
+        angle = torch.remainder(last, 2 * math.pi).expand(u.shape[0], -1, -1)
         recent = self._preceded(seen[:, max(0, u.shape[1] - self.options.convolution + 1) :])
         return y, MixerState(matrix, angle, recent[:, recent.shape[1] - self.options.convolution + 1 :])
 
@@ -144,6 +141,12 @@ class MemoryMixer(nn.Module):
     def _pace(self, u: Tensor) -> Tensor | None:
         """How fast the token rotates the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
         return None if self.pace is None else 2 * torch.sigmoid(_exact(u, self.pace.weight)).transpose(1, 2)
+
+    def _counted(self, tokens: int) -> Tensor:
+        """The cumulated rotation after each token, by fixed frequencies (1 H T X/2)."""
+        frequencies = self.frequencies()
+        count = torch.ones(1, 1, tokens, 1, device=frequencies.device, dtype=frequencies.dtype).cumsum(2)
+        return count * frequencies[:, None]
 
     def _preceded(self, seen: Tensor) -> Tensor:
         """Projections (B T 3 planes D) with taps-1 zeros before them, what the convolution of the first token sees."""

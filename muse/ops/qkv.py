@@ -23,15 +23,16 @@ NORM_EPS = 1e-6
 
 
 def by_kernels(
-    seen: Tensor, taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None, planes: int, heads: int
+    seen: Tensor, taps: Tensor | None, frequencies: Tensor | None, angle: Tensor | None, planes: int, heads: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """q, k, v (B H T X) of projections r(B T 3 planes D) before which there is nothing; None where no kernel serves.
 
-    q and k rotate by elapsed r(B H T), or the number of tokens so far where it is None, times frequencies r(H X/2).
+    q and k rotate by an angle r(B H T X/2), or by the number of tokens so far times frequencies r(H X/2), or not at
+    all. Both given is a ValueError.
     """
     if not has_kernels(qkv_triton, seen):
         return None
-    return qkv_triton.prepare(seen, taps, frequencies, elapsed, planes, heads)
+    return qkv_triton.prepare(seen, taps, frequencies, angle, planes, heads)
 
 
 def prepared(

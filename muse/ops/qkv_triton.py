@@ -2,11 +2,12 @@
 
     prepare: q, k, v = short convolution of the projections, q and k rotated by exp(i angle) and divided by X
 
-The PyTorch form in `qkv` is the reference, letters are as there, K = X/2 pairs of channels per head. A program holds
-some tokens of one head and goes through a group of the batch, so that fixed angles are computed once per group. All
-arithmetic is float32 in registers, rounded once; nothing but inputs is kept for the backward pass, which computes the
-rest again. Gradients of parameters are summed over a program's tokens, then over programs by PyTorch: no atomics, equal
-runs give equal sums. For torch.compile each is one opaque step.
+The angle is given, or the number of tokens so far times a fixed frequency. The PyTorch form in `qkv` is the reference,
+letters are as there, K = X/2 pairs of channels per head. A program holds some tokens of one head and goes through a
+group of the batch, so that fixed angles are computed once per group. All arithmetic is float32 in registers, rounded
+once; nothing but inputs is kept for the backward pass, which computes the rest again. Gradients of parameters are
+summed over a program's tokens, then over programs by PyTorch: no atomics, equal runs give equal sums. For torch.compile
+each is one opaque step.
 
 A pair is the real and imaginary part of a complex channel (planes = 2), or channels j and j + K of a real head
 (planes = 1). Within the D channels of q, k or v its first member is h X / planes + j.
@@ -28,13 +29,18 @@ PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES = 512, 
 
 
 def _prepare(
-    seen: Tensor, taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None, planes: int, heads: int
+    seen: Tensor, taps: Tensor | None, frequencies: Tensor | None, angle: Tensor | None, planes: int, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    seen, taps, frequencies, elapsed = contiguous(seen, None if taps is None else taps.t(), frequencies, elapsed)
+    if frequencies is not None and angle is not None:
+        raise ValueError(
+            "queries and keys rotate by frequencies or by an angle, not by both: got frequencies "
+            f"{tuple(frequencies.shape)} and an angle {tuple(angle.shape)}"
+        )
+    seen, taps, frequencies, angle = contiguous(seen, None if taps is None else taps.t(), frequencies, angle)
     batch, tokens, width = seen.shape
     q, k, v = (seen.new_empty(batch, heads, tokens, width // (3 * heads)) for _ in range(3))
     tile = Tile(q, planes, PREPARE_PAIRS, PREPARE_WARPS, PREPARE_BATCHES)
-    tile.launch(_prepare_kernel, seen, taps, frequencies, elapsed, q, k, v, **_switches(taps, frequencies, elapsed))
+    tile.launch(_prepare_kernel, seen, taps, frequencies, angle, q, k, v, **_switches(taps, frequencies, angle))
     return q, k, v
 
 
@@ -45,48 +51,53 @@ def _prepare_backward(
     seen: Tensor,
     taps: Tensor | None,
     frequencies: Tensor | None,
-    elapsed: Tensor | None,
+    angle: Tensor | None,
     planes: int,
     heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads, given = contiguous(grad_q, grad_k, grad_v), (taps, frequencies, elapsed)
-    seen, taps, frequencies, elapsed = contiguous(seen, None if taps is None else taps.t(), frequencies, elapsed)
-    switches = _switches(taps, frequencies, elapsed)
+    grads, given = contiguous(grad_q, grad_k, grad_v), (taps, frequencies, angle)
+    grad_angle = None if angle is None else _along(_prepare(seen, *given, planes, heads), grads)
+    seen, taps, frequencies, angle = contiguous(seen, None if taps is None else taps.t(), frequencies, angle)
     grad_seen, wide = torch.empty_like(seen), {"dtype": torch.float32, "device": seen.device}
     tile = Tile(grads[0], planes, PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES)
     sums = [None if x is None else torch.empty(tile.programs, *x.shape, **wide) for x in (taps, frequencies)]
-    # of q and of k, from each tap
-    sums.append(torch.zeros(2 * switches["TAPS"], *elapsed.shape, **wide) if switches["HAS_ELAPSED"] else None)
-    inputs = seen, taps, frequencies, elapsed
-    tile.launch(_prepare_backward_kernel, *grads, *inputs, grad_seen, *sums, **switches)
-    grad_taps, *found = (None if x is None else x.sum(0) for x in sums)
-    found = None if grad_taps is None else grad_taps.t().contiguous(), *found
-    # An elapsed time without frequencies changes nothing.
+    inputs = seen, taps, frequencies, angle
+    tile.launch(_prepare_backward_kernel, *grads, *inputs, grad_seen, *sums, **_switches(*inputs[1:]))
+    grad_taps, grad_frequencies = (None if x is None else x.sum(0) for x in sums)
+    found = None if grad_taps is None else grad_taps.t().contiguous(), grad_frequencies, grad_angle
     return grad_seen, *(
-        seen.new_empty(0) if x is None else torch.zeros_like(x) if g is None else g.to(x.dtype)
-        for g, x in zip(found, given, strict=True)
+        seen.new_empty(0) if x is None else g.to(x.dtype) for g, x in zip(found, given, strict=True)
     )
 
 
-def _switches(taps: Tensor | None, frequencies: Tensor | None, elapsed: Tensor | None) -> dict[str, object]:
+def _along(rotated: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> Tensor:
+    """Gradient of the angle, float32 (B H T K): Im(conj(z) dL/dz) of rotated z (B H T X), summed over q and k."""
+
+    def turning(z: Tensor, grad: Tensor) -> Tensor:
+        (x, y), (grad_x, grad_y) = z.float().chunk(2, dim=-1), grad.chunk(2, dim=-1)
+        return x * grad_y - y * grad_x
+
+    return turning(rotated[0], grads[0]) + turning(rotated[1], grads[1])
+
+
+def _switches(taps: Tensor | None, frequencies: Tensor | None, angle: Tensor | None) -> dict[str, object]:
     """Constants of the two kernels of `prepare`; taps as r(taps 3D), so that neighbours lie side by side."""
-    rotates = frequencies is not None
     return {
         "TAPS": 1 if taps is None else taps.shape[0],
         "HAS_TAPS": taps is not None,
-        "ROTATES": rotates,
-        "HAS_ELAPSED": rotates and elapsed is not None,
+        "HAS_FREQUENCIES": frequencies is not None,
+        "HAS_ANGLE": angle is not None,
     }
 
 
-def _prepare_fake(seen, taps, frequencies, elapsed, planes: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare_fake(seen, taps, frequencies, angle, planes: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = seen.shape
     return tuple(seen.new_empty(batch, heads, tokens, width // (3 * heads)) for _ in range(3))
 
 
 prepare = Operator(
     "mixer_prepare",
-    "(Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? elapsed, int planes, int heads)"
+    "(Tensor seen, Tensor? taps, Tensor? frequencies, Tensor? angle, int planes, int heads)"
     " -> (Tensor, Tensor, Tensor)",
     _prepare,
     _prepare_fake,
@@ -94,8 +105,8 @@ prepare = Operator(
 )
 """q, k, v (B H T X) in the dtype of the projections `seen` (B T 3 planes D), before which there is nothing.
 
-taps r(3D taps) or None; the pairs of q and k rotate by elapsed x frequencies: elapsed r(B H T), or the number of tokens
-so far where it is None, frequencies r(H K) or None, both float32.
+taps r(3D taps) or None; the pairs of q and k rotate by an angle r(B H T K), or by the number of tokens so far times
+frequencies r(H K), both float32 in radians, or not at all: both given is a ValueError.
 """
 
 
@@ -104,8 +115,7 @@ so far where it is None, frequencies r(H K) or None, both float32.
 
 
 @triton.jit
-def _cos_sin(elapsed, frequency):
-    angle = elapsed * frequency
+def _cos_sin(angle):
     return tl.cos(angle), tl.sin(angle)
 
 
@@ -123,11 +133,11 @@ def _weights(taps, channel, inside, WIDTH: tl.constexpr, TAPS: tl.constexpr, HAS
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _prepare_kernel(
-    seen, taps, frequencies, elapsed, q, k, v,
+    seen, taps, frequencies, angle, q, k, v,
     tokens, batch,
     H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, ROTATES: tl.constexpr,
-    HAS_ELAPSED: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, HAS_FREQUENCIES: tl.constexpr,
+    HAS_ANGLE: tl.constexpr,
 ):
     D: tl.constexpr = H * 2 * K // PLANES
     SECOND: tl.constexpr = 3 * D if PLANES == 2 else K  # from a pair's first member to its second
@@ -137,10 +147,9 @@ def _prepare_kernel(
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < tokens) & (column < K)
     channel = head * (2 * K // PLANES) + column
-    if ROTATES:
+    if HAS_FREQUENCIES:
         frequency = load(frequencies, head * K + column, column < K)
-        if not HAS_ELAPSED:
-            cos, sin = _cos_sin((row + 1).to(tl.float32), frequency)
+        cos, sin = _cos_sin((row + 1).to(tl.float32) * frequency)
     for part in tl.static_range(3):
         out = (q, k, v)[part]
         near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
@@ -157,10 +166,10 @@ def _prepare_kernel(
                 there = inside & (row >= lag)
                 x += near[lag] * load(source, place, there)
                 y += far[lag] * load(source, place + SECOND, there)
-            if ROTATES and part < 2:
-                if HAS_ELAPSED:
-                    time = load(elapsed + (b * H + head) * tokens.to(tl.int64), row, row < tokens)
-                    cos, sin = _cos_sin(time, frequency)
+            if (HAS_FREQUENCIES or HAS_ANGLE) and part < 2:
+                if HAS_ANGLE:
+                    turned = angle + (b * H + head) * tokens.to(tl.int64) * K
+                    cos, sin = _cos_sin(load(turned, row * K + column, inside))
                 x, y = x * cos - y * sin, x * sin + y * cos
             if part < 2:
                 x, y = x * (0.5 / K), y * (0.5 / K)
@@ -169,30 +178,18 @@ def _prepare_kernel(
             store(target, row * (2 * K) + column + K, y, inside)
 
 
-@triton.jit
-def _reached(elapsed, row, tokens, frequency, cos, sin, step, LAG: tl.constexpr, HAS_ELAPSED: tl.constexpr):
-    """The time of each token and its cosine and sine; without `elapsed` those of the row before go on by a `step`."""
-    if HAS_ELAPSED:
-        time = load(elapsed, row, row < tokens)
-        cos, sin = _cos_sin(time, frequency)
-    else:
-        time = (row + 1).to(tl.float32)
-        if LAG > 0:
-            cos, sin = cos * step[0] - sin * step[1], sin * step[0] + cos * step[1]
-    return time, cos, sin
-
-
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _prepare_backward_kernel(
-    grad_q, grad_k, grad_v, seen, taps, frequencies, elapsed, grad_seen, grad_taps, grad_frequencies, grad_elapsed,
+    grad_q, grad_k, grad_v, seen, taps, frequencies, angle, grad_seen, grad_taps, grad_frequencies,
     tokens, batch,
     H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, ROTATES: tl.constexpr,
-    HAS_ELAPSED: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, HAS_FREQUENCIES: tl.constexpr,
+    HAS_ANGLE: tl.constexpr,
 ):
     """A projection of token t went into the convolutions of t + lag: their gradients are rotated back and come home.
 
-    d/dangle is Im(conj(c) dL/dc) for the complex result c of a convolution, the sum of what each tap gave to it.
+    Of a fixed angle d/dangle is Im(conj(c) dL/dc) for the complex result c of a convolution, the sum of what each tap
+    gave to it.
     """
     D: tl.constexpr = H * 2 * K // PLANES
     SECOND: tl.constexpr = 3 * D if PLANES == 2 else K
@@ -203,14 +200,11 @@ def _prepare_backward_kernel(
     inside = (row < tokens) & (column < K)
     channel = head * (2 * K // PLANES) + column
     zero = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if ROTATES:
+    if HAS_FREQUENCIES:
         grad_frequency = zero
         frequency = load(frequencies, head * K + column, column < K)
-        first_cos, first_sin = zero, zero
-        step = (zero, zero)
-        if not HAS_ELAPSED:
-            first_cos, first_sin = _cos_sin((row + 1).to(tl.float32), frequency)
-            step = _cos_sin(1.0, frequency)
+        first_cos, first_sin = _cos_sin((row + 1).to(tl.float32) * frequency)
+        step_cos, step_sin = _cos_sin(frequency)
     for part in tl.static_range(3):
         grad = (grad_q, grad_k, grad_v)[part]
         near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
@@ -236,18 +230,17 @@ def _prepare_backward_kernel(
                 v = load(grad + lane * (2 * K), (row + lag) * (2 * K) + column + K, there)
                 if part < 2:
                     u, v = u * (0.5 / K), v * (0.5 / K)
-                if ROTATES and part < 2:
+                if HAS_ANGLE and part < 2:
+                    cos, sin = _cos_sin(load(angle + lane * K, (row + lag) * K + column, there))
+                    u, v = u * cos + v * sin, v * cos - u * sin
+                if HAS_FREQUENCIES and part < 2:
+                    count = (row + lag + 1).to(tl.float32)
                     if lag == 0:
                         cos, sin = first_cos, first_sin
-                    time, cos, sin = _reached(
-                        elapsed + lane, row + lag, tokens, frequency, cos, sin, step, lag, HAS_ELAPSED
-                    )
+                    else:
+                        cos, sin = cos * step_cos - sin * step_sin, sin * step_cos + cos * step_sin
                     u, v = u * cos + v * sin, v * cos - u * sin
-                    along = near[lag] * x * v - far[lag] * y * u
-                    grad_frequency += time * along
-                    if HAS_ELAPSED:
-                        sums = grad_elapsed + (part * TAPS + lag) * batch.to(tl.int64) * H * tokens + lane
-                        store(sums, row + lag, tl.sum(along * frequency, 1)[:, None], row + lag < tokens)
+                    grad_frequency += count * (near[lag] * x * v - far[lag] * y * u)
                 dx += near[lag] * u
                 dy += far[lag] * v
                 if PLANES == 1:
@@ -268,6 +261,6 @@ def _prepare_backward_kernel(
                 store(sums, at, tl.sum(near_sums[lag], 0)[None, :], column < K)
                 if PLANES == 1:
                     store(sums, at + K, tl.sum(far_sums[lag], 0)[None, :], column < K)
-    if ROTATES:
+    if HAS_FREQUENCIES:
         sums = grad_frequencies + (tl.program_id(1) * H + head).to(tl.int64) * K
         store(sums, column, tl.sum(grad_frequency, 0)[None, :], column < K)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 
 import pytest
 import reference
@@ -12,7 +13,7 @@ import torch
 from devices import DEVICE, INTERPRETED, interpret, needs_kernels
 
 from muse.models.linear_attention import MemoryMixer
-from muse.models.memory_options import MemoryOptions
+from muse.models.memory_options import CHOICES, MemoryOptions
 from muse.ops import gate, planar, qkv
 
 REAL = {"numbers": "real", "imaginary_scores": False}
@@ -79,6 +80,27 @@ def test_the_state_goes_on_where_the_tokens_ended(tokens, taps):
         got, _ = made.step(u[:, -1:], state)
     assert state.recent.shape == (2, taps - 1, 48)
     assert reference.rms_error(got[:, 0], want[:, -1]) < 1e-12
+
+
+@pytest.mark.parametrize("numbers", [{}, REAL], ids=str)
+@pytest.mark.parametrize("rotation", CHOICES["rotation"])
+def test_all_tokens_at_once_are_single_steps_by_every_rotation(rotation, numbers):
+    """Outputs, and a state whose angle lies in one turn whatever was gone round before."""
+    made, u = randomised(8, 4, rotation=rotation, **numbers).double(), noise(2, 37, 16, seed=1)
+    with torch.no_grad():
+        want, end = made(u)
+        first, state = made(u[:, :1])
+        steps = [first]
+        for t in range(1, u.shape[1]):
+            got, state = made.step(u[:, t : t + 1], state)
+            steps.append(got)
+    assert reference.rms_error(torch.cat(steps, 1), want) < 1e-12
+    assert reference.rms_error(state.matrix, end.matrix) < 1e-12
+    assert reference.rms_error(*(torch.polar(torch.ones_like(x.angle), x.angle) for x in (state, end))) < 1e-12
+    assert end.angle.shape == state.angle.shape == (2, made.n_heads, made.head_width // 2)
+    assert (end.angle >= 0).all()
+    assert (end.angle < 2 * math.pi).all()
+    assert end.angle.any() == (rotation != "none")
 
 
 @needs_kernels
