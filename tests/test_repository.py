@@ -213,7 +213,16 @@ def test_what_is_tracked_of_reports_is_small_and_told_once():
     assert sum(sizes.values()) <= 5e6
     script = ROOT / "reports" / "gpu" / "assets" / "figures.js"
     assert max(size for path, size in sizes.items() if path != script) <= 2**20
-    assert not [path for path in sizes if path.parent.name == "records"]
+    assert not [path for path in sizes if path.parent.name in ("records", "losses")]
+
+
+@pytest.mark.parametrize("run", ["gpu", "wikitext2-cpu-full", "quick"])
+def test_losses_of_targets_stay_out_of_the_repository(run):
+    path = f"reports/{run}/losses/stage1.npz"
+    done = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT)
+    if done.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert done.returncode == 0, f"{path} is not ignored"
 
 
 def test_every_committed_perplexity_says_of_which_text_it_is():

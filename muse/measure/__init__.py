@@ -1,11 +1,11 @@
 """One module per measured quantity: each returns a dataclass with `.metrics(model_name)`, prints and judges nothing."""
 
-from .comparison import ComparisonResult, compare, ratio_metrics, seed_metrics
+from .comparison import ComparisonResult, compare, ensemble_metrics, ratio_metrics, seed_metrics
 from .dynamics import DynamicsResult, measure_dynamics
 from .gradients import GradientResult, measure_gradients
 from .layout import LayoutResult, check_layout
 from .memory import MemoryResult, measure_memory
-from .perplexity import NonFiniteBatchError, PerplexityResult, measure_perplexity
+from .perplexity import NonFiniteBatchError, PerplexityResult, average_probabilities, measure_perplexity
 from .properties import (
     CausalityResult,
     MixingResult,

@@ -10,10 +10,11 @@ from typing import Self
 
 import numpy as np
 
+from muse.data.corpus import TokenSplit
 from muse.records.schema import Metric
 
 from .bootstrap import INTERVAL, resampled_losses
-from .perplexity import WITHOUT_UNK, PerplexityResult
+from .perplexity import WITHOUT_UNK, PerplexityResult, average_probabilities
 
 Seeds = Mapping[int, PerplexityResult]
 
@@ -47,6 +48,24 @@ def seed_metrics(model_name: str, by_seed: Seeds) -> list[Metric]:
             update["interval"] = tuple(_as(name, loss, one) for loss in np.percentile(losses, INTERVAL))
         found.append(first.model_copy(update=update))
     return found
+
+
+def ensemble_metrics(model_name: str, by_seed: Seeds, split: TokenSplit) -> list[Metric]:
+    """Return the metrics of the mean of the seeds' probabilities on the split, each named `ensemble_...`.
+
+    That is one predictor made of several trainings, no single model: nothing is compared with it. None for one seed.
+    """
+    if len(by_seed) < 2:
+        return []
+    seeds = [f"seed {seed}" for seed in by_seed]
+    told = f"mean of the probabilities of {len(seeds)} trainings ({', '.join(seeds)})"
+    averaged = average_probabilities(list(by_seed.values()), split)
+    size = Metric(name="trainings", model=model_name, value=len(seeds), unit="trainings", note=f"{split.name} split")
+    return [
+        metric.model_copy(update={"name": f"ensemble_{metric.name}", "labels": seeds, "note": f"{told}; {metric.note}"})
+        for metric in (size, *averaged.metrics(model_name))
+        if metric.name != "num_targets"
+    ]
 
 
 def _as(name: str, loss_nats: float, result: PerplexityResult) -> float:

@@ -7,6 +7,7 @@ means over the N - 1 targets; per-word and per-byte quantities charge the first 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -42,12 +43,18 @@ class PerplexityResult:
     document_nll_nats: np.ndarray = field(repr=False)  # (documents,)
     document_targets: np.ndarray = field(repr=False)  # (documents,) targets measured in each
     position_loss_nats: np.ndarray = field(repr=False)  # (n_seq,) mean loss; NaN where no window reached
+    target_loss_nats: np.ndarray = field(repr=False)  # (targets,) of those that were measured, in the split's order
     loss_interval: tuple[float, float] | None  # 95 %, over documents, nat per token
     without_unk: Self | None = field(default=None, repr=False)  # the same, pieces inside an <unk> left out; None: none
 
     @property
     def is_whole_split(self) -> bool:
         return self.num_targets == self.num_tokens - 1
+
+    @property
+    def target_documents(self) -> np.ndarray:
+        """The document that each measured target belongs to, counted from 0: int32 (targets,)."""
+        return np.repeat(np.arange(len(self.document_targets), dtype=np.int32), self.document_targets)
 
     @property
     def loss_nats(self) -> float:
@@ -144,7 +151,21 @@ def measure_perplexity(
     """
     if len(split.ids) < 2:
         raise ValueError(f"split {split.name} must hold at least 2 tokens, got {len(split.ids)}")
-    losses = _target_losses(model, split, n_seq, batch_size, max_batches, device, progress)
+    return _result(split, _target_losses(model, split, n_seq, batch_size, max_batches, device, progress), n_seq, seed)
+
+
+def average_probabilities(results: Sequence[PerplexityResult], split: TokenSplit, *, seed: int = 0) -> PerplexityResult:
+    """Return what the mean of several models' probabilities loses on the split that each of them was measured on.
+
+    A target's loss is -log of the mean over models of exp(-loss). `seed` drives the bootstrap only.
+    """
+    losses = np.stack([result.target_loss_nats for result in results])
+    averaged = math.log(len(losses)) - np.logaddexp.reduce(-losses)
+    return _result(split, averaged, len(results[0].position_loss_nats), seed)
+
+
+def _result(split: TokenSplit, losses: np.ndarray, n_seq: int, seed: int) -> PerplexityResult:
+    """The losses of a split's first targets (targets,), summed, with and without the later pieces of <unk>."""
     result = _summed(split, losses, np.arange(len(losses)), n_seq, seed)
     if split.inside_unk is None:
         return result
@@ -176,6 +197,7 @@ def _summed(split: TokenSplit, losses: np.ndarray, targets: np.ndarray, n_seq: i
         document_nll_nats=document_nll,
         document_targets=document_targets,
         position_loss_nats=position_loss,
+        target_loss_nats=losses,
         loss_interval=loss_interval(document_nll, document_targets, seed=seed),
     )
 

@@ -9,8 +9,12 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import earlier as earlier
+
+if TYPE_CHECKING:
+    import torch
 
 
 def utc_now() -> datetime:
@@ -71,6 +75,13 @@ def hardware() -> dict[str, str]:
         found["gpu_count"] = str(torch.cuda.device_count())
         found["cuda"] = str(torch.version.cuda)
     return found
+
+
+def device_hardware(device: torch.device) -> str:
+    """Return the name of the CUDA device, else that of this machine's processor."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 
 def _cpu_name() -> str:

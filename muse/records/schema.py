@@ -79,14 +79,37 @@ class InputFile(_Record):
 
 
 class Artifact(_Record):
-    """A file that a stage made and that lies outside the run's folder, such as the weights of a training."""
+    """A file that a stage made beside its record: the weights of a training, or the losses of a model's targets."""
 
-    kind: Literal["weights"]
+    kind: Literal["weights", "losses"]
     model: str
-    seed: int
-    path: str = Field(description="seen from the folder of the checkpoints")
+    seed: int | None = Field(None, description="of the training; null where a file holds all seeds of a model")
+    path: str = Field(description="weights: seen from the folder of the checkpoints; losses: from that of the run")
     sha256: str
     num_bytes: int
+
+
+class TrainingRun(_Record):
+    """One training, be it a try or that of a seed: with what, when, on what and for how long, and how it ended."""
+
+    model: str
+    seed: int
+    learning_rate: float
+    dropout: float
+    optimizer: str
+    batch_tokens: int
+    weight_decay: float
+    muon_weight_decay: float | None = Field(None, description="null where AdamW trained everything")
+    steps: int = Field(description="of the whole budget, also where the training diverged before")
+    tokens: int = Field(description="of the whole budget, also where the training diverged before")
+    seconds: float = Field(description="all of it, summed over interruptions; to the error where it diverged")
+    started_utc: datetime = Field(description="of the first start, whatever interrupted it since")
+    finished_utc: datetime
+    hardware: str = Field(description="CUDA device or CPU that it ended on")
+    resumed_from_steps: list[int] = Field(default_factory=list)
+    reused: bool = Field(False, description="found finished on disk; then all else is of the run that trained it")
+    diverged: bool = Field(False, description="a loss or gradient was not finite: a try without result, which lost")
+    best_validation_loss: float | None = Field(description="nat/token; null where the training diverged")
 
 
 class Reduction(_Record):
@@ -118,6 +141,7 @@ class StageRecord(_Record):
     series: list[Series] = Field(default_factory=list)
     excerpts: list[Excerpt] = Field(default_factory=list)
     artifacts: list[Artifact] = Field(default_factory=list)
+    trainings: list[TrainingRun] = Field(default_factory=list, description="all that were needed, tries included")
 
     @model_validator(mode="before")
     @classmethod

@@ -28,6 +28,7 @@ ROWS = (
     ("the same without later pieces of `<unk>`", "perplexity", "perplexity_without_unk", ".4g"),
     ("perplexity per word", "perplexity", "word_perplexity", ".4g"),
     ("bits per byte", "perplexity", "bits_per_byte", ".3f"),
+    ("the seeds averaged: mean of their probabilities, per token", "perplexity", "ensemble_perplexity", ".4g"),
     ("dropout, chosen on validation", "train", "dropout", "g"),
     ("peak memory, own precision (GiB)", "memory", "peak_memory", ".3f"),
     ("the same, blocks recomputed (GiB)", "memory", "peak_memory_recomputed", ".3f"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from muse import measure
@@ -9,7 +11,7 @@ from muse.catalog import memory_models
 from muse.host.progress import growing_text
 from muse.models.generate import generate
 from muse.ops import planar
-from muse.records.schema import Excerpt, StageRecord
+from muse.records.schema import Excerpt, Metric, StageRecord
 
 from .stage import Stage
 
@@ -19,7 +21,10 @@ WRITING = {"temperature": 0.8, "top_p": 0.95}
 
 
 def run(stage: Stage) -> StageRecord:
-    """Let the memory model write, watch its memory, and return the record; an empty one without such a model."""
+    """Let the memory model write, watch its memory, and return the record; an empty one without such a model.
+
+    A trained one is watched as it was before its training too, on the same windows.
+    """
     name, trained = memory_model(stage), bool(stage.settings.train_tokens)
     if name is None:
         print(f"no complex memory among {stage.settings.models}: nothing to do")
@@ -27,10 +32,19 @@ def run(stage: Stage) -> StageRecord:
     print(f"{name}, {'trained' if trained else 'untrained'}")
     model = next(iter(stage.models_by_seed(name).values()))
     excerpts, watched = write_text(stage, model, name), watch(stage, model)
-    metrics = watched.metrics(name)
-    if not trained:
-        metrics = [one.model_copy(update={"trained": False, "note": f"untrained; {one.note}"}) for one in metrics]
-    return stage.write(metrics, series=watched.series(name), excerpts=excerpts)
+    metrics, series = marked(watched.metrics(name), trained), watched.series(name)
+    if trained:
+        before = watch(stage, stage.before_training(name))
+        found = marked(before.metrics(name), trained=False)
+        metrics += [one.model_copy(update={"name": f"{one.name}_untrained"}) for one in found]
+        series += [one.model_copy(update={"name": f"untrained {one.name}"}) for one in before.series(name)]
+    return stage.write(metrics, series=series, excerpts=excerpts)
+
+
+def marked(metrics: Sequence[Metric], trained: bool) -> list[Metric]:
+    """Return the metrics with whether they are of a trained model; their notes say it where they are not."""
+    untrained = "" if trained else "untrained; "
+    return [one.model_copy(update={"trained": trained, "note": untrained + one.note}) for one in metrics]
 
 
 def memory_model(stage: Stage) -> str | None:

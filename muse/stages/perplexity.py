@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from muse.data import grammar
 from muse.host.progress import track
 from muse.models.pretrained import has_complex32
 from muse.ops import planar
-from muse.records.schema import Metric, StageRecord
+from muse.records.losses import write_losses
+from muse.records.schema import Artifact, Metric, StageRecord
 
 from .stage import Stage
 
@@ -34,6 +36,7 @@ def run(stage: Stage) -> StageRecord:
         metrics += found
         if by_seed:
             results[name] = by_seed
+            stage.artifacts.append(keep_losses(stage, name, by_seed))
             series += next(iter(by_seed.values())).series(name)
         shown = ", ".join(f"seed {seed}: {result.perplexity:.2f}" for seed, result in by_seed.items())
         print(f"{name:14}", shown or "not finite")
@@ -48,7 +51,8 @@ def run(stage: Stage) -> StageRecord:
 def evaluate(stage: Stage, name: str) -> tuple[dict[int, measure.PerplexityResult], list[Metric]]:
     """Return the test perplexity of every seed of a model, and its metrics with the checks that let it count.
 
-    A model of which any seed meets a loss that is not finite has no results, and a perplexity without a value.
+    Of two or more seeds the mean of their probabilities is measured too, under names of its own. A model of which any
+    seed meets a loss that is not finite has no results, and a perplexity without a value.
     """
     trained, results, checks = bool(stage.settings.train_tokens), {}, []
     with planar.cpu_compute("float32"):
@@ -60,13 +64,18 @@ def evaluate(stage: Stage, name: str) -> tuple[dict[int, measure.PerplexityResul
             except measure.NonFiniteBatchError as error:
                 return {}, [*checks, _no_perplexity(name, f"seed {seed}: {error}", trained)]
     untrained = "" if trained else "untrained; "
+    metrics = measure.seed_metrics(name, results)
+    metrics += measure.ensemble_metrics(name, results, stage.corpus.splits["test"])
     return results, [
-        *(
-            metric.model_copy(update={"trained": trained, "note": untrained + metric.note})
-            for metric in measure.seed_metrics(name, results)
-        ),
+        *(metric.model_copy(update={"trained": trained, "note": untrained + metric.note}) for metric in metrics),
         *checks,
     ]
+
+
+def keep_losses(stage: Stage, name: str, by_seed: Mapping[int, measure.PerplexityResult]) -> Artifact:
+    """Write the losses of a model's seeds on every target into the run's folder; return the file as records name it."""
+    losses = {seed: result.target_loss_nats for seed, result in by_seed.items()}
+    return write_losses(stage.run_dir, name, losses, next(iter(by_seed.values())).target_documents)
 
 
 def evaluate_formats(stage: Stage, name: str) -> list[Metric]:

@@ -21,7 +21,7 @@ from muse.models.weights import WithoutDraws, load_trained
 from muse.params import NO_CUDA, ParamsError, Settings, validate
 from muse.records.environment import utc_now
 from muse.records.scale import in_words, reductions_of
-from muse.records.schema import Excerpt, InputFile, Metric, Series, StageRecord
+from muse.records.schema import Artifact, Excerpt, InputFile, Metric, Series, StageRecord, TrainingRun
 from muse.records.store import write_record
 from muse.report.texts import texts
 from muse.training.live import live_curve, training_bar
@@ -52,6 +52,8 @@ class Stage:
         self.params = {key: namespace[key] for key in Settings.model_fields if key in namespace}
         self.settings: Settings = validate(self.params)
         self.record_path = Path(str(namespace["record_dir"])).resolve() / f"{name}.json"
+        self.artifacts: list[Artifact] = []  # of the record, beside the weights that were looked for
+        self.trainings: list[TrainingRun] = []  # of the record
         self.device = self._device()
         self._corpus: Corpus | None = None
         self._untrained: tuple[str, nn.Module] | None = None
@@ -76,6 +78,11 @@ class Stage:
                 self.settings.corpus, self.settings.tokenizer, cache_dir=Path(cache_dir) if cache_dir else None
             )
         return self._corpus
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run, which holds index.html and the folder of the records."""
+        return self.record_path.parent.parent
 
     @property
     def compared(self) -> list[str]:
@@ -133,6 +140,12 @@ class Stage:
             for result in self._results(name)
         }
 
+    def before_training(self, name: str) -> nn.Module:
+        """Return the model of the first training as it was before its first step, in the form in which it is served."""
+        seed, trained = self.first_trained(name)
+        sizes = {key: getattr(trained.config, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq", "dropout")}
+        return served(build_model(name, **sizes, seed=seed)).to(self.device)
+
     def first_trained(self, name: str) -> tuple[int, nn.Module]:
         """Return the seed of a model's first training, and the model as it was trained."""
         first = self._results(name)[0]
@@ -166,8 +179,10 @@ class Stage:
             series=list(series),
             excerpts=list(excerpts),
             artifacts=[
-                result.artifact(self.settings.checkpoint_dir) for many in self._trained.values() for result in many
+                *(result.artifact(self.settings.checkpoint_dir) for many in self._trained.values() for result in many),
+                *self.artifacts,
             ],
+            trainings=list(self.trainings),
         )
 
     def keep(self, metrics: Iterable[Metric], progress: str, *, series: Iterable[Series] = ()) -> None:

@@ -16,6 +16,7 @@ def run(stage: Stage) -> StageRecord:
     metrics, series = [], []
     for name in stage.keeping(stage.compared, metrics, "models trained", series=series):
         trained = stage.train(name)
+        stage.trainings += trained.runs
         losses = [result.best_validation_loss for result in trained.results]
         choice = f"learning rate {trained.learning_rate:g}, dropout {trained.dropout:g}"
         print(f"{name:14} best validation loss {min(losses):.4f} to {max(losses):.4f} nat/token, {choice}")

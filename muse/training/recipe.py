@@ -105,6 +105,9 @@ class TrainingResult:
     tokens_per_second: float  # median over the curve's points; validation and checkpoints not counted
     tokens_per_second_samples: tuple[float, ...]
     seconds: float  # all of it, summed over interruptions
+    started_utc: str  # of the first start, ISO 8601
+    finished_utc: str
+    hardware: str  # CUDA device or CPU that it ended on
     weights: Path  # float32 weights of the best validation
     weights_sha256: str  # of that file
     resumed_from_steps: tuple[int, ...]

@@ -25,7 +25,7 @@ from muse.host.files import sha256_of
 from muse.host.signals import Interrupted, Interruptions
 from muse.models import weights
 from muse.ops.cuda_graph import Replayed, let_capture
-from muse.records.environment import versions
+from muse.records.environment import device_hardware, utc_now, versions
 
 from . import checkpoint
 from .code_key import code_sha256
@@ -216,6 +216,7 @@ class State:
     speeds: list[float] = field(default_factory=list)  # tokens/s of each point of the curve
     resumed: list[int] = field(default_factory=list)  # steps at which it was resumed
     seconds: float = 0.0  # up to the last time it was saved
+    started_utc: str = ""  # of the first start, ISO 8601
     scaler: dict[str, float] = field(default_factory=dict)  # of the GradScaler
 
     @property
@@ -249,7 +250,7 @@ class _Training:
         self.device = self.update.device
         batches = TrainingBatches(corpus.splits["train"].ids, recipe.n_seq, recipe.batch_size, recipe.seed)
         self.feed = Feed(batches, self.device)
-        self.state = State()
+        self.state = State(started_utc=utc_now().isoformat())
         self.unread = torch.zeros(READ_EVERY_STEPS[self.device.type], 2, device=self.device)  # loss, gradient norm
         self.num_unread = 0
         self.started = self.mark = time.perf_counter()
@@ -411,6 +412,9 @@ class _Training:
             tokens_per_second=statistics.median(state.speeds),
             tokens_per_second_samples=tuple(state.speeds),
             seconds=self.seconds,
+            started_utc=state.started_utc,
+            finished_utc=utc_now().isoformat(),
+            hardware=device_hardware(self.device),
             weights=path,
             weights_sha256=sha256_of(path),
             resumed_from_steps=tuple(state.resumed),

@@ -15,9 +15,11 @@ from torch import nn
 from muse.catalog import recomputes
 from muse.data.corpus import Corpus
 from muse.params import Settings
-from muse.records.schema import Metric, Series
+from muse.records.environment import utc_now
+from muse.records.schema import Metric, Series, TrainingRun
 
 from .recipe import Bar, OnReport, Recipe, TrainingResult, no_bar
+from .runs import diverged_run, finished_run
 from .trainer import NonFiniteLossError, train
 
 
@@ -43,6 +45,7 @@ class Trained:
     learning_rate: float
     dropout: float
     results: tuple[TrainingResult, ...]
+    runs: tuple[TrainingRun, ...] = ()  # every training that it took, tries included, in turn
 
     def metrics(self, label: str) -> list[Metric]:
         """Numbers of the first seed, the choice that was made, and the validation loss of all seeds."""
@@ -203,18 +206,20 @@ def choose_and_train(
         n_layers=settings.train_n_layers or settings.n_layers,
         n_seq=settings.train_n_seq or settings.n_seq,
     )
-    plan, ended = Plan(settings, (model_name,)), {}
+    plan, ended, runs = Plan(settings, (model_name,)), {}, []
     while left := [job for job in plan.wanted(ended) if job not in ended]:
-        job, began, recipe = left[0], time.monotonic(), recipe_of(settings, left[0])
+        job, began, started, recipe = left[0], time.monotonic(), utc_now(), recipe_of(settings, left[0])
         try:
             result = train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report, bar)
             ended[job] = Ended(time.monotonic() - began, result)
+            runs.append(finished_run(recipe, result))
         except NonFiniteLossError as error:
             if job not in plan.tries(model_name):
                 raise
             ended[job], diverged = Ended(time.monotonic() - began, error=str(error), diverged=True), error
+            runs.append(diverged_run(model_name, recipe, device, started, ended[job].seconds))
     pair = plan.best_pair(model_name, ended)
     if pair is None:
         raise diverged
     results = tuple(ended[job].result for job in plan.trainings(model_name, ended))
-    return Trained(model_name, plan.tried(model_name, ended), *pair, results)
+    return Trained(model_name, plan.tried(model_name, ended), *pair, results, tuple(runs))

@@ -7,8 +7,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from muse.measure import PerplexityResult, compare, ratio_metrics, seed_metrics
+from muse.data.corpus import TokenSplit
+from muse.measure import PerplexityResult, compare, ensemble_metrics, ratio_metrics, seed_metrics
 from muse.records.schema import Metric
 
 TARGETS = np.array([100, 300, 50, 250])
@@ -27,6 +29,7 @@ def result(losses_nats: list[float], targets: np.ndarray = TARGETS) -> Perplexit
         document_nll_nats=nll,
         document_targets=targets,
         position_loss_nats=np.array([1.0]),
+        target_loss_nats=np.repeat(losses_nats, targets),
         loss_interval=(1.0, 2.0),
     )
 
@@ -109,3 +112,25 @@ def test_perplexities_without_unk_have_seeds_and_ratios_of_their_own():
     assert (plain.name, plain.value) == ("perplexity_ratio_to_phase2", pytest.approx(1))
     assert (without.name, without.samples) == ("perplexity_without_unk_ratio_to_phase2", [pytest.approx(math.e)])
     assert without.value == pytest.approx((math.e + math.e**2) / 2)
+
+
+def test_averaged_trainings_have_names_of_their_own_and_say_which_they_are():
+    starts = torch.tensor([0, *(np.cumsum(TARGETS)[:-1] + 1)])
+    split = TokenSplit("test", torch.zeros(701, dtype=torch.int32), starts, 400, 2000, "")
+    seeds = {3: result([1, 2, 3, 4]), 7: result([3, 2, 1, 0])}
+    metrics = ensemble_metrics("stage1", seeds, split)
+    assert [metric.name.removeprefix("ensemble_") for metric in metrics] == [
+        "trainings", "loss", "perplexity", "word_perplexity", "bits_per_byte"]  # fmt: skip
+    assert {metric.model for metric in metrics} == {"stage1"}
+    losses = -np.log((np.exp([-1, -2, -3, -4]) + np.exp([-3, -2, -1, 0])) / 2)
+    loss = np.dot(losses, TARGETS) / 700
+    assert found(metrics, "ensemble_trainings").value == 2
+    assert found(metrics, "ensemble_loss").value == pytest.approx(loss)
+    metric = found(metrics, "ensemble_perplexity")
+    assert metric.value == pytest.approx(math.exp(loss))
+    assert (metric.n, metric.samples, metric.labels) == (700, [], ["seed 3", "seed 7"])
+    assert math.exp(min(losses)) < metric.interval[0] < metric.value < metric.interval[1] < math.exp(max(losses))
+    told = "mean of the probabilities of 2 trainings (seed 3, seed 7); test split; bootstrap over 4 documents"
+    assert metric.note == told
+    assert found(metrics, "ensemble_bits_per_byte").value == pytest.approx(loss * 701 / 2000 / math.log(2))
+    assert ensemble_metrics("stage1", {3: seeds[3]}, split) == []

@@ -12,7 +12,7 @@ from measure_toys import Causal, Fixed, Toy
 
 from muse.data.corpus import TokenSplit
 from muse.measure.bootstrap import loss_interval
-from muse.measure.perplexity import NonFiniteBatchError, measure_perplexity
+from muse.measure.perplexity import NonFiniteBatchError, average_probabilities, measure_perplexity
 
 
 def split_of(ids, document_starts=(0,), num_words=10, num_bytes=40) -> TokenSplit:
@@ -61,6 +61,8 @@ def test_every_target_counts_once_whatever_the_windows(n_seq, batch_size):
     np.testing.assert_array_equal(result.document_targets, [4, 15, 18])  # token 0 of the split has no target
     parts = np.split(expected, [4, 19])
     np.testing.assert_allclose(result.document_nll_nats, [part.sum() for part in parts], rtol=1e-6)
+    np.testing.assert_allclose(result.target_loss_nats, expected, rtol=1e-5)
+    np.testing.assert_array_equal(result.target_documents, [0] * 4 + [1] * 15 + [2] * 18)
     (series,) = result.series("toy")
     np.testing.assert_allclose(series.y, [expected[i::n_seq].mean() for i in range(n_seq)], rtol=1e-6)
 
@@ -166,3 +168,30 @@ def test_without_unk_is_not_told_where_no_target_is_left_out():
     for split, batches in ((early, 3), (split_of([1, 2] * 20), None)):
         result = measure_perplexity(Toy(), split, n_seq=4, batch_size=2, max_batches=batches)
         assert "perplexity_without_unk" not in by_name(result)
+
+
+def test_averaged_probabilities_are_those_of_each_target():
+    """Against the mean of the softmax outputs themselves; documents, positions and <unk> as for a single model."""
+    ids = torch.randint(8, (38,), generator=torch.Generator().manual_seed(1)).tolist()
+    split = replace(split_of(ids, (0, 5, 20)), inside_unk=torch.arange(38) % 5 == 3)
+    models = [Toy(), Causal(), Fixed([(token + 1) % 8 for token in range(8)], 6.0)]
+    results = [measure_perplexity(model, split, n_seq=40, batch_size=1) for model in models]
+    averaged = average_probabilities(results, split)
+    chances = torch.stack([model(torch.tensor([ids[:-1]]))[0].double().softmax(-1) for model in models]).mean(0)
+    expected = -chances[torch.arange(37), torch.tensor(ids[1:])].log().detach().numpy()
+    np.testing.assert_allclose(averaged.target_loss_nats, expected, rtol=1e-5)
+    assert averaged.loss_nats == pytest.approx(expected.mean(), rel=1e-5)
+    assert averaged.loss_nats < min(result.loss_nats for result in results)
+    parts = [part.sum() for part in np.split(expected, [4, 19])]
+    np.testing.assert_allclose(averaged.document_nll_nats, parts, rtol=1e-5)
+    np.testing.assert_allclose(averaged.position_loss_nats[:37], expected, rtol=1e-5)
+    others = ~split.inside_unk[1:].numpy()
+    assert averaged.without_unk.loss_nats == pytest.approx(expected[others].mean(), rel=1e-5)
+
+
+def test_averaged_probabilities_that_underflow_keep_their_loss():
+    """exp(-3000) is 0 in double precision."""
+    split = split_of([0, 1, 1, 1])
+    results = [measure_perplexity(Fixed([0, 0], loss), split, n_seq=4, batch_size=1) for loss in (3000.0, 4000.0)]
+    averaged = average_probabilities(results, split)
+    assert averaged.loss_nats == pytest.approx(3000 + math.log(2), rel=1e-6)

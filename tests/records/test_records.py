@@ -14,7 +14,7 @@ from muse.host.files import write_atomic
 from muse.records import earlier
 from muse.records.criteria import CRITERIA
 from muse.records.environment import git_state, hardware, utc_now, versions
-from muse.records.schema import Criterion, Metric, Report, RunInfo, Series, StageRecord, Summary
+from muse.records.schema import Criterion, Metric, Report, RunInfo, Series, StageRecord, Summary, TrainingRun
 from muse.records.store import RecordError, read_record, schema, to_json, write_record
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone(timedelta(hours=9)))
@@ -131,6 +131,22 @@ def test_metrics_are_found_by_name_and_model():
 def test_records_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
         stage().status = "failed"
+
+
+def test_trainings_survive_the_disk_and_a_record_of_before_has_none(tmp_path):
+    run = TrainingRun(model="stage1", seed=3, learning_rate=1e-3, dropout=0.1, optimizer="adamw", batch_tokens=8,
+                      weight_decay=0.1, steps=2, tokens=16, seconds=1.5, started_utc=NOW, finished_utc=NOW,
+                      hardware="a card", diverged=True, best_validation_loss=None)  # fmt: skip
+    path = write_record(stage(trainings=[run]), tmp_path / "train.json")
+    assert read_record(StageRecord, path).trainings == [run]
+    assert json.loads(path.read_text())["trainings"][0]["started_utc"] == "2026-03-01T03:00:00+00:00"
+    assert read_back(tmp_path, StageRecord, OLD_STAGE).trainings == []
+
+
+def test_weights_of_before_name_their_seed(tmp_path):
+    weights = {"kind": "weights", "model": "stage1", "seed": 3, "path": "x", "sha256": "0", "num_bytes": 1}
+    (found,) = read_back(tmp_path, StageRecord, OLD_STAGE | {"artifacts": [weights]}).artifacts
+    assert found.model_dump() == weights
 
 
 def test_the_schema_is_closed_and_complete():

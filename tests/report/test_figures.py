@@ -105,6 +105,23 @@ def test_perplexity_shows_interval_and_floors():
     assert figure.layout.xaxis.type == "log"
 
 
+def test_averaged_trainings_have_a_row_of_their_own_that_says_what_it_is():
+    found = [
+        metric("perplexity", value=20.0),
+        metric("perplexity", "gpt2", 22.0),
+        metric("ensemble_perplexity", value=18.5, interval=(18.0, 19.0), labels=["seed 0", "seed 1", "seed 2"]),
+    ]
+    figure = figures.perplexity_bars(record(metrics=found))
+    assert [trace.y[0] for trace in figure.data] == ["Stage 1", "Stage 1<br>3 trainings averaged", "GPT-2"]
+    assert [trace.marker.symbol for trace in figure.data] == ["circle", "circle-open", "triangle-up"]
+    single, averaged, _ = figure.data
+    assert (averaged.x[0], averaged.error_x.array[0]) == (18.5, 0.5)
+    assert averaged.marker.color == single.marker.color
+    told = "Stage 1, 3 trainings averaged: mean of their probabilities, 18.50 (18.00 – 19.00)"
+    assert told in figure.layout.meta["caption"]
+    assert told in figure.layout.meta["alt"]
+
+
 def test_loss_by_position_averages_runs_of_positions():
     values = np.arange(200.0)
     figure = figures.loss_by_position(record(series=[series("loss_by_position", x=values, y=values)]))
@@ -289,7 +306,8 @@ def everything():
         metric("peak_memory", unit="GiB"),
         metric("throughput_a", unit="token/s"),
     ]
-    curves = [series(name) for name in ("training_loss", "loss_by_position", "scale_stress", "layer 0 period")]
+    curves = [series(name) for name in ("training_loss", "loss_by_position", "scale_stress")]
+    curves.append(series("layer 0 period", layer=0))
     gradients = metric("gradient_norm", samples=[0.1], labels=["w"])
     return record(metrics=[*found, gradients, *memory()], series=curves)
 
@@ -354,7 +372,8 @@ def test_rotation_periods_are_a_line_per_layer_over_the_share_of_channels():
         series(f"layer {i} period", "stage1_memory", x=range(4), y=(6.3, 20.0, 80.0, 1e4 * (i + 1)), layer=i)
         for i in (0, 1)
     ]
-    figure = figures.rotation_periods(record("dynamics", series=[*curves, series("layer 0 half-life")]))
+    others = [series("layer 0 half-life", layer=0), series("untrained layer 0 period", layer=0)]
+    figure = figures.rotation_periods(record("dynamics", series=[*curves, *others]))
     assert [trace.name for trace in figure.data] == ["layer 0", "layer 1"]
     assert list(figure.data[0].x) == [0.125, 0.375, 0.625, 0.875]
     assert list(figure.data[1].y) == [6.3, 20, 80, 20000]

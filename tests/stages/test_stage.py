@@ -10,6 +10,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,13 +19,14 @@ from muse.measure import measure_memory
 from muse.models.build import build_model
 from muse.models.memory_options import MemoryOptions
 from muse.params import ModelName, ParamsError
-from muse.records.criteria import judge
+from muse.records.criteria import judge, summarise
+from muse.records.losses import read_losses
 from muse.records.schema import Metric, Series, StageRecord
 from muse.records.store import read_record
 from muse.report.figures.style import MODELS
 from muse.report.texts import texts
 from muse.runner.notebooks import REPOSITORY
-from muse.stages import dynamics, perplexity, throughput
+from muse.stages import dynamics, perplexity, throughput, train
 from muse.stages.stage import Stage
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
@@ -286,9 +288,83 @@ def test_the_notebook_of_the_memory_does_nothing_without_one(namespace, tmp_path
         assert [record.metrics, record.series, record.excerpts, record.inputs, shown] == [[]] * 5
         assert not (tmp_path / "checkpoints").exists()
     else:
-        assert len(record.metrics) == 6
+        assert len(record.metrics) == 12
         assert [figure.layout.meta["caption"] != "" for figure in shown] == [True] * 3
         assert len(record.excerpts) == 2
+
+
+def test_a_memory_is_watched_before_its_training_too_under_names_of_its_own(namespace, tmp_path):
+    small = {"models": ["stage1_memory"], "seeds": [5, 6], "excerpt_tokens": 5, "checkpoint_dir": str(tmp_path / "ck")}
+    stage = Stage("dynamics", {**namespace, **TRAIN, **small})
+    record = dynamics.run(stage)
+    sizes = {"vocab_size": stage.corpus.vocab_size, "d_model": 8, "n_layers": 1, "n_seq": 16}
+    drawn = dynamics.watch(stage, build_model("stage1_memory", **sizes, seed=5).to_complex32())
+    before = [metric for metric in record.metrics if not metric.trained]
+    assert [metric.name for metric in before] == [f"{metric.name}_untrained" for metric in drawn.metrics("x")]
+    assert [metric.samples for metric in before] == [metric.samples for metric in drawn.metrics("x")]
+    assert all(metric.note.startswith("untrained; ") for metric in before)
+    after = [metric for metric in record.metrics if metric.trained]
+    assert [metric.name for metric in after] == [metric.name for metric in drawn.metrics("x")]
+    assert all(one.n == other.n and one.samples != other.samples for one, other in zip(after, before, strict=True))
+    names = ["layer 0 half-life", "layer 0 period"]
+    assert [series.name for series in record.series] == [*names, *(f"untrained {name}" for name in names)]
+    assert [series.y for series in record.series[2:]] == [series.y for series in drawn.series("x")]
+    assert record.series[1].y != record.series[3].y
+
+
+def test_where_nothing_was_trained_a_memory_is_watched_once(namespace):
+    small = {"models": ["stage1_memory"], "excerpt_tokens": 5, "train_tokens": 0}
+    record = dynamics.run(Stage("dynamics", namespace | small))
+    assert len({metric.name for metric in record.metrics}) == len(record.metrics) == 6
+    assert {metric.trained for metric in record.metrics} == {False}
+    assert [series.name for series in record.series] == ["layer 0 half-life", "layer 0 period"]
+
+
+def test_averaged_seeds_stand_beside_the_models_and_decide_nothing(namespace, tmp_path):
+    """Both means follow from the file that is kept, to float16; what is averaged is compared with nothing."""
+    small = {"seeds": [4, 9], "max_ppl_batches": None, "checkpoint_dir": str(tmp_path / "ck")}
+    record = perplexity.run(Stage("perplexity", namespace | TRAIN | small))
+    for name in TRAIN["models"]:
+        (artifact,) = (one for one in record.artifacts if one.kind == "losses" and one.model == name)
+        assert artifact.path == f"losses/{name}.npz"
+        kept = read_losses(tmp_path / artifact.path)
+        assert list(kept.by_seed) == [4, 9]
+        single, averaged = record.find("loss", name), record.find("ensemble_loss", name)
+        losses = np.stack([losses.astype(float) for losses in kept.by_seed.values()])
+        assert losses.mean(1) == pytest.approx(single.samples, rel=2**-11)
+        assert -np.log(np.exp(-losses).mean(0)).mean() == pytest.approx(averaged.value, rel=2**-11)
+        assert averaged.value < single.value
+        assert (averaged.n, averaged.trained, averaged.labels) == (losses.shape[1], True, ["seed 4", "seed 9"])
+    assert not [m.name for m in record.metrics if m.name.startswith("ensemble_") and "_ratio_to_" in m.name]
+    alone = record.model_copy(update={"metrics": [m for m in record.metrics if not m.name.startswith("ensemble_")]})
+    assert judge([record], texts("en")) == judge([alone], texts("en"))
+    assert summarise([record], judge([record], texts("en"))) == summarise([alone], judge([alone], texts("en")))
+
+
+def test_kept_losses_belong_to_the_documents_of_the_split(namespace, tmp_path):
+    stage = Stage("perplexity", namespace | {"models": ["stage1"], "max_ppl_batches": None, "train_tokens": 0})
+    record = perplexity.run(stage)
+    (artifact,) = record.artifacts
+    kept, test = read_losses(stage.run_dir / artifact.path), stage.corpus.splits["test"]
+    assert list(kept.by_seed) == [TINY["seed"]]
+    ends = [*test.document_starts.tolist()[1:], len(test.ids)]
+    expected = [next(i for i, end in enumerate(ends) if target < end) for target in range(1, len(test.ids))]
+    assert kept.documents.tolist() == expected
+    assert record.find("ensemble_loss", "stage1") is None
+
+
+def test_every_training_of_a_comparison_is_recorded_tries_included(namespace, tmp_path):
+    small = {"seeds": [4, 9], "learning_rates": [0.01, 1e30], "tune_tokens": 256}
+    settings = namespace | TRAIN | small | {"checkpoint_dir": str(tmp_path / "ck")}
+    record = train.run(Stage("train", settings))
+    told = [(run.model, run.seed, run.learning_rate, run.tokens, run.diverged) for run in record.trainings]
+    each = [(4, 0.01, 256, False), (4, 1e30, 256, True), (4, 0.01, 512, False), (9, 0.01, 512, False)]
+    assert told == [(name, *values) for name in TRAIN["models"] for values in each]
+    assert all(run.started_utc <= run.finished_utc and run.hardware for run in record.trainings)
+    assert read_record(StageRecord, tmp_path / "records" / "train.json") == record
+    again = train.run(Stage("train", settings)).trainings
+    assert [run.reused for run in again] == [not run.diverged for run in again]
+    assert perplexity.run(Stage("perplexity", settings)).trainings == [], "the stage that trains records them"
 
 
 def test_changes_of_the_memory_are_compared_with_it_and_all_with_the_baselines():
@@ -399,6 +475,9 @@ def test_a_model_that_fails_takes_nothing_from_those_before_it(
         run_cells(notebook, namespace | TRAIN | small, monkeypatch)
     record = read_record(StageRecord, tmp_path / "records" / f"{notebook[3:]}.json")
     assert (record.status, record.error) == ("failed", f"unfinished: {error}")
+    losses = {artifact.path for artifact in record.artifacts if artifact.kind == "losses"}
+    assert losses == {f"losses/{name}.npz" for name in record.models("perplexity")}
+    assert all(read_losses(tmp_path / path).by_seed.keys() == {0, 1} for path in losses)
     assert {name: record.models(name) for name in kept} == kept
     assert {criterion.verdict for criterion in judge([record], texts("en"))} == {"not_measured"}
     if notebook == "03_perplexity":

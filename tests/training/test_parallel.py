@@ -74,7 +74,9 @@ def folders() -> list[str]:
 def result(job: Job, loss: float) -> TrainingResult:
     curve = ((job.tokens, loss),)
     values = job.model_name, job.seed, job.learning_rate, job.dropout, "float32", loss, 1, 1, job.tokens, curve, curve
-    return TrainingResult(*values, 1.0, (1.0,), 1.0, Path(f"{job.name}.safetensors"), "", ())
+    when = "2026-01-02T03:04:05+00:00"
+    weights = Path(f"{job.name}.safetensors")
+    return TrainingResult(*values, 1.0, (1.0,), 1.0, when, when, "a card", weights, "", ())
 
 
 class Faked:
@@ -256,6 +258,8 @@ def test_in_turn_and_side_by_side_give_the_same_jobs_choice_and_result(
     assert told == [(job.learning_rate, job.dropout, loss_of(job)) for job in plan.tries("gpt2")]
     assert alone.results == tuple(ended[job].result for job in plan.trainings("gpt2", ended))
     assert [found.seed for found in alone.results] == settings.seeds
+    runs = [(run.seed, run.learning_rate, run.dropout, run.diverged) for run in alone.runs]
+    assert runs == [(job.seed, job.learning_rate, job.dropout, loss_of(job) is None) for job in jobs]
     assert plan.failed(ended) == []
 
 

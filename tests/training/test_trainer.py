@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from muse.host.signals import ENDING
 from muse.models.build import build_model
 from muse.models.weights import DRAWS, CheckpointError, load_trained, read_tensors
 from muse.params import Settings
+from muse.records.environment import device_hardware
 from muse.training import trainer as module
 from muse.training.live import curve_svg, live_curve, training_bar
 from muse.training.recipe import Recipe, Report
@@ -101,8 +103,9 @@ class Toy(nn.Module):
 
 def same(first: module.TrainingResult, second: module.TrainingResult) -> bool:
     """Whether two trainings computed the very same things, however often they were interrupted."""
-    timing = {"tokens_per_second": 0.0, "tokens_per_second_samples": (), "seconds": 0.0, "weights": Path(),
-              "weights_sha256": "", "resumed_from_steps": (), "reused": False}  # fmt: skip
+    timing = {"tokens_per_second": 0.0, "tokens_per_second_samples": (), "seconds": 0.0, "started_utc": "",
+              "finished_utc": "", "weights": Path(), "weights_sha256": "", "resumed_from_steps": (),
+              "reused": False}  # fmt: skip
     tensors = [read_tensors(result.weights, "muse-weights-1")[0] for result in (first, second)]
     equal = all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     return replace(first, **timing) == replace(second, **timing) and tensors[0].keys() == tensors[1].keys() and equal
@@ -328,6 +331,9 @@ def test_an_interrupt_saves_the_state_once_and_the_same_command_resumes(tmp_path
 
     corpus, recipe, rate_at = make_corpus(), replace(RECIPE, precision=precision), Recipe.learning_rate_at
     monkeypatch.setattr(module, "CURVE_POINTS", 13)
+    hours = [datetime(2026, 1, 2, hour, tzinfo=UTC) for hour in range(7)]
+    clock = iter(hours)  # looked at when a training starts, also again, and when it ends
+    monkeypatch.setattr(module, "utc_now", lambda: next(clock))
     whole = train("stage1", stage1, recipe, corpus, tmp_path / "whole")
     folder = tmp_path / "stopped"
     stops = [(Recipe, "learning_rate_at", stop(17)), (Recipe, "learning_rate_at", stop(29)),
@@ -343,6 +349,9 @@ def test_an_interrupt_saves_the_state_once_and_the_same_command_resumes(tmp_path
     resumed = train("stage1", stage1, recipe, corpus, folder)
     assert resumed.resumed_from_steps == (18, 30, 30)
     assert same(whole, resumed)
+    times = [(result.started_utc, result.finished_utc) for result in (whole, resumed)]
+    assert times == [(hours[at].isoformat(), hours[end].isoformat()) for at, end in ((0, 1), (2, 6))]
+    assert resumed.hardware == whole.hardware == device_hardware(torch.device("cpu")) != ""
     assert sorted(p.name for p in resumed.weights.parent.iterdir()) == [
         ".lock", "config.json", "model.safetensors", "result.json"]  # fmt: skip
 
@@ -520,6 +529,13 @@ def test_every_pair_is_tried_and_the_best_trains_every_seed(tmp_path):
         assert (result.seed, result.tokens, result.learning_rate, result.dropout) == (seed, 640, 1e-2, 0.0)
     assert not any(result.reused for result in trained.results)
     assert len(list(tmp_path.iterdir())) == 6
+    assert [(run.seed, run.tokens) for run in trained.runs] == [(4, 320)] * 4 + [(4, 640), (5, 640)]
+    assert [run.best_validation_loss for run in trained.runs[:4]] == [t.validation_loss for t in trained.tries]
+    for run, result in zip(trained.runs[4:], trained.results, strict=True):
+        assert (run.seconds, run.steps, run.hardware) == (result.seconds, result.steps, result.hardware)
+        assert (run.started_utc.isoformat(), run.finished_utc.isoformat()) == (result.started_utc, result.finished_utc)
+        assert (run.optimizer, run.batch_tokens, run.weight_decay) == ("adamw", 32, 0.1)
+        assert run.muon_weight_decay is None
 
 
 def test_a_full_try_is_the_first_seeds_training(tmp_path):
@@ -540,9 +556,19 @@ def test_a_diverging_try_loses_and_all_diverging_is_an_error(tmp_path):
         return Toy(seed=seed, dropout=dropout, spoil="loss" if dropout in bad else "", at_step=3)
 
     corpus = make_corpus()
-    trained = choose_and_train(settings(tmp_path, learning_rates=[1e-2]), "toy", corpus, build)
+    chosen = settings(tmp_path, learning_rates=[1e-2])
+    trained = choose_and_train(chosen, "toy", corpus, build)
     assert trained.dropout == 0.0
     assert [t.validation_loss is None for t in trained.tries] == [False, True]
+    good, bad = trained.runs
+    assert [(run.dropout, run.diverged) for run in (good, bad)] == [(0.0, False), (0.5, True)]
+    assert (good.best_validation_loss, bad.best_validation_loss) == (trained.results[0].best_validation_loss, None)
+    assert (bad.model, bad.steps, bad.tokens, bad.reused) == ("toy", 20, 640, False)
+    assert bad.started_utc <= bad.finished_utc
+    assert bad.hardware == good.hardware
+    again = choose_and_train(chosen, "toy", corpus, build).runs
+    assert [run.reused for run in again] == [True, False], "what diverged has left nothing to be found"
+    assert again[0].model_copy(update={"reused": False}) == good
     assert "diverged" in trained.metrics("Toy")[1].note
     with pytest.raises(NonFiniteLossError):
         choose_and_train(settings(tmp_path / "all"), "toy", corpus, partial(build, bad=(0.0, 0.5)))

@@ -93,7 +93,7 @@ def _lives_in_words(lives: Metric, shares: Sequence[float], language: str) -> st
 def rotation_periods(record: StageRecord, language: str = "en") -> go.Figure:
     """Tokens that each rotating channel takes for a turn, sorted, a line per layer."""
     words, traces, items = texts(language), [], []
-    curves = [s for s in record.series if s.name.endswith(PERIODS) and s.y]
+    curves = [s for s in record.series if s.name == f"layer {s.layer}{PERIODS}" and s.y]
     need(curves, f"series named layer N{PERIODS}", record)
     for index, found in enumerate(curves):
         name = say(language, "figure.layer_number", number=found.layer)

@@ -1,4 +1,4 @@
-"""Perplexities with their intervals, beside what is known of the text."""
+"""Perplexities with their intervals, of models and of averages of their trainings, beside what is known of the text."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ import plotly.graph_objects as go
 from muse.records.schema import StageRecord
 
 from ..numbers import number, rounded, with_interval
-from ..texts import texts
+from ..texts import say, texts
 from .style import NEUTRAL, axis, log_axis, make_figure, need, style, whiskers
 
 FLOORS = {"floor_perplexity": "solid", "bigram_floor_perplexity": "dash", "uniform_perplexity": "dot"}
 
 
 def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
-    """Perplexity of each model with its interval, beside the floors that hold for this data."""
+    """Perplexity of each model with its interval, beside the floors that hold for this data.
+
+    The average of a model's trainings has a row of its own below it, with a hollow marker.
+    """
     words, traces, items = texts(language), [], []
-    found = [m for m in record.metrics if m.name == "perplexity" and m.value is not None]
-    need(found, "metric perplexity", record)
+    models = [m for m in record.metrics if m.name == "perplexity" and m.value is not None]
+    need(models, "metric perplexity", record)
+    averages = {m.model: m for m in record.metrics if m.name == "ensemble_perplexity" and m.value is not None}
+    found = [m for model in models for m in (model, averages.get(model.model)) if m]
     for metric in found:
-        look = style(metric.model, language)
-        marker = {"color": look.color, "symbol": look.symbol, "size": 13}
+        look, averaged = style(metric.model, language), metric.name == "ensemble_perplexity"
+        size = {"n": len(metric.labels)}
+        name = look.label + ("<br>" + say(language, "figure.averaged", **size) if averaged else "")
+        marker = {"color": look.color, "symbol": look.symbol + "-open" * averaged, "size": 13}
         traces.append(go.Scatter(
-            x=rounded([metric.value]), y=[look.label], error_x=whiskers(metric), mode="markers", marker=marker,
-            name=look.label, showlegend=False,
+            x=rounded([metric.value]), y=[name], error_x=whiskers(metric), mode="markers", marker=marker,
+            name=name, showlegend=False,
         ))  # fmt: skip
-        items.append(f"{look.label} {with_interval(metric)}")
+        told = say(language, "perplexity_bars.averaged", **size) if averaged else ""
+        items.append(f"{look.label}{told} {with_interval(metric)}")
     labels = [trace.name for trace in traces]
     for name, dash in FLOORS.items():
         floor = record.find(name)
