@@ -504,18 +504,18 @@ def test_a_state_without_its_best_weights_is_refused(tmp_path):
 
 
 def settings(folder: Path, **changes) -> Settings:
-    values = {"train_tokens": 640, "train_batch_tokens": 32, "train_n_seq": N_SEQ, "train_d_model": 8,
+    values = {"train_tokens": 640, "batch_tokens": [32], "train_n_seq": N_SEQ, "train_d_model": 8,
               "train_n_layers": 1, "evaluations": 2, "checkpoint_dir": str(folder), "learning_rates": [1e-5, 1e-2],
               "dropouts": [0.0, 0.5]}  # fmt: skip
     return Settings(**values | changes)
 
 
-def test_every_pair_is_tried_and_the_best_trains_every_seed(tmp_path):
+def test_every_combination_is_tried_and_the_best_trains_every_seed(tmp_path):
     chosen = settings(tmp_path, tune_tokens=320, seeds=[4, 5])
     trained = choose_and_train(chosen, "stage1", make_corpus(), build_model)
-    tried = {(t.learning_rate, t.dropout): t.validation_loss for t in trained.tries}
+    tried = {(t.choice.learning_rate, t.choice.dropout): t.validation_loss for t in trained.tries}
     assert set(tried) == {(1e-5, 0.0), (1e-5, 0.5), (1e-2, 0.0), (1e-2, 0.5)}
-    assert (trained.learning_rate, trained.dropout) == min(tried, key=tried.get) == (1e-2, 0.0)
+    assert (trained.choice.learning_rate, trained.choice.dropout) == min(tried, key=tried.get) == (1e-2, 0.0)
     for result, seed in zip(trained.results, (4, 5), strict=True):
         assert (result.seed, result.tokens, result.learning_rate, result.dropout) == (seed, 640, 1e-2, 0.0)
     assert not any(result.reused for result in trained.results)
@@ -528,7 +528,7 @@ def test_a_full_try_is_the_first_seeds_training(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(trained.tries) + 1
 
 
-def test_one_pair_needs_no_try(tmp_path):
+def test_one_combination_needs_no_try(tmp_path):
     one = settings(tmp_path, learning_rates=[1e-2], dropouts=[0.1], tune_tokens=320)
     trained = choose_and_train(one, "stage1", make_corpus(), build_model)
     assert trained.tries == ()
@@ -541,7 +541,7 @@ def test_a_diverging_try_loses_and_all_diverging_is_an_error(tmp_path):
 
     corpus = make_corpus()
     trained = choose_and_train(settings(tmp_path, learning_rates=[1e-2]), "toy", corpus, build)
-    assert trained.dropout == 0.0
+    assert trained.choice.dropout == 0.0
     assert [t.validation_loss is None for t in trained.tries] == [False, True]
     assert "diverged" in trained.metrics("Toy")[1].note
     with pytest.raises(NonFiniteLossError):
@@ -584,7 +584,8 @@ def test_progress_goes_to_the_drivers_file_or_to_a_bar(tmp_path, monkeypatch, ca
     monkeypatch.setenv("MUSE_PROGRESS_FILE", str(tmp_path / "progress.json"))
     train("toy", Toy, RECIPE, corpus, tmp_path / "batch", bar=training_bar)
     progress = json.loads((tmp_path / "progress.json").read_text())
-    assert (progress["step"], progress["done"], progress["total"]) == ("toy seed 0 lr 0.01 dropout 0.2", 40, 40)
+    assert (progress["done"], progress["total"]) == (40, 40)
+    assert progress["step"] == "toy seed 0 lr 0.01 dropout 0.2 batch 35 decay 0.1"
     assert capsys.readouterr().err == ""
 
 
