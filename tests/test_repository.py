@@ -18,7 +18,7 @@ from muse.params import Settings, load_params, of_today, validate
 from muse.records.schema import Report, StageRecord
 from muse.records.store import read_record
 from muse.report.companions import repeats
-from muse.report.docs import pages
+from muse.report.docs import comparison, pages
 from muse.report.texts import LANGUAGES, texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +163,20 @@ def test_docs_and_the_readmes_table_are_made_from_the_records():
     """To renew them: `make docs`."""
     for name, text in pages(ROOT).items():
         assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: make docs"
+
+
+def test_the_table_of_results_shows_a_value_where_it_was_chosen():
+    report = read_record(Report, ROOT / "reports" / "gpu" / "report.json")
+    train = next(stage for stage in report.stages if stage.stage == "train")
+    decay = train.find("dropout", "gpt2").model_copy(update={"name": "weight_decay", "value": 0.25})
+    for decays in ([0.25], [0.1, 0.25]):
+        params = of_today(train.params) | {"weight_decays": decays}
+        tried = train.model_copy(update={"params": params, "metrics": [*train.metrics, decay]})
+        stages = [tried if stage is train else stage for stage in report.stages]
+        run = report.run.model_copy(update={"params": params})
+        shown = comparison(report.model_copy(update={"stages": stages, "run": run}))
+        assert ("| weight decay, chosen on validation |  |  |  |  | 0.25 |" in shown) == (len(decays) > 1)
+        assert "learning rate" not in shown
 
 
 def test_the_readme_can_be_read_in_two_minutes():

@@ -21,7 +21,8 @@ KINDS = ("repeat", "lengths", "changes", "other")
 
 RECIPE = (
     *("train_tokens", "batch_tokens", "learning_rates", "dropouts", "tune_tokens"),
-    *("weight_decays", "muon_weight_decays", "warmup_share", "gradient_clip", "evaluations", "max_ppl_batches"),
+    *("weight_decays", "optimizer", "muon_learning_rate", "muon_weight_decays", "warmup_share", "gradient_clip"),
+    *("evaluations", "max_ppl_batches"),
 )
 """Settings, beside the sizes, that decide what a training gives and what is measured of it."""
 

@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from muse import cli
-from muse.params import Settings
+from muse.params import Settings, load_params
+from muse.stages import train
+from muse.stages.stage import Stage
 from muse.training import parallel, tuning
 from muse.training.checkpoint import STATE_FILE, training_folder
 from muse.training.choices import Choice
@@ -331,6 +333,52 @@ def test_all_trainings_are_those_of_the_plain_command(tmp_path, monkeypatch, cap
     assert len(again) == 5
     assert all("found finished" in line for line in again[:-1])
     assert untouched == {path: path.stat().st_mtime_ns for path in Path("checkpoints").rglob("*.safetensors")}
+
+
+def test_a_grid_of_batches_and_decays_chooses_the_same_in_turn_side_by_side_and_in_its_stage(
+    tmp_path, monkeypatch, capsys
+):
+    grid = {"batch_tokens": [128, 32], "weight_decays": [0.1, 30.0]}
+    params = write_params(
+        tmp_path, models=["phase2", "gpt2"], learning_rates=[0.0125], tune_tokens=256, seeds=[3, 4], **grid
+    )
+    printed = []
+    for folder, arguments in (("plain", []), ("beside", ["--processes", "2"])):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        monkeypatch.setattr(parallel.subprocess, "Popen", Here)
+        assert cli.main(["train", params, *arguments]) == 0
+        printed.append(capsys.readouterr().out.replace(f"{os.sep}{folder}{os.sep}", "/").splitlines()[-5:])
+        results = [json.loads(path.read_text()) for path in Path("checkpoints").glob("*/result.json")]
+        assert len(results) == 2 * (4 + 2)
+    assert printed[0] == printed[1]
+    logs = {path.name for path in Path("checkpoints", "logs").iterdir()}
+    assert {"phase2-s3-batch32-decay30.0-256.log", "gpt2-s4-batch32-decay0.1-512.log"} < logs
+
+    settings = load_params(params).model_dump() | {"record_dir": tmp_path / "records"}
+    record = train.run(Stage("train", settings))
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == printed[0][-1]
+    for name in ("phase2", "gpt2"):
+        tried = {(r["batch_tokens"], r["weight_decay"]): r["best_validation_loss"] for r in results
+                 if (r["model_name"], r["tokens"]) == (name, 256)}  # fmt: skip
+        assert set(tried) == {(128, 0.1), (128, 30.0), (32, 0.1), (32, 30.0)}
+        assert len(set(tried.values())) == 4
+        best = min(tried, key=tried.get)
+        final = {(r["batch_tokens"], r["weight_decay"]) for r in results
+                 if (r["model_name"], r["tokens"]) == (name, 512)}  # fmt: skip
+        assert final == {best}
+        assert tuple(record.find(value, name).value for value in ("batch_tokens", "weight_decay")) == best
+        (line,) = (line for line in told if line.startswith(name))
+        assert line.endswith(f" nat/token, batch tokens {best[0]}, weight decay {best[1]:g}")
+        losses = record.find("tried_validation_loss", name)
+        assert sorted(losses.samples) == sorted(tried.values())
+        assert dict(zip(losses.labels, losses.samples, strict=True))["batch tokens 32, weight decay 30"] == (
+            tried[32, 30.0]
+        )
+    assert record.find("common_batch_tokens").value == 32
+    assert record.find("common_muon_weight_decay") is None
+    assert "found finished on disk" in record.find("training_tokens", "gpt2").note
 
 
 def test_a_diverging_training_leaves_the_others_and_gives_4(tmp_path, monkeypatch, capsys):

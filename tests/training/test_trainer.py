@@ -447,7 +447,9 @@ def test_muon_learns_interrupted_or_not_to_the_same_weights(tmp_path, name):
     resumed = stopped_and_resumed(name, build, recipe, corpus, tmp_path / "stopped")
     assert same(whole, resumed)
     assert whole.training_curve[-1][1] < whole.training_curve[0][1]
-    assert not same(whole, train(name, build, RECIPE, corpus, tmp_path / "adamw"))
+    adamw = train(name, build, RECIPE, corpus, tmp_path / "adamw")
+    assert not same(whole, adamw)
+    assert (whole.muon_weight_decay, adamw.muon_weight_decay) == (0.2, None)
 
 
 def test_different_settings_never_share_a_folder(tmp_path):
@@ -543,7 +545,15 @@ def test_a_diverging_try_loses_and_all_diverging_is_an_error(tmp_path):
     trained = choose_and_train(settings(tmp_path, learning_rates=[1e-2]), "toy", corpus, build)
     assert trained.choice.dropout == 0.0
     assert [t.validation_loss is None for t in trained.tries] == [False, True]
-    assert "diverged" in trained.metrics("Toy")[1].note
+    metrics = {metric.name: metric for metric in trained.metrics("Toy")}
+    (loss,) = metrics["tried_validation_loss"].samples
+    chosen = {"learning_rate": 1e-2, "dropout": 0.0, "batch_tokens": 32, "weight_decay": 0.1}
+    assert {name: metrics[name].value for name in chosen} == chosen
+    for name in chosen:
+        assert (metrics[name].n, metrics[name].note) == (2, f"dropout 0: {loss:.4f}; dropout 0.5: diverged")
+    assert "muon_weight_decay" not in metrics
+    best = metrics["tried_validation_loss"]
+    assert (best.value, best.labels, best.note) == (loss, ["dropout 0"], "best of 2 tries")
     with pytest.raises(NonFiniteLossError):
         choose_and_train(settings(tmp_path / "all"), "toy", corpus, partial(build, bad=(0.0, 0.5)))
 
@@ -559,6 +569,10 @@ def test_results_become_metrics_and_series(tmp_path):
     assert metrics["validation_loss"].value == pytest.approx(sum(losses) / 2)
     assert (metrics["validation_loss"].samples, metrics["validation_loss"].labels) == (losses, ["seed 4", "seed 5"])
     assert metrics["training_tokens"].value == 640
+    assert metrics["training_tokens"].note == (
+        "seed 4, learning rate 0.01, dropout 0.1, batch tokens 32, weight decay 0.1, float32"
+    )
+    assert "tried_validation_loss" not in metrics
     assert {metric.model for metric in metrics.values()} == {"Stage 1"}
     found = [result.artifact(one.checkpoint_dir) for result in trained.results]
     assert [(a.kind, a.model, a.seed) for a in found] == [("weights", "stage1", 4), ("weights", "stage1", 5)]
