@@ -118,12 +118,13 @@ def _train(options: argparse.Namespace) -> int:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
     from muse.data.hub import CorpusUnavailable
     from muse.stages.stage import Stage
+    from muse.training.choices import common_choice
     from muse.training.parallel import train_side_by_side, write_outcome
     from muse.training.trainer import DeadGradientError, NonFiniteLossError
     from muse.training.tuning import result_line
 
     stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
-    finished, failed = [], None
+    finished, tries, failed = [], {}, None
     try:
         if options.processes:
             print(f"corpus {stage.corpus.name}, {options.processes} at a time", flush=True)  # read and cached only once
@@ -131,9 +132,13 @@ def _train(options: argparse.Namespace) -> int:
             well = train_side_by_side(settings, stage.compared, stage.device.type, given, options.processes)
             return OK if well else STAGE_FAILED
         for name in stage.compared:
-            for result in stage.train(name).results:
+            trained = stage.train(name)
+            tries[name] = trained.tries
+            for result in trained.results:
                 finished.append(result)
                 print(result_line(result))
+        if common := common_choice(tries):
+            print(common)
     except (NonFiniteLossError, DeadGradientError, CorpusUnavailable, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
         failed = error

@@ -33,8 +33,25 @@ from .catalog import (
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0)]
 StageName = Literal[STAGE_NAMES]
 ModelName = Literal[MODEL_NAMES]
+
+GRID = {
+    "learning_rate": "learning_rates",
+    "dropout": "dropouts",
+    "batch_tokens": "batch_tokens",
+    "weight_decay": "weight_decays",
+    "muon_weight_decay": "muon_weight_decays",
+}
+"""What is tried on validation, each with the setting that lists its values."""
+
+RENAMED = {
+    "train_batch_tokens": "batch_tokens",
+    "weight_decay": "weight_decays",
+    "muon_weight_decay": "muon_weight_decays",
+}
+"""Keys of before, each with the one that has a list of such values in its place."""
 
 NO_CUDA = "device: got cuda, expected auto or cpu: torch finds no CUDA device on this machine"
 
@@ -115,19 +132,25 @@ class Settings(BaseModel):
     train_tokens: Annotated[int, Field(ge=0)] = Field(
         0, description="token budget of each training run; 0 trains nothing"
     )
-    train_batch_tokens: Count = Field(16384, description="tokens per optimizer step")
     train_d_model: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(None, description="null: d_model")
     train_n_layers: Count | None = Field(None, description="null: n_layers")
     train_n_seq: Annotated[int, Field(ge=2)] | None = Field(None, description="null: n_seq")
     learning_rates: list[Rate] = Field([1e-3], min_length=1, description="tries per model, chosen on validation")
     dropouts: list[Share] = Field([0.0], min_length=1, description="tries per model, chosen on validation")
+    batch_tokens: list[Count] = Field(
+        [16384], min_length=1, description="tokens per optimizer step; tries per model, chosen on validation"
+    )
+    weight_decays: list[Decay] = Field(
+        [0.1], min_length=1, description="AdamW, on matrices and tables only; tries per model, chosen on validation"
+    )
     tune_tokens: Annotated[int, Field(ge=0)] = Field(0, description="token budget of each try; 0 takes train_tokens")
     optimizer: Literal[OPTIMIZERS] = Field(
         "adamw", description="adamw, or muon for the matrices of blocks and adamw for the rest"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="AdamW, on matrices and tables only")
     muon_learning_rate: Rate = Field(0.02, description="highest learning rate of muon; the other one is AdamW's")
-    muon_weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of what muon trains")
+    muon_weight_decays: list[Decay] = Field(
+        [0.1], min_length=1, description="of what muon trains; tries per model, chosen on validation"
+    )
     warmup_share: Share = Field(0.05, description="share of the steps with a rising learning rate")
     gradient_clip: Rate = Field(1.0, description="largest global gradient norm")
     evaluations: Count = Field(10, description="validation passes, evenly spaced; the best one is kept")
@@ -186,9 +209,20 @@ def _contradictions(settings: Settings) -> list[str]:
         if stage(name).needs_memory and not memory_models(settings.models):
             found.append(f"stages names {name}, but none of models has a complex memory: {settings.models}")
     n_seq = settings.train_n_seq or settings.n_seq
-    if settings.train_batch_tokens < n_seq:
-        found.append(f"train_batch_tokens = {settings.train_batch_tokens} holds no sequence of {n_seq} tokens")
+    for at, tokens in enumerate(settings.batch_tokens):
+        if tokens < n_seq:
+            found.append(f"batch_tokens[{at}] = {tokens} holds no sequence of {n_seq} tokens")
+    if len(settings.muon_weight_decays) > 1 and settings.optimizer != "muon":
+        found.append(
+            f"muon_weight_decays = {settings.muon_weight_decays} are tries that optimizer = {settings.optimizer} "
+            "knows nothing of, expected one value or optimizer = muon"
+        )
     return found
+
+
+def of_today(params: Mapping[str, object]) -> dict[str, object]:
+    """Return a record's parameters with every key of before as the one in its place, which lists its value."""
+    return {RENAMED.get(key, key): [value] if key in RENAMED else value for key, value in params.items()}
 
 
 def validate(
@@ -212,6 +246,8 @@ def _explain(problem: Mapping[str, object], sources: Mapping[str, str], default_
         return f"{default_source}: {str(problem['msg']).removeprefix('Value error, ')}"
     key = str(problem["loc"][0])
     where = sources.get(key, default_source)
+    if problem["type"] == "extra_forbidden" and key in RENAMED:
+        return f"{where}: unknown key {key}: it is {RENAMED[key]} now, a list of values to try"
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, Settings.model_fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(Settings.model_fields))}"

@@ -99,7 +99,7 @@ def test_params_prints_what_papermill_reads_back_unchanged(params, capsys, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "010").mkdir()
     assert (
-        cli.main(["params", params, "train", "-p", "weight_decay=1e-6", "-p", "compile=false", "-p", "corpus='010'"])
+        cli.main(["params", params, "train", "-p", "weight_decays=[1e-6]", "-p", "compile=false", "-p", "corpus='010'"])
         == 0
     )
     file = tmp_path / "train.yaml"
@@ -107,7 +107,7 @@ def test_params_prints_what_papermill_reads_back_unchanged(params, capsys, tmp_p
     values = read_yaml_file(str(file))
     assert values["record_dir"] == str(tmp_path / "reports" / "tiny" / "records")
     assert values["learning_rates"] == [1e-5]
-    assert values["weight_decay"] == 1e-6
+    assert values["weight_decays"] == [1e-6]
     assert values["compile"] is False
     assert values["corpus"] == str(tmp_path / "010")
     del values["record_dir"]
@@ -151,7 +151,7 @@ def test_train_trains_resumes_and_says_where_the_weights_are(tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     params = tmp_path / "p.yaml"
     params.write_text(
-        "train_tokens: 256\ntrain_batch_tokens: 128\ntrain_d_model: 8\ntrain_n_layers: 1\ntrain_n_seq: 16\n"
+        "train_tokens: 256\nbatch_tokens: [128]\ntrain_d_model: 8\ntrain_n_layers: 1\ntrain_n_seq: 16\n"
         "evaluations: 1\nmodels: [stage1, phase2]\nskip_phase2: true\ndevice: cpu\n"
     )
     assert cli.main(["train", str(params)]) == 0

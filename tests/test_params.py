@@ -40,7 +40,7 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(tmp_path):
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
-        ("weight_decay=1e-3", "weight_decay", 1e-3),
+        ("warmup_share=1e-3", "warmup_share", 1e-3),
         ("learning_rates=[1e-3, 2]", "learning_rates", [1e-3, 2.0]),
         ("seed=010", "seed", 10),
         ("max_ppl_batches=null", "max_ppl_batches", None),
@@ -69,8 +69,13 @@ def test_values_are_yaml_1_2(tmp_path, override, key, value):
         ("seed=-1", ["seed: got -1", "greater than or equal to 0"]),
         ("seed=true", ["seed: got True (bool)"]),
         ("skip_phase2=yes", ["skip_phase2: got 'yes' (str)"]),
-        ("weight_decay=nan", ["weight_decay"]),
-        ("weight_decay=.nan", ["weight_decay: got nan"]),
+        ("warmup_share=nan", ["warmup_share"]),
+        ("warmup_share=.nan", ["warmup_share: got nan"]),
+        ("weight_decays=[0.1, .nan]", ["weight_decays[1]: got nan"]),
+        ("weight_decays=[-0.1]", ["weight_decays[0]: got -0.1", "greater than or equal to 0"]),
+        ("batch_tokens=[]", ["batch_tokens: got []"]),
+        ("batch_tokens=2048", ["batch_tokens: got 2048 (int), expected list"]),
+        ("batch_tokens=[0]", ["batch_tokens[0]: got 0"]),
         ("gradient_clip=.inf", ["gradient_clip: got inf"]),
         ("stage_timeout_minutes=.inf", ["stage_timeout_minutes: got inf"]),
         ("dropouts=[0.1, 1.0]", ["dropouts[1]: got 1.0"]),
@@ -86,7 +91,8 @@ def test_values_are_yaml_1_2(tmp_path, override, key, value):
         ("=1", ["expected key=value"]),
         ("seed=[", ["-p seed=[", "not YAML"]),
         ("n_seq=64", ["gradient_n_tokens = 128 is more than n_seq = 64"]),
-        ("train_batch_tokens=100", ["holds no sequence of 1024"]),
+        ("batch_tokens=[2048, 100]", ["batch_tokens[1] = 100 holds no sequence of 1024"]),
+        ("muon_weight_decays=[0.1, 0.2]", ["muon_weight_decays = [0.1, 0.2]", "optimizer = adamw"]),
         ("train_n_seq=32768", ["holds no sequence of 32768"]),
     ],
 )
@@ -175,7 +181,7 @@ def test_the_params_files_of_the_repository_are_valid(path):
     assert load_params(path).profile == path.stem
 
 
-RECIPE = ("train_tokens", "train_batch_tokens", "learning_rates", "dropouts", "evaluations", "weight_decay", "compile",
+RECIPE = ("train_tokens", "batch_tokens", "learning_rates", "dropouts", "evaluations", "weight_decays", "compile",
           "recompute", "warmup_share", "gradient_clip", "corpus", "tokenizer", "device", "d_model",
           "n_layers")  # fmt: skip
 
@@ -207,4 +213,4 @@ def test_the_length_study_is_valid_and_published_at_every_length(n_seq):
     settings = load_params(path, [f"n_seq={n_seq}"])
     assert str(n_seq) in path.read_text()
     assert reductions_of(settings.model_dump()) == []
-    assert settings.train_batch_tokens % n_seq == 0
+    assert all(tokens % n_seq == 0 for tokens in settings.batch_tokens)

@@ -14,11 +14,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from muse.catalog import STAGE_NAMES, stem
-from muse.params import Settings, load_params, validate
+from muse.params import Settings, load_params, of_today, validate
 from muse.records.schema import Report, StageRecord
 from muse.records.store import read_record
 from muse.report.companions import repeats
-from muse.report.docs import pages
+from muse.report.docs import comparison, pages
 from muse.report.texts import LANGUAGES, texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,6 +165,20 @@ def test_docs_and_the_readmes_table_are_made_from_the_records():
         assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: make docs"
 
 
+def test_the_table_of_results_shows_a_value_where_it_was_chosen():
+    report = read_record(Report, ROOT / "reports" / "gpu" / "report.json")
+    train = next(stage for stage in report.stages if stage.stage == "train")
+    decay = train.find("dropout", "gpt2").model_copy(update={"name": "weight_decay", "value": 0.25})
+    for decays in ([0.25], [0.1, 0.25]):
+        params = of_today(train.params) | {"weight_decays": decays}
+        tried = train.model_copy(update={"params": params, "metrics": [*train.metrics, decay]})
+        stages = [tried if stage is train else stage for stage in report.stages]
+        run = report.run.model_copy(update={"params": params})
+        shown = comparison(report.model_copy(update={"stages": stages, "run": run}))
+        assert ("| weight decay, chosen on validation |  |  |  |  | 0.25 |" in shown) == (len(decays) > 1)
+        assert "learning rate" not in shown
+
+
 def test_the_readme_can_be_read_in_two_minutes():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 130
@@ -236,7 +250,8 @@ def test_every_committed_perplexity_says_of_which_text_it_is():
 def test_the_committed_comparison_is_what_its_params_file_makes():
     report = read_record(Report, ROOT / "reports" / "gpu" / "report.json")
     settings = load_params(ROOT / "params" / "gpu.yaml").model_dump()
-    train = next(stage for stage in report.stages if stage.stage == "train").params
+    train = of_today(next(stage for stage in report.stages if stage.stage == "train").params)
+    assert {"batch_tokens", "weight_decays"} <= train.keys()
     elsewhere = {"corpus", "tokenizer", "cache_dir", "checkpoint_dir", "checkpoint_every_steps"}
     assert {k: v for k, v in train.items() if k in settings and k not in elsewhere} == {
         k: settings[k] for k in train if k in settings and k not in elsewhere

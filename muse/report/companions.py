@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from muse.catalog import WITH_MEMORY
-from muse.params import ParamsError
+from muse.params import ParamsError, of_today
 from muse.records.schema import Metric, Report, StageRecord
 from muse.records.store import RecordError, read_record
 
@@ -20,8 +20,9 @@ WHOLE_MEMORY = f"{RATIO}{WITH_MEMORY}"
 KINDS = ("repeat", "lengths", "changes", "other")
 
 RECIPE = (
-    *("train_tokens", "train_batch_tokens", "learning_rates", "dropouts", "tune_tokens"),
-    *("weight_decay", "warmup_share", "gradient_clip", "evaluations", "max_ppl_batches"),
+    *("train_tokens", "batch_tokens", "learning_rates", "dropouts", "tune_tokens"),
+    *("weight_decays", "optimizer", "muon_learning_rate", "muon_weight_decays", "warmup_share", "gradient_clip"),
+    *("evaluations", "max_ppl_batches"),
 )
 """Settings, beside the sizes, that decide what a training gives and what is measured of it."""
 
@@ -84,9 +85,9 @@ def metrics_of(report: Report, stage: str, name: str) -> list[Metric]:
 
 
 def settings_of(report: Report, stage: str = "perplexity") -> Mapping[str, object]:
-    """Return the settings of a run as one of its stages has resolved them."""
+    """Return the settings of a run as one of its stages has resolved them, under the names of today."""
     record = stage_of(report, stage)
-    return report.run.params | (record.params if record else {})
+    return of_today(report.run.params | (record.params if record else {}))
 
 
 def context(report: Report) -> int | None:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from muse import catalog
 from muse.host.files import write_atomic
+from muse.params import GRID
 from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
 from muse.records.store import read_record
 
-from .companions import RATIO, WHOLE_MEMORY, repeats, stage_of
+from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
@@ -29,14 +30,18 @@ ROWS = (
     ("perplexity per word", "perplexity", "word_perplexity", ".4g"),
     ("bits per byte", "perplexity", "bits_per_byte", ".3f"),
     ("the seeds averaged: mean of their probabilities, per token", "perplexity", "ensemble_perplexity", ".4g"),
+    ("learning rate, chosen on validation", "train", "learning_rate", "g"),
     ("dropout, chosen on validation", "train", "dropout", "g"),
+    ("tokens per step, chosen on validation", "train", "batch_tokens", ",.0f"),
+    ("weight decay, chosen on validation", "train", "weight_decay", "g"),
+    ("Muon's weight decay, chosen on validation", "train", "muon_weight_decay", "g"),
     ("peak memory, own precision (GiB)", "memory", "peak_memory", ".3f"),
     ("the same, blocks recomputed (GiB)", "memory", "peak_memory_recomputed", ".3f"),
     ("peak memory, all float32 (GiB)", "memory", "peak_memory_matched", ".3f"),
     ("peak memory with AdamW, all float32 (GiB)", "memory", "peak_memory_with_optimizer", ".3f"),
     ("forward with logits, eager (tokens/s)", "throughput", "throughput_logits", ",.0f"),
 )
-"""Rows of the comparison: label, stage, metric and format; those that no model has are left out."""
+"""Rows of the comparison: label, stage, metric and format; those that no model has, or no choice made, are left out."""
 
 TEXT = (
     "`wikitext-2-v1` has `<unk>` for rare words: 30,436 of the 295,876 targets of its test split are second and third "
@@ -129,9 +134,11 @@ def results(reports: Path) -> str:
 
 def comparison(report: Report) -> str:
     """Return the table of all models."""
+    settings = settings_of(report, "train")
     rows = [
         [text, *(shown(stage_of(report, stage).find(name, model), form) for model in COMPARED)]
         for text, stage, name, form in ROWS
+        if name not in GRID or len(settings.get(GRID[name], ())) > 1
     ]
     perplexity = stage_of(report, "perplexity")
     intervals = [perplexity.find("perplexity", model).interval for model in COMPARED]

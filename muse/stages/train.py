@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from muse.records.schema import StageRecord
+from muse.training.choices import common_choice
 
 from .stage import Stage
 
@@ -13,13 +14,17 @@ def run(stage: Stage) -> StageRecord:
         return stage.write([])
     tokens = len(stage.corpus.splits["train"].ids)
     print(f"corpus {stage.corpus.name}: {tokens:,} training tokens, vocabulary {stage.corpus.vocab_size:,}")
-    metrics, series = [], []
+    metrics, series, tries = [], [], {}
     for name in stage.keeping(stage.compared, metrics, "models trained", series=series):
         trained = stage.train(name)
         stage.trainings += trained.runs
         losses = [result.best_validation_loss for result in trained.results]
-        choice = f"learning rate {trained.learning_rate:g}, dropout {trained.dropout:g}"
-        print(f"{name:14} best validation loss {min(losses):.4f} to {max(losses):.4f} nat/token, {choice}")
+        reached = f"best validation loss {min(losses):.4f} to {max(losses):.4f} nat/token"
+        print(f"{name:14} {', '.join(filter(None, (reached, trained.told)))}")
+        tries[name] = trained.tries
         metrics += trained.metrics(name)
         series += trained.series(name)
+    if common := common_choice(tries):
+        print(common)
+        metrics += common.metrics()
     return stage.write(metrics, series=series)

@@ -20,7 +20,7 @@ import torch
 from muse.host.files import write_atomic
 from muse.host.signals import Interruptions
 from muse.models.weights import CheckpointError, read_json
-from muse.params import Settings
+from muse.params import GRID, Settings
 
 from .recipe import TrainingResult, read_result
 from .tuning import Ended, Job, Plan, result_line
@@ -95,8 +95,7 @@ class Launcher:
         values = {
             "models": [job.model_name],
             "seeds": [job.seed],
-            "learning_rates": [job.learning_rate],
-            "dropouts": [job.dropout],
+            **{GRID[name]: [value] for name, value in job.choice.values().items()},
             "train_tokens": job.tokens,
             "tune_tokens": 0,
             "stages": ["train"],
@@ -187,6 +186,8 @@ def train_side_by_side(
         for job in plan.trainings(name, ended):
             if ended[job].result:
                 print(result_line(ended[job].result))
+    if common := plan.common(ended):
+        print(common)
     failed = plan.failed(ended)
     for job in failed:
         print(f"muse: {job}: {ended[job].error}", file=sys.stderr)

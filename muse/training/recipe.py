@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -19,7 +19,30 @@ from muse.records.schema import Artifact, Metric, Series
 
 from . import checkpoint
 
+TRIED = {
+    "learning_rate": "lr",
+    "dropout": "dropout",
+    "batch_tokens": "batch",
+    "weight_decay": "decay",
+    "muon_weight_decay": "muon-decay",
+}
+"""What of a recipe is tried on validation, and how it is called in short."""
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def in_words(values: Mapping[str, float]) -> str:
+    """Return values of what is tried as words: learning rate 0.001, dropout 0.1."""
+    return ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in values.items())
+
+
+def in_short(values: Mapping[str, float]) -> str:
+    """Return values of what is tried under their short names: lr 0.001 dropout 0.1."""
+    return " ".join(f"{TRIED[name]} {_number(value)}" for name, value in values.items())
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,12 @@ class Recipe:
             raise ValueError(f"optimizer: got {self.optimizer!r}, expected {' or '.join(OPTIMIZERS)}")
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision: got {self.precision!r}, expected auto, {', '.join(PRECISIONS)}")
+
+    @property
+    def tried(self) -> dict[str, float]:
+        """Values of what is tried on validation, Muon's only where it trains."""
+        names = [name for name in TRIED if self.optimizer == "muon" or name != "muon_weight_decay"]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def batch_size(self) -> int:
@@ -95,6 +124,9 @@ class TrainingResult:
     seed: int
     learning_rate: float
     dropout: float
+    batch_tokens: int
+    weight_decay: float
+    muon_weight_decay: float | None  # None where AdamW trained everything
     precision: str
     best_validation_loss: float
     best_step: int
@@ -121,7 +153,8 @@ class TrainingResult:
 
     def metrics(self, label: str) -> list[Metric]:
         """The training's numbers as metrics of the model `label`."""
-        note = f"seed {self.seed}, learning rate {self.learning_rate:g}, dropout {self.dropout:g}, {self.precision}"
+        tried = {name: getattr(self, name) for name in TRIED if getattr(self, name) is not None}
+        note = f"seed {self.seed}, {in_words(tried)}, {self.precision}"
         if self.resumed_from_steps:
             note += f", resumed from step {', '.join(map(str, self.resumed_from_steps))}"
         if self.reused:

@@ -31,7 +31,18 @@ from . import checkpoint
 from .code_key import code_sha256
 from .feed import Feed
 from .muon import Matrix, Muon, matrices_of
-from .recipe import PRECISIONS, Bar, OnReport, Recipe, Report, TrainingResult, no_bar, read_result, write_result
+from .recipe import (
+    PRECISIONS,
+    Bar,
+    OnReport,
+    Recipe,
+    Report,
+    TrainingResult,
+    in_short,
+    no_bar,
+    read_result,
+    write_result,
+)
 
 BETAS = (0.9, 0.95)  # AdamW
 EPSILON = 1e-8  # AdamW
@@ -243,9 +254,7 @@ class _Training:
     ) -> None:
         self.model, self.recipe, self.corpus, self.folder, self.config = model, recipe, corpus, folder, config
         self.signals, self.on_report, self.bar = signals, on_report, bar
-        self.description = (
-            f"{config['model_name']} seed {recipe.seed} lr {recipe.learning_rate:g} dropout {recipe.dropout:g}"
-        )
+        self.description = f"{config['model_name']} seed {recipe.seed} {in_short(recipe.tried)}"
         self.update = OptimizerStep(model, recipe, self.description)
         self.device = self.update.device
         batches = TrainingBatches(corpus.splits["train"].ids, recipe.n_seq, recipe.batch_size, recipe.seed)
@@ -404,7 +413,8 @@ class _Training:
         recipe, state = self.recipe, self.state
         result = TrainingResult(
             model_name=self.config["model_name"],
-            **{name: getattr(recipe, name) for name in ("seed", "learning_rate", "dropout", "precision", "steps")},
+            **{name: getattr(recipe, name) for name in ("seed", "precision", "steps")},
+            **{"muon_weight_decay": None} | recipe.tried,
             best_validation_loss=state.best_loss,
             best_step=state.best_step,
             tokens=self.tokens,

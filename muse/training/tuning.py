@@ -6,34 +6,22 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 
 import torch
 from torch import nn
 
 from muse.catalog import recomputes
 from muse.data.corpus import Corpus
-from muse.params import Settings
+from muse.params import GRID, Settings
 from muse.records.environment import utc_now
 from muse.records.schema import Metric, Series, TrainingRun
 
-from .recipe import Bar, OnReport, Recipe, TrainingResult, no_bar
+from .choices import Choice, Common, Try, common_choice, varying
+from .recipe import TRIED, Bar, OnReport, Recipe, TrainingResult, in_short, in_words, no_bar
 from .runs import diverged_run, finished_run
 from .trainer import NonFiniteLossError, train
-
-
-@dataclass(frozen=True)
-class Try:
-    """One pair of hyper-parameters and what it reached on validation; None where it diverged."""
-
-    learning_rate: float
-    dropout: float
-    validation_loss: float | None
-
-    def __str__(self) -> str:
-        ended = "diverged" if self.validation_loss is None else f"{self.validation_loss:.4f}"
-        return f"learning rate {self.learning_rate:g}, dropout {self.dropout:g}: {ended}"
 
 
 @dataclass(frozen=True)
@@ -42,10 +30,19 @@ class Trained:
 
     model_name: str
     tries: tuple[Try, ...]
-    learning_rate: float
-    dropout: float
+    choice: Choice
     results: tuple[TrainingResult, ...]
     runs: tuple[TrainingRun, ...] = ()  # every training that it took, tries included, in turn
+
+    @property
+    def told(self) -> str:
+        """The chosen values of what was tried, in words; empty where nothing was."""
+        return in_words(self.choice.values(self.varying))
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Names of the values that were tried."""
+        return varying([t.choice for t in self.tries])
 
     def metrics(self, label: str) -> list[Metric]:
         """Numbers of the first seed, the choice that was made, and the validation loss of all seeds."""
@@ -53,13 +50,22 @@ class Trained:
         mean = Metric(name="validation_loss", model=label, value=statistics.fmean(losses), unit="nat/token",
                       n=len(losses), samples=losses, labels=[f"seed {result.seed}" for result in self.results],
                       note="mean over seeds of the best validation loss")  # fmt: skip
-        choice = {"model": label, "unit": "1", "n": len(self.tries) or 1, "note": "; ".join(map(str, self.tries))}
+        note = "; ".join(f"{t.told(self.varying)}: {t.ended}" for t in self.tries)
         return [
             mean,
-            Metric(name="learning_rate", value=self.learning_rate, **choice),
-            Metric(name="dropout", value=self.dropout, **choice),
+            *self.choice.metrics(model=label, n=len(self.tries) or 1, note=note),
+            *self._tried(label),
             *(metric for metric in self.results[0].metrics(label) if metric.name != "validation_loss"),
         ]
+
+    def _tried(self, label: str) -> list[Metric]:
+        """The best try with the losses of all that did not diverge; nothing where nothing was tried."""
+        finished = [t for t in self.tries if t.validation_loss is not None]
+        if not finished:
+            return []
+        losses, told = [t.validation_loss for t in finished], [t.told(self.varying) for t in finished]
+        return [Metric(name="tried_validation_loss", model=label, value=min(losses), unit="nat/token", n=len(losses),
+                       samples=losses, labels=told, note=f"best of {len(self.tries)} tries")]  # fmt: skip
 
     def series(self, label: str) -> list[Series]:
         """Loss curves of every seed."""
@@ -68,22 +74,23 @@ class Trained:
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a comparison; `tokens` is its budget."""
+    """One training of a comparison; `tokens` is its budget, `varying` names the values that it is told apart by."""
 
     model_name: str
     seed: int
-    learning_rate: float
-    dropout: float
+    choice: Choice
     tokens: int
+    varying: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
-        values = f"lr {self.learning_rate:g} dropout {self.dropout:g}"
-        return f"{self.model_name} seed {self.seed} {values}, {self.tokens:,} tokens"
+        parts = self.model_name, f"seed {self.seed}", in_short(self.choice.values(self.varying))
+        return f"{' '.join(filter(None, parts))}, {self.tokens:,} tokens"
 
     @property
     def name(self) -> str:
         """Name of its log."""
-        return f"{self.model_name}-s{self.seed}-lr{self.learning_rate}-dropout{self.dropout}-{self.tokens}"
+        values = [f"{TRIED[name]}{value}" for name, value in self.choice.values(self.varying).items()]
+        return "-".join([self.model_name, f"s{self.seed}", *values, str(self.tokens)])
 
 
 @dataclass(frozen=True)
@@ -107,50 +114,70 @@ Outcomes = Mapping[Job, Ended]
 
 @dataclass(frozen=True)
 class Plan:
-    """The same tries for every model: every learning rate with every dropout at the first seed, then every seed.
+    """The same tries for every model: every combination of the grid at the first seed, then every seed.
 
-    A try gets `tune_tokens`; a single pair needs none, and a try with the full budget is the first seed's training. One
-    that diverges loses. What is needed is known as far as the trainings that have ended tell.
+    A try gets `tune_tokens`; a single combination needs none, and a try with the full budget is the first seed's
+    training. One that diverges loses. What is needed is known as far as the trainings that have ended tell.
     """
 
     settings: Settings
     models: tuple[str, ...]
 
-    @property
-    def pairs(self) -> list[tuple[float, float]]:
-        """Every learning rate with every dropout."""
-        return list(itertools.product(self.settings.learning_rates, self.settings.dropouts))
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """Every combination of the grid, each once, the last value changing fastest; batches in whole sequences."""
+        settings = self.settings
+        n_seq = settings.train_n_seq or settings.n_seq
+        grid = {name: getattr(settings, key) for name, key in GRID.items()}
+        grid["batch_tokens"] = [tokens - tokens % n_seq or tokens for tokens in settings.batch_tokens]
+        if settings.optimizer != "muon":
+            grid["muon_weight_decay"] = [None]
+        return list(dict.fromkeys(itertools.starmap(Choice, itertools.product(*grid.values()))))
+
+    def job(self, model_name: str, seed: int, choice: Choice, tokens: int) -> Job:
+        """A training of this comparison."""
+        return Job(model_name, seed, choice, tokens, varying(self.choices))
 
     def tries(self, model_name: str) -> list[Job]:
-        """The tries of a model; none where there is one pair only."""
-        pairs, settings = self.pairs, self.settings
+        """The tries of a model; none where there is one combination only."""
+        choices, settings = self.choices, self.settings
         tokens = settings.tune_tokens or settings.train_tokens
-        return [Job(model_name, settings.seeds[0], *pair, tokens) for pair in pairs if len(pairs) > 1]
+        return [self.job(model_name, settings.seeds[0], choice, tokens) for choice in choices if len(choices) > 1]
 
     def tried(self, model_name: str, ended: Outcomes) -> tuple[Try, ...]:
         """How the tries of a model ended; every one of them must have."""
         return tuple(
-            Try(job.learning_rate, job.dropout, result and result.best_validation_loss)
+            Try(job.choice, result and result.best_validation_loss)
             for job in self.tries(model_name)
             for result in (ended[job].result,)
         )
 
-    def best_pair(self, model_name: str, ended: Outcomes) -> tuple[float, float] | None:
-        """The pair that trains every seed, the first of equal ones; None before every try ended, or if all diverged."""
-        tries = self.tries(model_name)
-        if not tries:
-            return self.pairs[0]
-        outcomes = [ended.get(job) for job in tries]
-        if not all(outcome and (outcome.result or outcome.diverged) for outcome in outcomes):
+    def all_tried(self, model_name: str, ended: Outcomes) -> bool:
+        """Whether every try of a model has a loss or diverged."""
+        outcomes = [ended.get(job) for job in self.tries(model_name)]
+        return all(outcome and (outcome.result or outcome.diverged) for outcome in outcomes)
+
+    def best(self, model_name: str, ended: Outcomes) -> Choice | None:
+        """What trains every seed, the first of equal ones; None before every try ended, or if all diverged."""
+        if len(self.choices) == 1:
+            return self.choices[0]
+        if not self.all_tried(model_name, ended):
             return None
         finished = [t for t in self.tried(model_name, ended) if t.validation_loss is not None]
         best = min(finished, key=lambda t: t.validation_loss, default=None)
-        return best and (best.learning_rate, best.dropout)
+        return best and best.choice
+
+    def common(self, ended: Outcomes) -> Common | None:
+        """What serves all models best together; None before every try of every model ended, and as `common_choice`."""
+        if not all(self.all_tried(name, ended) for name in self.models):
+            return None
+        return common_choice({name: self.tried(name, ended) for name in self.models})
 
     def trainings(self, model_name: str, ended: Outcomes) -> list[Job]:
-        """One training per seed with the best pair; none before that is known."""
-        pair, settings = self.best_pair(model_name, ended), self.settings
-        return [Job(model_name, seed, *pair, settings.train_tokens) for seed in settings.seeds] if pair else []
+        """One training per seed with the best combination; none before that is known."""
+        best, settings = self.best(model_name, ended), self.settings
+        seeds = settings.seeds if best else []
+        return [self.job(model_name, seed, best, settings.train_tokens) for seed in seeds]
 
     def wanted(self, ended: Outcomes) -> list[Job]:
         """Everything known to be needed, in the order in which it starts: all tries, then seed by seed."""
@@ -179,10 +206,9 @@ def result_line(result: TrainingResult) -> str:
 def recipe_of(settings: Settings, job: Job) -> Recipe:
     """The settings' recipe with the values and the budget of a job."""
     same_name = {field.name for field in fields(Recipe)} & Settings.model_fields.keys()
-    own = {"train_tokens": job.tokens, "batch_tokens": settings.train_batch_tokens, "dropout": job.dropout,
-           "learning_rate": job.learning_rate, "n_seq": settings.train_n_seq or settings.n_seq, "seed": job.seed,
+    own = {"train_tokens": job.tokens, "n_seq": settings.train_n_seq or settings.n_seq, "seed": job.seed,
            "recompute": recomputes(job.model_name, settings.recompute)}
-    return Recipe(**settings.model_dump(include=same_name) | own)  # fmt: skip
+    return Recipe(**settings.model_dump(include=same_name) | own | job.choice.values())  # fmt: skip
 
 
 def choose_and_train(
@@ -218,8 +244,8 @@ def choose_and_train(
                 raise
             ended[job], diverged = Ended(time.monotonic() - began, error=str(error), diverged=True), error
             runs.append(diverged_run(model_name, recipe, device, started, ended[job].seconds))
-    pair = plan.best_pair(model_name, ended)
-    if pair is None:
+    best = plan.best(model_name, ended)
+    if best is None:
         raise diverged
     results = tuple(ended[job].result for job in plan.trainings(model_name, ended))
-    return Trained(model_name, plan.tried(model_name, ended), *pair, results, tuple(runs))
+    return Trained(model_name, plan.tried(model_name, ended), best, results, tuple(runs))

@@ -69,6 +69,15 @@ def test_settings_that_one_of_two_records_lacks_or_that_decide_nothing_do_not_di
     assert changed == {"d_model": (8, 512), "train_tokens": (5, 1000)}
 
 
+def test_a_recipe_of_before_is_compared_under_the_names_of_today():
+    before = make_report(perplexities(), train_batch_tokens=16384, weight_decay=0.1, muon_weight_decay=0.2)
+    today = {"batch_tokens": [16384], "weight_decays": [0.1], "muon_weight_decays": [0.2]}
+    assert companions.changed_settings(before, make_report(perplexities(), **today)) == {}
+    more = make_report(perplexities(), **today | {"weight_decays": [0.1, 1.0]})
+    assert companions.changed_settings(before, more) == {"weight_decays": ([0.1, 1.0], [0.1])}
+    assert before.run.params["train_batch_tokens"] == 16384
+
+
 def test_files_are_the_same_by_content_and_not_compared_without_a_perplexity():
     assert companions.same_data(MAIN, CHANGES) is True
     assert companions.same_data(MAIN, make_report(perplexities(), data="b")) is False

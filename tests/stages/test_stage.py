@@ -34,7 +34,7 @@ SIZES = {key: TINY[key] for key in ("d_model", "n_layers", "n_seq", "vocab_size"
 TRAIN = {
     "models": ["stage1", "phase2"],
     "train_tokens": 512,
-    "train_batch_tokens": 128,
+    "batch_tokens": [128],
     "train_d_model": 8,
     "train_n_layers": 1,
     "train_n_seq": 16,

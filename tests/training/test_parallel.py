@@ -18,9 +18,12 @@ import pytest
 import torch
 
 from muse import cli
-from muse.params import Settings
+from muse.params import Settings, load_params
+from muse.stages import train
+from muse.stages.stage import Stage
 from muse.training import parallel, tuning
 from muse.training.checkpoint import STATE_FILE, training_folder
+from muse.training.choices import Choice
 from muse.training.parallel import Launcher, schedule, visible_devices
 from muse.training.recipe import TrainingResult
 from muse.training.trainer import NonFiniteLossError
@@ -30,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 PROFILE = {
     "train_tokens": 512,
-    "train_batch_tokens": 128,
+    "batch_tokens": [128],
     "train_d_model": 8,
     "train_n_layers": 1,
     "train_n_seq": 16,
@@ -38,7 +41,7 @@ PROFILE = {
     "device": "cpu",
 }
 SENTENCE = "the sun and the moon go round and a cat looks at the moon \n"
-GPT2_LOG = "gpt2-s0-lr0.001-dropout0.0-512.log"
+GPT2_LOG = "gpt2-s0-512.log"
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +76,15 @@ def folders() -> list[str]:
 
 def result(job: Job, loss: float) -> TrainingResult:
     curve = ((job.tokens, loss),)
-    values = job.model_name, job.seed, job.learning_rate, job.dropout, "float32", loss, 1, 1, job.tokens, curve, curve
+    values = job.model_name, job.seed, *vars(job.choice).values(), "float32", loss, 1, 1, job.tokens, curve, curve
     when = "2026-01-02T03:04:05+00:00"
-    weights = Path(f"{job.name}.safetensors")
+    weights = Path(f"{job.model_name}-{job.seed}-{job.choice}-{job.tokens}.safetensors")
     return TrainingResult(*values, 1.0, (1.0,), 1.0, when, when, "a card", weights, "", ())
+
+
+def job(model_name: str, seed: int, rate: float, dropout: float, tokens: int) -> Job:
+    """A training with the batch and the weight decay that settings have by default."""
+    return Job(model_name, seed, Choice(rate, dropout, 16384, 0.1), tokens)
 
 
 class Faked:
@@ -97,7 +105,7 @@ class Faked:
                 return None
             del self.running[job]
             self.events.append(("end", job, device))
-            return self.ends(job) or Ended(1.0, result(job, job.learning_rate))
+            return self.ends(job) or Ended(1.0, result(job, job.choice.learning_rate))
 
         return poll
 
@@ -117,7 +125,7 @@ class Faked:
 
 
 def short(jobs):
-    return [(job.model_name, job.seed, job.learning_rate) for job in jobs]
+    return [(job.model_name, job.seed, job.choice.learning_rate) for job in jobs]
 
 
 def test_tries_come_first_and_seeds_follow_across_models():
@@ -132,7 +140,7 @@ def test_tries_come_first_and_seeds_follow_across_models():
 
 
 def test_a_models_seeds_wait_for_all_of_its_tries_and_for_no_others():
-    fake = Faked(ticks=lambda job: 9 if (job.model_name, job.learning_rate) == ("gpt2", 0.2) else 1)
+    fake = Faked(ticks=lambda job: 9 if (job.model_name, job.choice.learning_rate) == ("gpt2", 0.2) else 1)
     fake.schedule(processes=3, tune_tokens=128)
     events = [(kind, job.model_name, job.tokens, job.seed) for kind, job, _ in fake.events]
     last_try = max(i for i, event in enumerate(events) if event[:3] == ("end", "stage1", 128))
@@ -143,13 +151,13 @@ def test_a_models_seeds_wait_for_all_of_its_tries_and_for_no_others():
     assert fake.most == 3
 
 
-def test_one_pair_has_no_tries_and_equal_settings_are_one_training():
+def test_one_combination_has_no_tries_and_equal_settings_are_one_training():
     fake = Faked()
     fake.schedule(learning_rates=[0.1], tune_tokens=128, seeds=[4, 4], models=("gpt2",))
-    assert fake.started == [Job("gpt2", 4, 0.1, 0.0, 512)]
+    assert fake.started == [job("gpt2", 4, 0.1, 0.0, 512)]
     twice = Faked()
     twice.schedule(learning_rates=[0.1, 0.1], tune_tokens=128, seeds=[4], models=("gpt2",))
-    assert [job.tokens for job in twice.started] == [128, 512]  # two equal pairs are tried, as without processes
+    assert twice.started == [job("gpt2", 4, 0.1, 0.0, 512)]
 
 
 def test_each_training_goes_to_the_device_with_the_fewest():
@@ -164,17 +172,17 @@ def test_each_training_goes_to_the_device_with_the_fewest():
 
 def test_a_diverged_try_loses_and_a_broken_one_stops_its_model_only():
     diverged, broken = Ended(1.0, error="diverged", diverged=True), Ended(1.0, error="no memory")
-    loses = Faked(ends=lambda job: diverged if job.learning_rate == 0.1 else None)
+    loses = Faked(ends=lambda job: diverged if job.choice.learning_rate == 0.1 else None)
     plan, ended = loses.schedule()
-    assert {job.learning_rate for job in loses.started if job.seed > 4} == {0.2}
+    assert {job.choice.learning_rate for job in loses.started if job.seed > 4} == {0.2}
     assert plan.failed(ended) == []
 
     for outcome, failing in ((broken, [0.1]), (diverged, [0.1, 0.2])):
         fake = Faked(ends=lambda job, outcome=outcome, failing=failing: outcome
-                     if job.model_name == "stage1" and job.learning_rate in failing else None)  # fmt: skip
+                     if job.model_name == "stage1" and job.choice.learning_rate in failing else None)  # fmt: skip
         plan, ended = fake.schedule()
         assert {job.model_name for job in fake.started if job.seed > 4} == {"gpt2"}
-        assert {job.learning_rate for job in plan.failed(ended)} == set(failing)
+        assert {job.choice.learning_rate for job in plan.failed(ended)} == set(failing)
         assert {job.model_name for job in plan.failed(ended)} == {"stage1"}
 
     fake = Faked(ends=lambda job: diverged if job.seed == 5 and job.model_name == "gpt2" else None)
@@ -204,7 +212,7 @@ def in_turn(monkeypatch, loss_of, settings):
     jobs = []
 
     def train(name, build, recipe, *_):
-        jobs.append(Job(name, recipe.seed, recipe.learning_rate, recipe.dropout, recipe.train_tokens))
+        jobs.append(Job(name, recipe.seed, Choice(**recipe.tried), recipe.train_tokens))
         if loss_of(jobs[-1]) is None:
             raise NonFiniteLossError(str(jobs[-1]))
         return result(jobs[-1], loss_of(jobs[-1]))
@@ -224,42 +232,41 @@ def scheduled(loss_of, settings):
     return plan, schedule(plan, (None,), 1, fake, fake.tick), fake.started
 
 
-def loss_by_pair(job):
-    return job.learning_rate + job.dropout
+def loss_by_values(job):
+    return job.choice.learning_rate + job.choice.dropout
 
 
 @pytest.mark.parametrize(
     ("changes", "loss_of", "tries", "choice", "trained"),
     [
-        ({"tune_tokens": 128}, loss_by_pair, TRIES, (0.1, 0.0), [4, 5]),
-        ({}, loss_by_pair, TRIES, (0.1, 0.0), [5]),  # a full try is the first seed's training
-        ({"tune_tokens": 128}, lambda job: None if job.learning_rate == 0.1 else loss_by_pair(job), TRIES, (0.2, 0.0),
-         [4, 5]),
-        ({}, lambda job: None if job.dropout == 0.0 else loss_by_pair(job), TRIES, (0.1, 0.5), [5]),
+        ({"tune_tokens": 128}, loss_by_values, TRIES, (0.1, 0.0), [4, 5]),
+        ({}, loss_by_values, TRIES, (0.1, 0.0), [5]),  # a full try is the first seed's training
+        ({"tune_tokens": 128}, lambda job: None if job.choice.learning_rate == 0.1 else loss_by_values(job), TRIES,
+         (0.2, 0.0), [4, 5]),
+        ({}, lambda job: None if job.choice.dropout == 0.0 else loss_by_values(job), TRIES, (0.1, 0.5), [5]),
         ({}, lambda job: 1.0, TRIES, (0.2, 0.0), [5]),  # the first of equal ones
-        ({"tune_tokens": 128, "learning_rates": [0.1], "dropouts": [0.5]}, loss_by_pair, [], (0.1, 0.5), [4, 5]),
-        ({"learning_rates": [0.1, 0.1], "dropouts": [0.5], "seeds": [4, 4]}, loss_by_pair, [(4, 0.1, 0.5)], (0.1, 0.5),
-         []),
+        ({"tune_tokens": 128, "learning_rates": [0.1], "dropouts": [0.5]}, loss_by_values, [], (0.1, 0.5), [4, 5]),
+        ({"learning_rates": [0.1, 0.1], "dropouts": [0.5], "seeds": [4, 4]}, loss_by_values, [], (0.1, 0.5), [4]),
     ],
-    ids=["tuned", "full", "diverged", "full-diverged", "equal-losses", "one-pair", "equal-pairs-and-seeds"],
+    ids=["tuned", "full", "diverged", "full-diverged", "equal-losses", "one", "equal-values-and-seeds"],
 )  # fmt: skip
 def test_in_turn_and_side_by_side_give_the_same_jobs_choice_and_result(
     monkeypatch, changes, loss_of, tries, choice, trained
 ):
     settings = Settings(**PAIRS | changes)
-    expected = [Job("gpt2", *values, settings.tune_tokens or 512) for values in tries]
-    expected += [Job("gpt2", seed, *choice, 512) for seed in trained]
+    expected = [job("gpt2", *values, settings.tune_tokens or 512) for values in tries]
+    expected += [job("gpt2", seed, *choice, 512) for seed in trained]
     alone, jobs = in_turn(monkeypatch, loss_of, settings)
     plan, ended, started = scheduled(loss_of, settings)
     assert jobs == started == expected
-    assert (alone.learning_rate, alone.dropout) == plan.best_pair("gpt2", ended) == choice
+    assert alone.choice == plan.best("gpt2", ended) == Choice(*choice, 16384, 0.1)
     assert alone.tries == plan.tried("gpt2", ended)
-    told = [(t.learning_rate, t.dropout, t.validation_loss) for t in alone.tries]
-    assert told == [(job.learning_rate, job.dropout, loss_of(job)) for job in plan.tries("gpt2")]
+    told = [(t.choice, t.validation_loss) for t in alone.tries]
+    assert told == [(job.choice, loss_of(job)) for job in plan.tries("gpt2")]
     assert alone.results == tuple(ended[job].result for job in plan.trainings("gpt2", ended))
     assert [found.seed for found in alone.results] == settings.seeds
     runs = [(run.seed, run.learning_rate, run.dropout, run.diverged) for run in alone.runs]
-    assert runs == [(job.seed, job.learning_rate, job.dropout, loss_of(job) is None) for job in jobs]
+    assert runs == [(job.seed, job.choice.learning_rate, job.choice.dropout, loss_of(job) is None) for job in jobs]
     assert plan.failed(ended) == []
 
 
@@ -267,18 +274,18 @@ def test_all_tries_diverging_and_a_seed_that_does_are_errors_in_turn_and_failure
     settings = Settings(**PAIRS | {"tune_tokens": 128, "seeds": [4, 5, 6]})
     error, jobs = in_turn(monkeypatch, lambda job: None, settings)
     plan, ended, started = scheduled(lambda job: None, settings)
-    assert jobs == started == plan.failed(ended) == [Job("gpt2", *values, 128) for values in TRIES]
+    assert jobs == started == plan.failed(ended) == [job("gpt2", *values, 128) for values in TRIES]
     assert isinstance(error, NonFiniteLossError)
     assert str(error) == str(jobs[-1])
 
     def broken(job):
-        return None if job.seed == 5 else loss_by_pair(job)
+        return None if job.seed == 5 else loss_by_values(job)
 
     error, jobs = in_turn(monkeypatch, broken, settings)
     plan, ended, started = scheduled(broken, settings)
     assert str(error) == str(jobs[-1])
-    assert plan.failed(ended) == jobs[-1:] == [Job("gpt2", 5, 0.1, 0.0, 512)]
-    assert started == [*jobs, Job("gpt2", 6, 0.1, 0.0, 512)], "in turn, an error leaves the seeds that follow"
+    assert plan.failed(ended) == jobs[-1:] == [job("gpt2", 5, 0.1, 0.0, 512)]
+    assert started == [*jobs, job("gpt2", 6, 0.1, 0.0, 512)], "in turn, an error leaves the seeds that follow"
 
 
 # The command lines, run in this process
@@ -304,7 +311,7 @@ def test_all_trainings_are_those_of_the_plain_command(tmp_path, monkeypatch, cap
         tmp_path, models=["stage1_memory", "phase2", "gpt2"], skip_phase2=True, stages=["train", "dynamics"],
         learning_rates=[1e-5, 0.0125], dropouts=[0.0, 0.1], seeds=[3, 4], tune_tokens=tune_tokens,
     )  # fmt: skip
-    arguments = ["train", params, "-p", "learning_rates=[1e-5, 1.25e-2]", "-p", "weight_decay=0.2"]
+    arguments = ["train", params, "-p", "learning_rates=[1e-5, 1.25e-2]", "-p", "weight_decays=[0.2]"]
     (tmp_path / "plain").mkdir()
     monkeypatch.chdir(tmp_path / "plain")
     assert cli.main(arguments) == 0
@@ -320,14 +327,61 @@ def test_all_trainings_are_those_of_the_plain_command(tmp_path, monkeypatch, cap
     assert folders() == plain
     assert len(list(Path("checkpoints", "logs").iterdir())) == len(plain)
     there = [line.replace(f"{os.sep}plain{os.sep}", f"{os.sep}beside{os.sep}") for line in lines]
-    assert printed.splitlines()[-4:] == there
+    assert printed.splitlines()[-5:] == there
+    assert there[-1].startswith("common to stage1_memory, gpt2: learning rate 0.0125, dropout 0")
 
     untouched = {path: path.stat().st_mtime_ns for path in Path("checkpoints").rglob("*.safetensors")}
     assert cli.main(arguments) == 0
     again = capsys.readouterr().out.splitlines()
-    assert len(again) == 4
-    assert all("found finished" in line for line in again)
+    assert len(again) == 5
+    assert all("found finished" in line for line in again[:-1])
     assert untouched == {path: path.stat().st_mtime_ns for path in Path("checkpoints").rglob("*.safetensors")}
+
+
+def test_a_grid_of_batches_and_decays_chooses_the_same_in_turn_side_by_side_and_in_its_stage(
+    tmp_path, monkeypatch, capsys
+):
+    grid = {"batch_tokens": [128, 32], "weight_decays": [0.1, 30.0]}
+    params = write_params(
+        tmp_path, models=["phase2", "gpt2"], learning_rates=[0.0125], tune_tokens=256, seeds=[3, 4], **grid
+    )
+    printed = []
+    for folder, arguments in (("plain", []), ("beside", ["--processes", "2"])):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        monkeypatch.setattr(parallel.subprocess, "Popen", Here)
+        assert cli.main(["train", params, *arguments]) == 0
+        printed.append(capsys.readouterr().out.replace(f"{os.sep}{folder}{os.sep}", "/").splitlines()[-5:])
+        results = [json.loads(path.read_text()) for path in Path("checkpoints").glob("*/result.json")]
+        assert len(results) == 2 * (4 + 2)
+    assert printed[0] == printed[1]
+    logs = {path.name for path in Path("checkpoints", "logs").iterdir()}
+    assert {"phase2-s3-batch32-decay30.0-256.log", "gpt2-s4-batch32-decay0.1-512.log"} < logs
+
+    settings = load_params(params).model_dump() | {"record_dir": tmp_path / "records"}
+    record = train.run(Stage("train", settings))
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == printed[0][-1]
+    for name in ("phase2", "gpt2"):
+        tried = {(r["batch_tokens"], r["weight_decay"]): r["best_validation_loss"] for r in results
+                 if (r["model_name"], r["tokens"]) == (name, 256)}  # fmt: skip
+        assert set(tried) == {(128, 0.1), (128, 30.0), (32, 0.1), (32, 30.0)}
+        assert len(set(tried.values())) == 4
+        best = min(tried, key=tried.get)
+        final = {(r["batch_tokens"], r["weight_decay"]) for r in results
+                 if (r["model_name"], r["tokens"]) == (name, 512)}  # fmt: skip
+        assert final == {best}
+        assert tuple(record.find(value, name).value for value in ("batch_tokens", "weight_decay")) == best
+        (line,) = (line for line in told if line.startswith(name))
+        assert line.endswith(f" nat/token, batch tokens {best[0]}, weight decay {best[1]:g}")
+        losses = record.find("tried_validation_loss", name)
+        assert sorted(losses.samples) == sorted(tried.values())
+        assert dict(zip(losses.labels, losses.samples, strict=True))["batch tokens 32, weight decay 30"] == (
+            tried[32, 30.0]
+        )
+    assert record.find("common_batch_tokens").value == 32
+    assert record.find("common_muon_weight_decay") is None
+    assert "found finished on disk" in record.find("training_tokens", "gpt2").note
 
 
 def test_a_diverging_training_leaves_the_others_and_gives_4(tmp_path, monkeypatch, capsys):
@@ -342,7 +396,7 @@ def test_a_diverging_training_leaves_the_others_and_gives_4(tmp_path, monkeypatc
     def launch(self, job, device):
         """One seed of one model alone gets a rate that breaks it."""
         broken = job.model_name == "phase2" and job.seed == 1
-        self.arguments = [params, "-p", f"gradient_clip={1e30 if broken else 1.0}", "-p", "weight_decay=0.3"]
+        self.arguments = [params, "-p", f"gradient_clip={1e30 if broken else 1.0}", "-p", "weight_decays=[0.3]"]
         return started(self, job, device)
 
     command = Launcher.command
@@ -358,9 +412,9 @@ def test_a_diverging_training_leaves_the_others_and_gives_4(tmp_path, monkeypatc
     ends = [line.split(":")[0] for line in shown.out.splitlines() if line.endswith(".safetensors")]
     assert ends == ["phase2 seed 0", "gpt2 seed 0", "gpt2 seed 1"]
     (failure,) = shown.err.splitlines()
-    assert failure.startswith("muse: phase2 seed 1 lr 0.001 dropout 0, 512 tokens: diverged: ")
+    assert failure.startswith("muse: phase2 seed 1, 512 tokens: diverged: ")
     log = Path(failure.rsplit("log: ", 1)[1])
-    assert log == tmp_path / "checkpoints" / "logs" / "phase2-s1-lr0.001-dropout0.0-512.log"
+    assert log == tmp_path / "checkpoints" / "logs" / "phase2-s1-512.log"
     assert "nan" in log.read_text()
 
 
@@ -395,7 +449,7 @@ def launched(tmp_path, monkeypatch, program: str, device=None):
     """Give a launcher and the poll of a training that runs this program, with the test's folder as its argument."""
     monkeypatch.setattr(Launcher, "command", lambda *_: [sys.executable, "-c", program, str(tmp_path)])
     with Launcher(["p.yaml"], tmp_path / "logs", processes=2) as launcher:
-        yield launcher, launcher(Job("gpt2", 0, 1e-3, 0.0, 512), device)
+        yield launcher, launcher(job("gpt2", 0, 1e-3, 0.0, 512), device)
 
 
 def test_a_process_gets_its_device_and_its_share_of_the_threads(tmp_path, monkeypatch):

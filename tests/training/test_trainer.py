@@ -456,7 +456,9 @@ def test_muon_learns_interrupted_or_not_to_the_same_weights(tmp_path, name):
     resumed = stopped_and_resumed(name, build, recipe, corpus, tmp_path / "stopped")
     assert same(whole, resumed)
     assert whole.training_curve[-1][1] < whole.training_curve[0][1]
-    assert not same(whole, train(name, build, RECIPE, corpus, tmp_path / "adamw"))
+    adamw = train(name, build, RECIPE, corpus, tmp_path / "adamw")
+    assert not same(whole, adamw)
+    assert (whole.muon_weight_decay, adamw.muon_weight_decay) == (0.2, None)
 
 
 def test_different_settings_never_share_a_folder(tmp_path):
@@ -513,18 +515,18 @@ def test_a_state_without_its_best_weights_is_refused(tmp_path):
 
 
 def settings(folder: Path, **changes) -> Settings:
-    values = {"train_tokens": 640, "train_batch_tokens": 32, "train_n_seq": N_SEQ, "train_d_model": 8,
+    values = {"train_tokens": 640, "batch_tokens": [32], "train_n_seq": N_SEQ, "train_d_model": 8,
               "train_n_layers": 1, "evaluations": 2, "checkpoint_dir": str(folder), "learning_rates": [1e-5, 1e-2],
               "dropouts": [0.0, 0.5]}  # fmt: skip
     return Settings(**values | changes)
 
 
-def test_every_pair_is_tried_and_the_best_trains_every_seed(tmp_path):
+def test_every_combination_is_tried_and_the_best_trains_every_seed(tmp_path):
     chosen = settings(tmp_path, tune_tokens=320, seeds=[4, 5])
     trained = choose_and_train(chosen, "stage1", make_corpus(), build_model)
-    tried = {(t.learning_rate, t.dropout): t.validation_loss for t in trained.tries}
+    tried = {(t.choice.learning_rate, t.choice.dropout): t.validation_loss for t in trained.tries}
     assert set(tried) == {(1e-5, 0.0), (1e-5, 0.5), (1e-2, 0.0), (1e-2, 0.5)}
-    assert (trained.learning_rate, trained.dropout) == min(tried, key=tried.get) == (1e-2, 0.0)
+    assert (trained.choice.learning_rate, trained.choice.dropout) == min(tried, key=tried.get) == (1e-2, 0.0)
     for result, seed in zip(trained.results, (4, 5), strict=True):
         assert (result.seed, result.tokens, result.learning_rate, result.dropout) == (seed, 640, 1e-2, 0.0)
     assert not any(result.reused for result in trained.results)
@@ -544,7 +546,7 @@ def test_a_full_try_is_the_first_seeds_training(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(trained.tries) + 1
 
 
-def test_one_pair_needs_no_try(tmp_path):
+def test_one_combination_needs_no_try(tmp_path):
     one = settings(tmp_path, learning_rates=[1e-2], dropouts=[0.1], tune_tokens=320)
     trained = choose_and_train(one, "stage1", make_corpus(), build_model)
     assert trained.tries == ()
@@ -556,20 +558,28 @@ def test_a_diverging_try_loses_and_all_diverging_is_an_error(tmp_path):
         return Toy(seed=seed, dropout=dropout, spoil="loss" if dropout in bad else "", at_step=3)
 
     corpus = make_corpus()
-    chosen = settings(tmp_path, learning_rates=[1e-2])
-    trained = choose_and_train(chosen, "toy", corpus, build)
-    assert trained.dropout == 0.0
+    chosen_settings = settings(tmp_path, learning_rates=[1e-2])
+    trained = choose_and_train(chosen_settings, "toy", corpus, build)
+    assert trained.choice.dropout == 0.0
     assert [t.validation_loss is None for t in trained.tries] == [False, True]
-    good, bad = trained.runs
-    assert [(run.dropout, run.diverged) for run in (good, bad)] == [(0.0, False), (0.5, True)]
-    assert (good.best_validation_loss, bad.best_validation_loss) == (trained.results[0].best_validation_loss, None)
-    assert (bad.model, bad.steps, bad.tokens, bad.reused) == ("toy", 20, 640, False)
-    assert bad.started_utc <= bad.finished_utc
-    assert bad.hardware == good.hardware
-    again = choose_and_train(chosen, "toy", corpus, build).runs
+    metrics = {metric.name: metric for metric in trained.metrics("Toy")}
+    (loss,) = metrics["tried_validation_loss"].samples
+    chosen = {"learning_rate": 1e-2, "dropout": 0.0, "batch_tokens": 32, "weight_decay": 0.1}
+    assert {name: metrics[name].value for name in chosen} == chosen
+    for name in chosen:
+        assert (metrics[name].n, metrics[name].note) == (2, f"dropout 0: {loss:.4f}; dropout 0.5: diverged")
+    assert "muon_weight_decay" not in metrics
+    best = metrics["tried_validation_loss"]
+    assert (best.value, best.labels, best.note) == (loss, ["dropout 0"], "best of 2 tries")
+    good, diverged = trained.runs
+    assert [(run.dropout, run.diverged) for run in (good, diverged)] == [(0.0, False), (0.5, True)]
+    assert (good.best_validation_loss, diverged.best_validation_loss) == (trained.results[0].best_validation_loss, None)
+    assert (diverged.model, diverged.steps, diverged.tokens, diverged.reused) == ("toy", 20, 640, False)
+    assert diverged.started_utc <= diverged.finished_utc
+    assert diverged.hardware == good.hardware
+    again = choose_and_train(chosen_settings, "toy", corpus, build).runs
     assert [run.reused for run in again] == [True, False], "what diverged has left nothing to be found"
     assert again[0].model_copy(update={"reused": False}) == good
-    assert "diverged" in trained.metrics("Toy")[1].note
     with pytest.raises(NonFiniteLossError):
         choose_and_train(settings(tmp_path / "all"), "toy", corpus, partial(build, bad=(0.0, 0.5)))
 
@@ -585,6 +595,10 @@ def test_results_become_metrics_and_series(tmp_path):
     assert metrics["validation_loss"].value == pytest.approx(sum(losses) / 2)
     assert (metrics["validation_loss"].samples, metrics["validation_loss"].labels) == (losses, ["seed 4", "seed 5"])
     assert metrics["training_tokens"].value == 640
+    assert metrics["training_tokens"].note == (
+        "seed 4, learning rate 0.01, dropout 0.1, batch tokens 32, weight decay 0.1, float32"
+    )
+    assert "tried_validation_loss" not in metrics
     assert {metric.model for metric in metrics.values()} == {"Stage 1"}
     found = [result.artifact(one.checkpoint_dir) for result in trained.results]
     assert [(a.kind, a.model, a.seed) for a in found] == [("weights", "stage1", 4), ("weights", "stage1", 5)]
@@ -610,7 +624,8 @@ def test_progress_goes_to_the_drivers_file_or_to_a_bar(tmp_path, monkeypatch, ca
     monkeypatch.setenv("MUSE_PROGRESS_FILE", str(tmp_path / "progress.json"))
     train("toy", Toy, RECIPE, corpus, tmp_path / "batch", bar=training_bar)
     progress = json.loads((tmp_path / "progress.json").read_text())
-    assert (progress["step"], progress["done"], progress["total"]) == ("toy seed 0 lr 0.01 dropout 0.2", 40, 40)
+    assert (progress["done"], progress["total"]) == (40, 40)
+    assert progress["step"] == "toy seed 0 lr 0.01 dropout 0.2 batch 35 decay 0.1"
     assert capsys.readouterr().err == ""
 
 
