@@ -91,6 +91,8 @@ REPORT_NUMBER = 7
 
 MODEL_NAMES = tuple(model.name for model in MODELS)
 CANDIDATES = tuple(model.name for model in MODELS if model.candidate)
+COMPARED = tuple(model.name for model in MODELS if not model.options)
+"""The models of a comparison: all but the ablations."""
 ABLATIONS = {model.name: dict(model.options) for model in MODELS if model.options}
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
@@ -105,8 +107,11 @@ TOKENIZERS = ("gpt2", "corpus")
 
 OPTIMIZERS = ("adamw", "muon")
 
-BENCH_GROUPS = ("forward", "training", "head", "stack", "models", "memory")
+BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", "memory")
 """What `muse bench` compares, in the order in which it runs."""
+
+GATE_STATES = ("fresh", "perturbed", "trained")
+"""In which a bench compares every model's gradients with those of its plain form."""
 
 TEXTS = Path(__file__).parent / "report" / "texts"
 LANGUAGES = tuple(sorted(path.stem for path in TEXTS.glob("*.json")))

@@ -22,6 +22,7 @@ from muse.records.schema import Metric
 
 from .context import Build, Context, no_value
 from .forward import forward
+from .gradient_gate import gate
 from .head import head
 from .peak import memory
 from .stack import complex_stack
@@ -29,6 +30,7 @@ from .timing import GroupResult, one_line, release
 from .training import models, training
 
 GROUPS: dict[str, Callable[[Context], Iterator[GroupResult | Metric]]] = {
+    "gradients": gate,
     "forward": forward,
     "training": training,
     "head": head,

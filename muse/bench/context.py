@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from muse.catalog import recomputes
 from muse.measure.common import Progress
 from muse.params import Settings
 from muse.records.schema import Metric
@@ -52,6 +53,12 @@ class Context:
     def complex32(self) -> torch.dtype:
         """What decides how exact complex32 numbers can be: float16 where only their storage is in half precision."""
         return torch.float16 if self.half == torch.float32 else self.half
+
+    def master(self, name: str) -> nn.Module:
+        """Return an untrained model with float32 weights that recomputes its blocks as it does by default."""
+        model = self.build(name, use_complex32=False)
+        model.recompute = recomputes(name, self.settings.recompute)
+        return model
 
     def cast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from muse.catalog import BASELINE, REFERENCE, WITH_MEMORY, YARDSTICK
+from muse.catalog import COMPARED, REFERENCE, YARDSTICK
 from muse.measure.throughput import flops_per_token, training_step
 from muse.records.schema import Metric
 
 from .context import Context, no_value
 from .equality import Check, check, check_gradients, gradients, reference_gradients
+from .gradient_gate import Gate, Loss
 from .naive import NaiveStage1, perturb
 from .paths import compiled
 from .timing import GroupResult, Trial
-
-OTHERS = (WITH_MEMORY, BASELINE, YARDSTICK)
 
 
 def training(bench: Context) -> Iterator[GroupResult]:
@@ -30,11 +29,17 @@ def training(bench: Context) -> Iterator[GroupResult]:
         ids, targets = bench.batch(batch)
         loss, grads = reference_gradients(NaiveStage1(master, checks=False).double(), ids, targets)
 
-        def compare(got_loss: float, got: Mapping[str, Tensor], loss=loss, grads=grads) -> list[Check]:
+        def against(model: nn.Module, loss_of: Loss, ids=ids, targets=targets, want=loss, grads=grads) -> list[Check]:
             products = bench.autocast_dtype or torch.float32
-            return [check("loss", abs(got_loss - loss), products), *check_gradients(got, grads, products)]
+            with bench.cast(bench.autocast_dtype):
+                loss = loss_of(ids, targets)
+            loss.backward()
+            checks = [check("loss", abs(loss.item() - want), products)]
+            checks += check_gradients(gradients(model), grads, products)
+            model.zero_grad(set_to_none=True)
+            return checks
 
-        trial = partial(training_trial, bench, ids=ids, targets=targets, compare=compare)
+        trial = partial(training_trial, bench, ids=ids, targets=targets, check=against)
         paths = {
             "muse compiled": partial(trial, lambda: copy.deepcopy(master), compile_loss=True),
             "muse eager": partial(trial, lambda: copy.deepcopy(master)),
@@ -55,13 +60,15 @@ def models(bench: Context) -> Iterator[GroupResult | Metric]:
 
 
 def compare_models(bench: Context, mode: str, batch: int) -> GroupResult:
-    """Training steps of several models, all on the same tokens; FLOPs are each model's own."""
+    """Training steps of every model as it runs by default, on the same tokens, each behind the same gate.
+
+    FLOPs are each model's own; what is computed again for the backward pass does not count.
+    """
     ids, targets = bench.batch(batch)
-    masters = {name: perturb(bench.build(name, use_complex32=False), bench.settings.seed) for name in OTHERS}
+    masters = {name: bench.master(name) for name in COMPARED}
     paths = {
         name: partial(training_trial, bench, lambda master=master: master, ids=ids, targets=targets,
-                      compare=partial(compare_with_float32, bench, master, ids, targets),
-                      compile_loss=mode == "compiled")
+                      check=partial(gated, bench), compile_loss=mode == "compiled")
         for name, master in masters.items()
     }  # fmt: skip
     flops = {name: 3 * flops_per_token(master, bench.n_tokens) for name, master in masters.items()}
@@ -76,34 +83,20 @@ def training_trial(
     *,
     ids: Tensor,
     targets: Tensor,
-    compare: Callable[[float, Mapping[str, Tensor]], list[Check]],
+    check: Callable[[nn.Module, Loss], list[Check]],
     compile_loss: bool = False,
 ) -> Trial:
-    """A training step, and its loss and gradients before the first one; both by the same loss function."""
-    model, dtype = make().train(), bench.autocast_dtype
+    """A training step, and what `check` says of the model and the loss function that it uses, before the first one."""
+    model = make().train()
     loss_of = compiled(model.loss, bench.device) if compile_loss else model.loss
     graph = compile_loss and bench.device.type == "cuda"
-    call = training_step(model, ids, targets, autocast_dtype=dtype, loss=loss_of, replayed=graph)
-
-    def compared() -> list[Check]:
-        with bench.cast(dtype):
-            loss = loss_of(ids, targets)
-        loss.backward()
-        checks = compare(loss.item(), gradients(model))
-        model.zero_grad(set_to_none=True)
-        return checks
-
-    return Trial(call, compared)
+    call = training_step(model, ids, targets, autocast_dtype=bench.autocast_dtype, loss=loss_of, replayed=graph)
+    return Trial(call, partial(check, model, loss_of))
 
 
-def compare_with_float32(
-    bench: Context, model: nn.Module, ids: Tensor, targets: Tensor, loss: float, grads: Mapping[str, Tensor | None]
-) -> list[Check]:
-    """Checks of a model that has no naive form: against itself, eager and in float32."""
-    got = {name: grad.clone() for name, grad in grads.items() if grad is not None}
-    want_loss, want = reference_gradients(model, ids, targets)
-    dtype = bench.autocast_dtype or torch.float32
-    return [check("loss", abs(loss - want_loss), dtype), check_gradients(got, want, dtype)[0]]
+def gated(bench: Context, model: nn.Module, loss_of: Loss) -> list[Check]:
+    """What the gate of gradients says of a model and a form of its loss."""
+    return Gate(bench, model).checks(model, loss_of)
 
 
 def optimizer_bytes(model: nn.Module) -> int:

@@ -7,7 +7,8 @@ hand, or a kernel. Its second derivative is that of the formula again, or refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
 
@@ -15,6 +16,17 @@ import torch
 from torch import Tensor
 
 KERNEL_DEVICE = "cuda"  # where kernels compute; the tests of Triton's interpreter say "cpu"
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Inside, no kernel computes anything, forward or backward: what is left are the forms to read."""
+    global KERNEL_DEVICE
+    before, KERNEL_DEVICE = KERNEL_DEVICE, ""
+    try:
+        yield
+    finally:
+        KERNEL_DEVICE = before
 
 
 def transformed() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from muse.catalog import GATE_STATES
 from muse.records.schema import Criterion, Metric, Report
 
 from .html import render
@@ -30,6 +31,7 @@ def verdict_table(report: Report) -> list[str]:
     ])  # fmt: skip
 
 
+GATED = tuple(f"gradient_{state}" for state in GATE_STATES)
 BENCH_COLUMNS = ("path", "tokens/s", "ms", "n", "ratio", "matrix", "copy", "extra MiB", "gate")
 
 
@@ -47,6 +49,9 @@ def bench_tables(metrics: Sequence[Metric]) -> list[str]:
         rows = [_bench_row(group, path, values) for path in paths]
         lines += ["", group.removeprefix("bench_").replace("_", " "), *_aligned("<" + ">" * 7, [BENCH_COLUMNS, *rows])]
     for metric in metrics:
+        if metric.name == "bench_gradient_error":
+            text = metric.note if metric.value is None else f"{metric.value:.2g} ({metric.note})"
+            lines += ["", f"{metric.model} gradients: {text}"]
         if metric.name == "bench_peak_memory":
             text = metric.note if metric.value is None else f"{metric.value / 2**20:.1f} MiB ({metric.note})"
             lines += ["", f"{metric.model} peak memory: {text}".lstrip()]
@@ -60,7 +65,7 @@ def _bench_row(group: str, speed: Metric, values: dict[tuple[str, str], Metric])
 
     errors = [
         f"{what.removesuffix('_gradient')} {text(f'{what}_error', '.1e')}"
-        for what in ("forward", "loss", "gradient", "worst_gradient")
+        for what in ("forward", "loss", "gradient", "worst_gradient", *GATED)
         if (f"{group}_{what}_error", speed.model) in values
     ]
     call = values.get((f"{group}_milliseconds", speed.model))

@@ -1,0 +1,139 @@
+"""The one gate of every model of a comparison: its gradients as it trains, against its plain form in float32.
+
+As it trains: bfloat16 autocast, kernels where there are any, compiled or recomputed as asked. Plain form: float32,
+eager, no kernel. In three states, since rounding that is small in one may decide in another: as drawn, with the vectors
+perturbed, and after some steps of training, where norms and decays have moved.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from muse.catalog import COMPARED, GATE_STATES
+from muse.data.grammar import Grammar
+from muse.measure.common import random_batch
+from muse.ops.operator import plain_forms
+from muse.records.schema import Metric
+from muse.training.recipe import Recipe
+from muse.training.trainer import OptimizerStep
+
+from .context import Context
+from .equality import Check, gradients, reference_gradients, relative_rms
+from .naive import perturb
+from .timing import free, one_line
+
+GATE = 0.03
+"""Largest relative RMS error of all gradients together, the same for every model and state."""
+
+TRAINING_STEPS = 100
+BATCH = {"cuda": (4, 1024), "cpu": (1, 128)}  # sequences and tokens; fewer where the settings say so
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """A model's weights in one state, a batch, and what the plain form gives for it in float32."""
+
+    weights: Mapping[str, Tensor]
+    batch: Batch
+    gradients: Mapping[str, Tensor]
+
+
+class Gate:
+    """The states of one model, made once, and the comparison of any way to compute its loss."""
+
+    def __init__(self, bench: Context, master: nn.Module) -> None:
+        """`master` has float32 weights and is left as it is."""
+        self.bench = bench
+        sequences, tokens = BATCH[bench.device.type]
+        self.shape = sequences, min(tokens, bench.n_tokens)
+        self.states = {name: self._state(name, master) for name in GATE_STATES}
+
+    def _state(self, name: str, master: nn.Module) -> State:
+        model, seed = copy.deepcopy(master), self.bench.settings.seed
+        batch = random_batch(model, *self.shape, torch.Generator().manual_seed(seed))
+        if name == "perturbed":
+            perturb(model, seed)
+        if name == "trained":
+            *lessons, batch = _language(self.shape, master.config.vocab_size, self.bench)
+            _train(model, lessons)
+        model.recompute = False
+        with plain_forms():
+            _, found = reference_gradients(model.train(), *batch)
+        found = {key: grad.clone() for key, grad in found.items()}
+        return State({key: value.clone() for key, value in model.state_dict().items()}, batch, found)
+
+    def checks(self, model: nn.Module, loss_of: Loss) -> list[Check]:
+        """Compare the gradients of `loss_of`, a form of the model's own loss, in every state; weights are put back."""
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        try:
+            return [Check(f"gradient_{name}", self._error(model, loss_of, state), GATE)
+                    for name, state in self.states.items()]  # fmt: skip
+        finally:
+            model.load_state_dict(before)
+            model.zero_grad(set_to_none=True)
+
+    def _error(self, model: nn.Module, loss_of: Loss, state: State) -> float:
+        model.load_state_dict(state.weights)
+        model.train().zero_grad(set_to_none=True)
+        with self.bench.cast(torch.bfloat16):
+            loss = loss_of(*state.batch)
+        loss.backward()
+        got = gradients(model)
+        if missing := [name for name in state.gradients if got.get(name) is None]:
+            raise ValueError(f"{len(missing)} parameters, such as {missing[0]}, get no gradient")
+        return relative_rms((got[name], want) for name, want in state.gradients.items())
+
+
+def gate(bench: Context) -> Iterator[Metric]:
+    """The errors of every model that a comparison may hold, eager, as it recomputes by default."""
+    for name in bench.progress(COMPARED, "gradients of every model", len(COMPARED)):
+        yield from _errors(bench, name)
+        free(bench.device)
+
+
+def _errors(bench: Context, name: str) -> Iterator[Metric]:
+    try:
+        model = bench.master(name)
+        made = Gate(bench, model)
+        checks = made.checks(model, model.loss)
+    except Exception as error:  # whatever it is, the other models go on
+        reason = f"failed: {one_line(error)}"
+        yield Metric(name="bench_gradient_error", model=name, value=None, unit="1", n=0, reason=reason, note=reason)
+        return
+    errors = [check.error for check in checks]
+    how = f"bfloat16 autocast against the plain float32 form, {made.shape[0]} x {made.shape[1]} tokens"
+    note = f"{how}; {', '.join(map(str, checks))}; trained: {TRAINING_STEPS} steps on the synthetic language"
+    worst = max(errors) if all(map(math.isfinite, errors)) else None
+    yield Metric(name="bench_gradient_error", model=name, value=worst, unit="1", n=len(checks), note=note,
+                 samples=errors if worst is not None else [], labels=list(GATE_STATES) if worst is not None else [],
+                 reason="" if worst is not None else note)  # fmt: skip
+    within = float(all(check.ok for check in checks))
+    yield Metric(name="bench_gradient_within", model=name, value=within, unit="1", note=f"1: all at most {GATE}")
+
+
+def _language(shape: tuple[int, int], vocab_size: int, bench: Context) -> list[Batch]:
+    """Batches of the synthetic language, one for each step of training and one more; its symbols fold into V ids."""
+    sequences, tokens = shape
+    count = (TRAINING_STEPS + 1) * sequences
+    ids = torch.as_tensor(Grammar().sample(count * (tokens + 1), bench.settings.seed)).long() % vocab_size
+    rows = ids.reshape(TRAINING_STEPS + 1, sequences, tokens + 1).to(bench.device)
+    return [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+
+
+def _train(model: nn.Module, lessons: list[Batch]) -> None:
+    """Train the model on these batches by the trainer's own step, with AdamW in float32."""
+    sequences, tokens = lessons[0][0].shape
+    recipe = Recipe(train_tokens=len(lessons) * sequences * tokens, batch_tokens=sequences * tokens, n_seq=tokens,
+                    learning_rate=1e-3, precision="float32")  # fmt: skip
+    update = OptimizerStep(model.train(), recipe, "the gate of gradients")
+    for step, lesson in enumerate(lessons):
+        update(*lesson, step)
