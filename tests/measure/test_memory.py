@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from measure_toys import Toy
 from torch import nn
 
-from muse.measure.memory import GIB, LiveBytes, measure_memory
+from muse.measure.live_bytes import LiveBytes
+from muse.measure.memory import GIB, measure_memory
 from muse.models.build import build_model
 from muse.ops import planar
 
