@@ -48,14 +48,14 @@ def run(stage: Stage) -> StageRecord:
     return stage.write([*metrics, *_ratios(metrics)])
 
 
-def training(stage: Stage, optimizer: str, batch_size: int, n_seq: int) -> measure.Training:
+def training(stage: Stage, optimizer: str, batch_size: int, n_seq: int, about: str = "") -> measure.Training:
     """The trainer's own step, not compiled: float32 masters, autocast, gradients clipped, this optimizer."""
     precision = resolve_precision("auto", stage.device) if stage.device.type == "cuda" else "bfloat16"
     tokens = batch_size * n_seq
     recipe = Recipe(train_tokens=2 * tokens, batch_tokens=tokens, n_seq=n_seq, learning_rate=1e-3, optimizer=optimizer,
                     precision=precision)  # fmt: skip
     step_of = partial(OptimizerStep, recipe=recipe, description="memory of a step")
-    return measure.Training(step_of, f"training step with {optimizer} and {precision} autocast")
+    return measure.Training(step_of, f"training step with {optimizer} and {precision} autocast{about}")
 
 
 def _optimizers(trained: str) -> dict[str, str]:
@@ -68,8 +68,9 @@ def _recipe_step(stage: Stage, name: str) -> list[Metric]:
     settings = stage.settings
     n_seq = min(settings.train_n_seq or settings.n_seq, settings.n_seq)
     size = {"batch_size": max(1, settings.train_batch_tokens // n_seq), "n_seq": n_seq}
-    build = partial(stage.shaped, name, use_complex32=False, dropout=max(settings.dropouts))
-    step = training(stage, settings.optimizer, **size)
+    dropout = max(settings.dropouts)
+    build = partial(stage.shaped, name, use_complex32=False, dropout=dropout)
+    step = training(stage, settings.optimizer, **size, about=f" and dropout {dropout:g}")
     return measure.small_gpu_metrics(build, name, device=stage.device, seed=settings.seed, training=step, **size)
 
 
