@@ -160,7 +160,7 @@ def _told_memory(judged: Judged, memory: StageRecord, language: str) -> list[str
     lines = [
         f"{words[f'criterion.{found.name}']}{words['colon']} {found.reason}"
         for found in judged.beside
-        if memory.find(HARDER_MEMORY["recomputed"][0], judged.model)
+        if found.basis == "measured"  # of an estimate its line says all there is
     ]
     sides = [
         [memory.find(f"{kind}_memory_recomputed", model) for kind in ("peak", "parameter")]
