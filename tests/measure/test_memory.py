@@ -131,10 +131,11 @@ def test_the_estimate_is_what_the_same_step_really_allocates(name, step):
     assert estimate.peak_bytes == pytest.approx(live.peak, rel=0.02 if name == "gpt2" else 0.01)
 
 
-def test_an_estimate_computes_nothing_and_can_be_repeated():
+@pytest.mark.parametrize("kind", [None, training()])
+def test_an_estimate_computes_nothing_and_can_be_repeated(kind):
     model = build_model("phase2", vocab_size=97, d_model=32, n_layers=2, n_seq=64)
     before, state = {name: p.clone() for name, p in model.named_parameters()}, torch.get_rng_state()
-    found = [measure_memory(lambda: model, n_seq=64, device="cpu", training=training()) for _ in range(2)]
+    found = [measure_memory(lambda: model, n_seq=64, device="cpu", training=kind) for _ in range(2)]
     assert found[0] == found[1]
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert all(p.grad is None for p in model.parameters())
@@ -147,7 +148,8 @@ def test_without_data_results_have_the_shapes_and_the_storages_of_real_ones():
         return [
             a, a.add_(1), a.t().contiguous(), a.view(6, 4)[1:], torch.mm(a, a.t(), out=torch.zeros(4, 4)), a.half(),
             torch.ops.aten._unsafe_view(a, [24]), *torch.split(a, 2), torch.stack([a, a]), a.to(torch.bfloat16) @ a.t()
-            .bfloat16(), torch._foreach_add([a, a], 1)[0], torch.arange(5), a.sum(), *a.max(0),
+            .bfloat16(), torch._foreach_add([a, a], 1)[0], torch.arange(5), a.sum(), *a.max(0), torch.full((2,), 1),
+            torch.full((2,), 1.0), torch.full((2,), True),
         ]  # fmt: skip
 
     def described(tensors):
