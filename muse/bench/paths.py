@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from muse.measure.memory import LiveBytes
+from muse.measure.live_bytes import LiveBytes
 from muse.ops.cuda_graph import WARMUPS, Replayed
 
 from .libraries import PathMissingError

@@ -4,7 +4,7 @@ from .comparison import ComparisonResult, compare, ensemble_metrics, ratio_metri
 from .dynamics import DynamicsResult, measure_dynamics
 from .gradients import GradientResult, measure_gradients
 from .layout import LayoutResult, check_layout
-from .memory import MemoryResult, measure_memory
+from .memory import MemoryResult, Training, measure_memory, small_gpu_metrics
 from .perplexity import NonFiniteBatchError, PerplexityResult, average_probabilities, measure_perplexity
 from .properties import (
     CausalityResult,

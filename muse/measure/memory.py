@@ -1,4 +1,4 @@
-"""Accelerator memory of forward + loss + backward: measured by the CUDA allocator, or estimated without one.
+"""Accelerator memory of forward + loss + backward, or of a training step: the CUDA allocator's, or an estimate.
 
 The estimate runs the step on CPU tensors without data and adds up the bytes of live storages after every operation. It
 sees every tensor that autograd keeps and every temporary an operation returns, in the dtypes that an accelerator
@@ -9,25 +9,41 @@ on CUDA (such as padding). So it is labelled an estimate.
 from __future__ import annotations
 
 import gc
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from muse.ops import planar
 from muse.records.schema import Metric
 
 from .common import random_batch
+from .live_bytes import WithoutData
 
 GIB = 2**30
-BLOCK_BYTES = 512  # the CUDA allocator hands out multiples of this, so the estimate counts them too
+ONE_PASS = "forward + loss + backward"
+SMALL_GPU_BYTES = 8 * GIB  # of the published "< 8 GB"
+
+
+class Step(Protocol):
+    """A training step of one model: forward, backward and the optimizers, which keep their state between calls."""
+
+    parameters: Sequence[nn.Parameter]
+    optimizers: Sequence[torch.optim.Optimizer]
+
+    def __call__(self, inputs: Tensor, targets: Tensor, step: int) -> object: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """What makes the training step of a model, and what notes call it."""
+
+    step_of: Callable[[nn.Module], Step]
+    told: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class MemoryResult:
 
     batch_size: int
     n_seq: int
-    with_optimizer: bool
+    step: str  # what ran
     recompute: bool  # blocks kept only their input for the backward pass
     parameter_bytes: int  # parameters and buffers
     peak_bytes: int
@@ -48,8 +64,8 @@ class MemoryResult:
 
     def metrics(self, model_name: str, variant: str = "") -> list[Metric]:
         """Return peak, held, reserved and parameter memory; a variant such as `matched` is appended to the names."""
-        step = "forward + loss + backward" + (" that recomputes the blocks" if self.recompute else "")
-        step += " + AdamW step, twice" if self.with_optimizer else ""
+        step = self.step + (" that recomputes the blocks" if self.recompute else "")
+        step += "" if self.step == ONE_PASS else ", the second of two"
         dtypes = " and ".join(self.parameter_dtypes)
         note = f"batch {self.batch_size} x {self.n_seq}, {step}, parameters {dtypes}; {self.note}"
         found = {
@@ -72,21 +88,77 @@ def measure_memory(
     batch_size: int = 2,
     n_seq: int = 1024,
     device: torch.device | str,
-    with_optimizer: bool = False,
+    training: Training | None = None,
     seed: int = 0,
 ) -> MemoryResult:
     """Return the memory of a model that `build` makes, in the precision it is built in and in training mode.
 
-    On CUDA the allocator's own peak, less what other tensors of the process held before; elsewhere an estimate. With an
-    optimizer, two whole steps, so that the second one runs beside the state that the first one made.
+    On CUDA the allocator's own peak, less what other tensors of the process held before; elsewhere an estimate. With a
+    `training`, two whole steps of it, so that the second one runs beside the state that the first one made.
     """
     device = torch.device(device)
     measure = partial(_measure_cuda, device=device) if device.type == "cuda" else _estimate
-    return MemoryResult(batch_size, n_seq, with_optimizer, **measure(build, batch_size, n_seq, with_optimizer, seed))
+    step = training.told if training else ONE_PASS
+    return MemoryResult(batch_size, n_seq, step, **measure(build, batch_size, n_seq, training, seed))
+
+
+def small_gpu_metrics(
+    build: Callable[[], nn.Module],
+    model_name: str,
+    *,
+    device: torch.device | str,
+    limit_bytes: int = SMALL_GPU_BYTES,
+    **protocol: object,
+) -> list[Metric]:
+    """Return whether a training step runs on CUDA with the allocator capped, and its peak, capped or not.
+
+    `protocol` is that of `measure_memory`. Without CUDA the peak alone, an estimate: nothing is capped then.
+    """
+    device, name, refusal = torch.device(device), "peak_memory_recipe_step", ""
+    measure = partial(measure_memory, build, device=device, **protocol)
+    if device.type != "cuda":
+        return [metric for metric in measure().metrics(model_name, "recipe_step") if metric.name == name]
+    try:
+        with _capped(device, limit_bytes):
+            result = measure()
+    except torch.OutOfMemoryError as error:
+        refusal = _first_line(error)
+    fits = Metric(name="trains_within_8_gib", model=model_name, value=float(not refusal), unit="1", note=refusal or
+                  f"1: two steps ran with the allocator capped at {limit_bytes / GIB:g} GiB, without what the driver "
+                  "itself holds")  # fmt: skip
+    try:  # after the block above: its error held the model
+        result = measure() if refusal else result
+    except torch.OutOfMemoryError as error:
+        absent = Metric(name=name, model=model_name, value=None, unit="GiB", n=0, reason=_first_line(error))
+        return [absent, fits]
+    return [*(metric for metric in result.metrics(model_name, "recipe_step") if metric.name == name), fits]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def _capped(device: torch.device, limit_bytes: int) -> Iterator[None]:
+    """Let the allocator have so many bytes more than it has, and put the former limit back at the end."""
+    _empty_cuda_caches(device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    former = torch.cuda.get_per_process_memory_fraction(device)
+    allowed = limit_bytes + torch.cuda.memory_reserved(device)
+    torch.cuda.set_per_process_memory_fraction(min(former, allowed / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(former, device)
 
 
 def _measure_cuda(
-    build: Callable[[], nn.Module], batch_size: int, n_seq: int, with_optimizer: bool, seed: int, device: torch.device
+    build: Callable[[], nn.Module],
+    batch_size: int,
+    n_seq: int,
+    training: Training | None,
+    seed: int,
+    device: torch.device,
 ) -> dict[str, object]:
     _empty_cuda_caches(device)
     before, reserved_before = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
@@ -94,7 +166,8 @@ def _measure_cuda(
     inputs, targets = random_batch(model, batch_size, n_seq, torch.Generator().manual_seed(seed))
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    optimizer = _steps(model, inputs, targets, with_optimizer)
+    step = training and training.step_of(model)
+    _steps(model, step, inputs, targets)
     torch.cuda.synchronize(device)
     found = _about(model) | {
         "peak_bytes": torch.cuda.max_memory_allocated(device) - before,
@@ -103,7 +176,7 @@ def _measure_cuda(
         "basis": "measured",
         "note": f"CUDA allocator, library workspaces included; {before} bytes held before left out",
     }
-    del model, inputs, targets, optimizer
+    del model, inputs, targets, step
     _empty_cuda_caches(device)
     return found
 
@@ -118,22 +191,31 @@ def _empty_cuda_caches(device: torch.device) -> None:
 
 
 def _estimate(
-    build: Callable[[], nn.Module], batch_size: int, n_seq: int, with_optimizer: bool, seed: int
+    build: Callable[[], nn.Module], batch_size: int, n_seq: int, training: Training | None, seed: int
 ) -> dict[str, object]:
     model = build().to("cpu").train()
-    with FakeTensorMode(allow_non_fake_inputs=True), planar.cpu_compute("storage"):
-        _make_fake(model)
-        inputs = torch.zeros((batch_size, n_seq), dtype=torch.int64, device="cpu")
-        with LiveBytes() as live:
-            live.track([*model.parameters(), *model.buffers(), inputs])
-            targets = inputs.clone()
-            optimizer = _steps(model, inputs, targets, with_optimizer, estimate=True)
-            gc.collect()
-            held = live.current
-            del optimizer, targets
+    step = training and training.step_of(model)  # which looks at values of its own
+    inputs = torch.zeros((batch_size, n_seq), dtype=torch.int64, device="cpu")
+    with planar.cpu_compute("storage"), _only_new_garbage(), WithoutData() as live:
+        live.track([*model.parameters(), *model.buffers(), inputs])
+        targets = inputs.clone()
+        _steps(model, step, inputs, targets, estimate=True)
+        gc.collect()
+        held = live.current
+    model.zero_grad()
     note = "estimate: live tensors of a run without data, no library workspaces"
     return _about(model) | {"peak_bytes": live.peak, "held_bytes": held, "reserved_bytes": None, "basis": "estimate",
                             "note": note}  # fmt: skip
+
+
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Let the collector look at nothing that was there before: half a second, each time it looks at all of torch."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _about(model: nn.Module) -> dict[str, object]:
@@ -145,84 +227,21 @@ def _about(model: nn.Module) -> dict[str, object]:
     }
 
 
-def _steps(
-    model: nn.Module, inputs: Tensor, targets: Tensor, with_optimizer: bool, estimate: bool = False
-) -> torch.optim.Optimizer | None:
-    """Run one forward and backward pass, or two whole training steps; return what holds the optimizer's state.
+def _steps(model: nn.Module, step: Step | None, inputs: Tensor, targets: Tensor, estimate: bool = False) -> None:
+    """Run one forward and backward pass, or two whole training steps.
 
-    In an estimate the first of two steps makes that state from gradients of zeros: its passes need less than the next.
+    In an estimate the first of two steps makes the optimizers' state from gradients of zeros: its passes need less than
+    the next.
     """
-    if not with_optimizer:
+    if step is None:
         model.loss(inputs, targets).backward()
-        return None
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, foreach=True)
-    for step in range(2):
-        optimizer.zero_grad()
-        if estimate and step == 0:
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter)
-        else:
-            model.loss(inputs, targets).backward()
-        optimizer.step()
-    return optimizer
-
-
-def _make_fake(model: nn.Module) -> nn.Module:
-    """Replace every parameter and buffer by one without data, inside an active FakeTensorMode; return the model.
-
-    Tied parameters stay tied. Devices and dtypes stay as they are.
-    """
-    fakes: dict[int, Tensor] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in fakes:
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            fakes[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-        return fakes[id(tensor)]
-
-    originals = []  # kept alive until the end, so that no id is used twice
-    for module in model.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None:
-                    originals.append(tensor)
-                    store[name] = fake(tensor)
-    return model
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, for as long as something refers to them.
-
-    A value read from a tensor that has no data is 1 for floats, 0 for integers and False for booleans.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.current = 0
-        self.peak = 0
-        self._alive: dict[int, weakref.ref] = {}
-
-    def track(self, tensors: Iterable[Tensor]) -> None:
-        """Count the storages of these tensors, each once."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage._cdata in self._alive:
-                continue
-            num_bytes = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
-
-            def release(_: weakref.ref, key: int = storage._cdata, num_bytes: int = num_bytes) -> None:
-                if self._alive.pop(key, None) is not None:
-                    self.current -= num_bytes
-
-            self._alive[storage._cdata] = weakref.ref(storage, release)
-            self.current += num_bytes
-        self.peak = max(self.peak, self.current)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if args[0].is_floating_point() else args[0].dtype != torch.bool and 0
-        out = func(*args, **(kwargs or {}))
-        self.track(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-        return out
+        return
+    if estimate:
+        for parameter in step.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for optimizer in step.optimizers:
+            optimizer.step()
+        model.zero_grad()
+    else:
+        step(inputs, targets, 0)
+    step(inputs, targets, 1)

@@ -4,7 +4,7 @@
     x += BK core(LN x);  x += Hebbian memory(LN x, Gamma of the BK core);  x += W2 gelu(W1 LN x);  logits = W LN x
 
 Glossary: B batch, T positions, D width, H heads, V vocabulary, L layers, N BK chains in a block. Everything is float32
-outside autocast; the BK core, the decays and the memory states are float32 inside it too.
+outside autocast; the BK core, the decays and the memory states are float32 inside it and in half-precision copies too.
 
 The published Phase 2 also had an SNR filter and a "memory resonance" acting on state carried from one batch to the
 next. Both are left out: state carried between unrelated sequences leaks targets into evaluation. Its BK core used the
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muse.ops import planar
 from muse.ops.cross_entropy import head_loss
 from muse.ops.green import left_green
 from muse.ops.logits import head_logits
@@ -94,12 +95,12 @@ class BKCore(nn.Module):
         """u (B T D) -> what the block adds r(B T D), rate Gamma r(B T N)."""
         with torch.autocast(u.device.type, enabled=False):  # half-precision rates would make the decays noise
             weight = self.potential_rate.weight
-            potential, raw_rate = F.linear(u.to(weight.dtype), weight).chunk(2, dim=-1)
+            wide = planar.accumulate_dtype(weight.dtype)
+            potential, raw_rate = F.linear(u.to(wide), weight.to(wide)).chunk(2, dim=-1)
             rate = F.softplus(raw_rate) + LEAST_RATE
-            green = left_green(
-                potential - self.z_real, -rate - F.softplus(self.z_imag_raw), F.softplus(self.coupling_raw)
-            )
-        return self.output(torch.cat(green, dim=-1)), rate
+            coupling = F.softplus(self.coupling_raw.to(wide))
+            green = left_green(potential - self.z_real, -rate - F.softplus(self.z_imag_raw), coupling)
+        return self.output(torch.cat(green, dim=-1).to(self.output.weight.dtype)), rate
 
 
 class Phase2Block(nn.Module):

@@ -1,11 +1,11 @@
-"""Records to verdicts: the five Stage 1 criteria, the only place that knows thresholds."""
+"""Records to verdicts: the five Stage 1 criteria and what stands beside them, the only place that knows thresholds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean, stdev
 
 from muse.catalog import BASELINE, REFERENCE
@@ -15,8 +15,8 @@ from .schema import Basis, Criterion, Metric, StageRecord, Summary, Verdict
 
 PERPLEXITY_RATIO = 1.03
 VRAM_RATIO = 0.52
-LIMITS = {"perplexity": PERPLEXITY_RATIO, "vram": VRAM_RATIO}
-"""Of the criteria that ask for a ratio, by name."""
+LIMITS = {"perplexity": PERPLEXITY_RATIO, "vram": VRAM_RATIO, "vram_recomputed": VRAM_RATIO}
+"""Of the verdicts that ask for a ratio, by name."""
 
 STABILITY_TRIALS = 100
 GRADIENT_NORM = (1e-6, 1e3)
@@ -74,13 +74,36 @@ def judge(
 
     `words` are a language's texts: verdicts come from numbers, targets and reasons are said in them.
     """
+    return _criteria(RULES, stages, words, candidate, baseline, skipped_baseline)
+
+
+def judge_beside(
+    stages: Sequence[StageRecord],
+    words: Mapping[str, str],
+    *,
+    candidate: str = REFERENCE,
+    baseline: str = BASELINE,
+    skipped_baseline: bool = False,
+) -> list[Criterion]:
+    """Return the verdicts that stand beside the five criteria and decide no exit code: the memory on equal terms."""
+    return _criteria(BESIDE, stages, words, candidate, baseline, skipped_baseline)
+
+
+def _criteria(
+    rules: Mapping[str, Rule],
+    stages: Sequence[StageRecord],
+    words: Mapping[str, str],
+    candidate: str,
+    baseline: str,
+    skipped_baseline: bool,
+) -> list[Criterion]:
     question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, words)
     named = {"baseline": question.model(baseline)}
-    found = {name: _ask(question, rule) for name, rule in RULES.items()}
+    found = {name: _ask(question, rule) for name, rule in rules.items()}
     return [
         Criterion(
             name=name,
-            target=question.text[f"target.{name}"].format(**RULES[name].limits, **named),
+            target=question.text[f"target.{name}"].format(**rules[name].limits, **named),
             value=finding.value,
             verdict=finding.verdict,
             basis=finding.basis,
@@ -175,15 +198,18 @@ def _causality_problem(question: Question, record: StageRecord, model: str) -> F
     return Finding(verdict, question.text[f"causality_{side}"].format(model=name, count=f"{check.value:g}"))
 
 
-def _vram(question: Question, record: StageRecord) -> Finding:
+def _vram(question: Question, record: StageRecord, name: str = "vram", metric: str = "peak_memory") -> Finding:
     smallest = math.ulp(0.0)  # no measurement of a model's memory comes out as zero
-    problem = _problem(question, record, "peak_memory", question.candidate, smallest, estimates=True)
+    problem = _problem(question, record, metric, question.candidate, smallest, estimates=True)
     problem = problem or _skipped(question)
-    problem = problem or _problem(question, record, "peak_memory", question.baseline, smallest, estimates=True)
+    problem = problem or _problem(question, record, metric, question.baseline, smallest, estimates=True)
     if problem:
         return problem
-    ours, theirs = (record.find("peak_memory", name) for name in (question.candidate, question.baseline))
-    return _ratio(question, "vram", VRAM_RATIO, ours, theirs)
+    ours, theirs = (record.find(metric, model) for model in (question.candidate, question.baseline))
+    return _ratio(question, name, VRAM_RATIO, ours, theirs)
+
+
+_vram_recomputed = partial(_vram, name="vram_recomputed", metric="peak_memory_recomputed")
 
 
 def _stability(question: Question, record: StageRecord) -> Finding:
@@ -359,3 +385,6 @@ RULES = {
 }
 CRITERIA = tuple(RULES)
 """The criteria, in the order in which they are shown."""
+
+BESIDE = {"vram_recomputed": Rule("memory", _vram_recomputed, {"limit": VRAM_RATIO})}
+"""The same question where both sides keep equally little; each is named after the criterion it stands beside."""

@@ -190,6 +190,17 @@ class Judged(_Record):
     model: str
     criteria: list[Criterion]
     summary: Summary
+    beside: list[Criterion] = Field(
+        default_factory=list, description="verdicts on equal terms, such as vram_recomputed beside vram; no exit code"
+    )
+
+    def in_order(self) -> list[Criterion]:
+        """Return the criteria, each followed by what stands beside it."""
+        return [
+            found
+            for criterion in self.criteria
+            for found in (criterion, *(other for other in self.beside if other.name.startswith(f"{criterion.name}_")))
+        ]
 
 
 class RunInfo(_Record):

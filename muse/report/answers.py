@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from muse.catalog import CANDIDATES
-from muse.records.criteria import RULES, judge
+from muse.records.criteria import BESIDE, RULES, judge, judge_beside
 from muse.records.schema import StageRecord
 
 from .texts import texts
@@ -37,8 +37,9 @@ def _verdicts(record: StageRecord, words: Mapping[str, str]) -> Iterator[str]:
     candidates = [name for name in CANDIDATES if any(metric.model == name for metric in record.metrics)]
     skipped = bool(record.params.get("skip_phase2"))
     for name in candidates:
-        for found in judge([record], words, candidate=name, skipped_baseline=skipped):
-            if RULES[found.name].stage == record.stage:
+        asked = {"candidate": name, "skipped_baseline": skipped}
+        for found in (*judge([record], words, **asked), *judge_beside([record], words, **asked)):
+            if (RULES | BESIDE)[found.name].stage == record.stage:
                 yield words["answer.verdict"].format(
                     model=words.get(f"model.{name}", name),
                     criterion=words[f"criterion.{found.name}"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from muse import catalog
 from muse.catalog import REPORT, STAGE_NAMES
 from muse.host.files import write_atomic
-from muse.records.criteria import judge, summarise
+from muse.records.criteria import judge, judge_beside, summarise
 from muse.records.environment import utc_now
 from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Judged, Report, RunInfo, StageRecord
@@ -41,9 +41,10 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
     judged = []
     for name in info.params.get("candidates", [catalog.REFERENCE]):
         skipped = bool(info.params.get("skip_phase2"))
-        criteria = judge(stages, texts(language), candidate=name, skipped_baseline=skipped)
+        asked = {"candidate": name, "skipped_baseline": skipped}
+        criteria, beside = (ask(stages, texts(language), **asked) for ask in (judge, judge_beside))
         summary = summarise(stages, criteria, candidate=name)
-        judged.append(Judged(model=name, criteria=criteria, summary=summary))
+        judged.append(Judged(model=name, criteria=criteria, summary=summary, beside=beside))
     return Report.of(info, judged, stages)
 
 

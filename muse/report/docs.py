@@ -39,9 +39,25 @@ ROWS = (
     ("the same, blocks recomputed (GiB)", "memory", "peak_memory_recomputed", ".3f"),
     ("peak memory, all float32 (GiB)", "memory", "peak_memory_matched", ".3f"),
     ("peak memory with AdamW, all float32 (GiB)", "memory", "peak_memory_with_optimizer", ".3f"),
+    ("peak memory, bfloat16 (GiB)", "memory", "peak_memory_bfloat16", ".3f"),
+    ("peak memory of a training step, blocks recomputed (GiB)", "memory", "peak_memory_training_step", ".3f"),
+    ("the same with AdamW (GiB)", "memory", "peak_memory_training_step_adamw", ".3f"),
+    ("peak memory of a step of the recipe (GiB)", "memory", "peak_memory_recipe_step", ".3f"),
+    ("it runs within 8 GiB (1: yes)", "memory", "trains_within_8_gib", ".0f"),
     ("forward with logits, eager (tokens/s)", "throughput", "throughput_logits", ",.0f"),
 )
 """Rows of the comparison: label, stage, metric and format; those that no model has, or no choice made, are left out."""
+
+OVER = f"_ratio_to_{catalog.BASELINE}"
+MEMORY_RATIOS = (
+    ("own precision", f"peak_memory{OVER}"),
+    ("own precision over Phase 2 in bfloat16", f"peak_memory{OVER}_bfloat16"),
+    ("all float32", f"peak_memory_matched{OVER}"),
+    ("AdamW, all float32", f"peak_memory_with_optimizer{OVER}"),
+    ("a training step", f"peak_memory_training_step{OVER}"),
+    ("a training step with AdamW", f"peak_memory_training_step_adamw{OVER}"),
+)
+"""What is told of the memory, as far as a record has it."""
 
 TEXT = (
     "`wikitext-2-v1` has `<unk>` for rare words: 30,436 of the 295,876 targets of its test split are second and third "
@@ -149,11 +165,11 @@ def comparison(report: Report) -> str:
 
 
 def verdicts(report: Report) -> str:
-    """Return the verdicts of every candidate with their values."""
+    """Return the verdicts of every candidate with their values, and those beside them."""
     rows = [
         [label(one.model), c.name, c.verdict.replace("_", " "), "" if c.value is None else f"{c.value:.4g}", c.target]
         for one in report.judged
-        for c in one.criteria
+        for c in one.in_order()
     ]
     return table(["asked of", "criterion", "verdict", "value", "target"], rows)
 
@@ -168,12 +184,10 @@ def facts(report: Report) -> str:
     )
     seeds = perplexity.find("perplexity", catalog.WITH_MEMORY).samples
     formats = [perplexity.find(f"perplexity_{kind}", catalog.WITH_MEMORY).value for kind in ("bfloat16", "float32")]
-    kinds = (("own precision", ""), ("all float32", "_matched"), ("AdamW, all float32", "_with_optimizer"))
     memories = [
-        "{} {:.3f} (Stage 1), {:.3f} (with memory)".format(
-            text, *(memory.find(f"peak_memory{kind}_ratio_to_{catalog.BASELINE}", m).value for m in JUDGED)
-        )
-        for text, kind in kinds
+        "{} {:.3f} (Stage 1), {:.3f} (with memory)".format(text, *(metric.value for metric in found))
+        for text, name in MEMORY_RATIOS
+        if all(found := [memory.find(name, model) for model in JUDGED])
     ]
     gains = [f"{label(model)} {_last_gain(stage_of(report, 'train'), model):.3f}" for model in COMPARED]
     lines = [
@@ -262,6 +276,7 @@ def headline(reports: Path) -> str:
         ("perplexity", "perplexity", "perplexity"),
         ("GPU memory, each in its own precision", "memory", "peak_memory"),
         ("GPU memory with AdamW, all float32", "memory", "peak_memory_with_optimizer"),
+        ("GPU memory of a training step, blocks recomputed", "memory", "peak_memory_training_step"),
     ):
         over = f"{name}_ratio_to_{catalog.BASELINE}"
         rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in JUDGED)])

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from muse import catalog
 from muse.catalog import BASELINE
 from muse.records.criteria import LIMITS
-from muse.records.schema import Criterion, Report, StageRecord
+from muse.records.schema import Criterion, Judged, Report, StageRecord
 
 from . import companion_tables, figures
 from .assemble import assemble, companions_of
@@ -27,8 +27,16 @@ from .provenance import provenance
 from .real_baseline import real_baseline_note
 from .texts import say, stage_title, texts
 
-HARDER_MEMORY = ("with_optimizer", "matched", "recomputed", "plain")
-"""Variants of the memory measurement that stand beside the one of the criterion."""
+HARDER_MEMORY = {
+    "with_optimizer": ("peak_memory_with_optimizer", "peak_memory_with_optimizer"),
+    "training_step": ("peak_memory_training_step", "peak_memory_training_step"),
+    "training_step_adamw": ("peak_memory_training_step_adamw", "peak_memory_training_step_adamw"),
+    "matched": ("peak_memory_matched", "peak_memory_matched"),
+    "bfloat16": ("peak_memory", "peak_memory_bfloat16"),
+    "recomputed": ("peak_memory_recomputed", "peak_memory_recomputed"),
+    "plain": ("peak_memory_plain", "peak_memory_plain"),
+}
+"""What stands beside the memory criterion, in this order: a metric of the model, over one of the baseline."""
 
 
 def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, object]]:
@@ -96,21 +104,26 @@ def verdicts(report: Report, language: str = "en") -> Markup:
     Further candidates follow, each under a heading of its own.
     """
     asked = [
-        (style(one.model, language).label, [_card(found, one.model, report.stages, language) for found in one.criteria])
+        (style(one.model, language).label, [_card(found, one, report.stages, language) for found in one.criteria])
         for one in report.judged
     ]
     return render("verdicts", language, asked=asked)
 
 
-def _card(criterion: Criterion, model: str, stages: Sequence[StageRecord], language: str) -> dict[str, object]:
+def _card(criterion: Criterion, judged: Judged, stages: Sequence[StageRecord], language: str) -> dict[str, object]:
     name = criterion.name
-    asked = {"model": style(model, language).label, "baseline": style(BASELINE, language).label}
+    asked = {"model": style(judged.model, language).label, "baseline": style(BASELINE, language).label}
+    memory = next((stage for stage in stages if stage.stage == "memory" and stage.status == "ok"), None)
+    harder, told = [], []
+    if name == "vram" and memory:
+        harder, told = _harder_memory(judged, memory, language), _told_memory(judged, memory, language)
     return {
         "criterion": criterion,
         "question": say(language, f"criterion.{name}.question", **asked, limit=LIMITS.get(name)),
         "value": _criterion_value(criterion, texts(language)),
         "meaning": "" if criterion.value is None else say(language, f"criterion.{name}.value", **asked),
-        "beside": _harder_memory(model, stages, language) if name == "vram" else [],
+        "beside": harder,
+        "told": told,
     }
 
 
@@ -126,17 +139,50 @@ def _ratio(value: float, criterion: str) -> str:
     return alike([value], decimals([value], marks=(LIMITS[criterion],)))[0]
 
 
-def _harder_memory(model: str, stages: Sequence[StageRecord], language: str) -> list[str]:
-    """A line for each further way in which the memory stage has measured a model and the baseline: its ratio."""
-    record = next((stage for stage in stages if stage.stage == "memory" and stage.status == "ok"), None)
+def _harder_memory(judged: Judged, memory: StageRecord, language: str) -> list[tuple[str, Criterion | None]]:
+    """A line for each further way in which a model and the baseline were measured: its ratio, and its own verdict."""
+    verdicts = {found.name: found for found in judged.beside}
     lines = []
-    for variant in HARDER_MEMORY if record else ():
-        ours, theirs = (record.find(f"peak_memory_{variant}", name) for name in (model, BASELINE))
+    for variant, names in HARDER_MEMORY.items():
+        ours, theirs = map(memory.find, names, (judged.model, BASELINE))
         if ours and theirs and ours.value is not None and theirs.value:
             value = _ratio(ours.value / theirs.value, "vram")
             if "estimate" in (ours.basis, theirs.basis):
                 value = f"{texts(language)['basis.estimate']} {value}"
-            lines.append(say(language, f"criterion.vram.{variant}", value=value))
+            lines.append((say(language, f"criterion.vram.{variant}", value=value), verdicts.get(f"vram_{variant}")))
+    return lines
+
+
+def _told_memory(judged: Judged, memory: StageRecord, language: str) -> list[str]:
+    """Why the verdict on equal terms is what it is, what no recomputing takes away, and what a small GPU can train."""
+    models = {"model": style(judged.model, language).label, "baseline": style(BASELINE, language).label}
+    words = texts(language)
+    lines = [
+        f"{words[f'criterion.{found.name}']}{words['colon']} {found.reason}"
+        for found in judged.beside
+        if found.basis == "measured"  # of an estimate its line says all there is
+    ]
+    sides = [
+        [memory.find(f"{kind}_memory_recomputed", model) for kind in ("peak", "parameter")]
+        for model in (judged.model, BASELINE)
+    ]
+    found = [metric for side in sides for metric in side]
+    if all(metric and metric.value and metric.basis == "measured" for metric in found):
+        peak, parameters, peak_baseline, parameters_baseline = (metric.value for metric in found)
+        numbers = {
+            "peak": peak,
+            "parameters": 2 * parameters,
+            "peak_baseline": peak_baseline,
+            "parameters_baseline": 2 * parameters_baseline,
+            "ratio": peak / peak_baseline,
+            "parameter_ratio": parameters / parameters_baseline,
+        }
+        lines.append(say(language, "criterion.vram.what_is_left", **numbers, **models))
+    fits, step = (memory.find(name, judged.model) for name in ("trains_within_8_gib", "peak_memory_recipe_step"))
+    if fits and fits.value is not None:
+        lines.append(say(language, f"criterion.vram.{'trains' if fits.value else 'trains_not'}", **models))
+    if step and step.value is not None:
+        lines.append(say(language, "criterion.vram.recipe_step", peak=step.value, basis=words[f"basis.{step.basis}"]))
     return lines
 
 

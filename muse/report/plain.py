@@ -22,10 +22,10 @@ def page(
 
 
 def verdict_table(report: Report) -> list[str]:
-    """Return a line for each criterion and candidate: its name, verdict, value and target."""
+    """Return a line for each criterion and candidate, and for what stands beside it: name, verdict, value, target."""
     first, *others = report.judged
-    asked = [(c.name, c) for c in first.criteria]
-    asked += [(f"{other.model} {c.name}", c) for other in others for c in other.criteria]
+    asked = [(c.name, c) for c in first.in_order()]
+    asked += [(f"{other.model} {c.name}", c) for other in others for c in other.in_order()]
     return _aligned("<<>", [
         (name, c.verdict.replace("_", " "), "-" if c.value is None else f"{c.value:.4g}", c.target) for name, c in asked
     ])  # fmt: skip

@@ -15,6 +15,7 @@ from muse.catalog import BASELINE, REFERENCE, recomputes
 from muse.data.corpora import load_corpus
 from muse.data.corpus import Corpus
 from muse.host.paths import shortened, with_short_paths
+from muse.measure.live_bytes import WithoutData
 from muse.models.build import build_model
 from muse.models.pretrained import served
 from muse.models.weights import WithoutDraws, load_trained
@@ -56,7 +57,7 @@ class Stage:
         self.trainings: list[TrainingRun] = []  # of the record
         self.device = self._device()
         self._corpus: Corpus | None = None
-        self._untrained: tuple[str, nn.Module] | None = None
+        self._untrained: tuple[tuple[str, float], nn.Module] | None = None
         self._trained: dict[str, tuple[TrainingResult, ...]] = {}
 
     def _device(self) -> torch.device:
@@ -89,28 +90,48 @@ class Stage:
         """The models of the comparison, without Phase 2 where `skip_phase2` says so."""
         return [name for name in self.settings.models if not (name == BASELINE and self.settings.skip_phase2)]
 
-    def model(self, name: str = REFERENCE, *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
+    def model(
+        self,
+        name: str = REFERENCE,
+        *,
+        use_complex32: bool = True,
+        recompute: bool | None = None,
+        dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
+    ) -> nn.Module:
         """Return an untrained model of the measured size on the stage's device; each call returns one of its own.
 
-        `recompute` takes the place of the setting of that name.
+        `recompute` takes the place of the setting of that name, `dtype` that of the precision in which it is stored.
         """
-        if self._untrained is None or self._untrained[0] != name:  # drawing the weights takes longer than a copy
-            self._untrained = name, self._build(name)
+        if self._untrained is None or self._untrained[0] != (name, dropout):  # drawing weights takes longer than a copy
+            self._untrained = (name, dropout), self._build(name, dropout)
         drawn = self._untrained[1]
         model = served(drawn) if use_complex32 else drawn
-        return self._placed(copy.deepcopy(model) if model is drawn else model, name, recompute)
+        model = copy.deepcopy(model) if model is drawn else model
+        return self._placed(model.to(dtype), name, recompute)
 
-    def shaped(self, name: str = REFERENCE, *, use_complex32: bool = True, recompute: bool | None = None) -> nn.Module:
-        """Return a model whose memory is asked for: `model`, but where that is an estimate its values are not drawn."""
+    def shaped(
+        self,
+        name: str = REFERENCE,
+        *,
+        use_complex32: bool = True,
+        recompute: bool | None = None,
+        dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
+    ) -> nn.Module:
+        """Return a model whose memory is asked for: `model`, but where that is an estimate it has no values."""
+        options = {"recompute": recompute, "dtype": dtype, "dropout": dropout}
         if self.device.type == "cuda":
-            return self.model(name, use_complex32=use_complex32, recompute=recompute)
+            return self.model(name, use_complex32=use_complex32, **options)
         with WithoutDraws():
-            model = self._build(name)
-        return self._placed(served(model) if use_complex32 else model, name, recompute)
+            model = self._build(name, dropout)
+        with WithoutData():
+            model = (served(model) if use_complex32 else model).to(dtype)
+        return self._placed(model, name, recompute)
 
-    def _build(self, name: str) -> nn.Module:
+    def _build(self, name: str, dropout: float = 0.0) -> nn.Module:
         sizes = {key: getattr(self.settings, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq")}
-        return build_model(name, **sizes, seed=self.settings.seed)
+        return build_model(name, **sizes, dropout=dropout, seed=self.settings.seed)
 
     def _placed(self, model: nn.Module, name: str, recompute: bool | None) -> nn.Module:
         model = model.to(self.device)

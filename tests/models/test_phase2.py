@@ -1,5 +1,6 @@
 """Phase 2: the left Green's function against explicit inverses, and the model's contract at tiny and published size."""
 
+import copy
 import math
 
 import pytest
@@ -275,6 +276,21 @@ def test_half_precision_autocast_stays_close_to_float32():
         expected = model.features(ids)
         with torch.autocast("cpu", torch.bfloat16):
             assert relative_rms(model.features(ids).float(), expected) < 0.02
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_copy_in_bfloat16_computes_in_it_but_for_its_rates(recompute):
+    full = Phase2Model(Phase2Config(vocab_size=31, d_model=32, n_layers=2, n_seq=24), seed=1)
+    half = copy.deepcopy(full).to(torch.bfloat16)
+    half.recompute = recompute
+    ids = torch.randint(31, (2, 24), generator=torch.Generator().manual_seed(0))
+    loss = half.loss(ids, ids)
+    loss.backward()
+    assert loss.item() == pytest.approx(full.loss(ids, ids).item(), rel=0.02)
+    assert {p.grad.dtype for p in half.parameters() if p.requires_grad} == {torch.bfloat16}
+    assert half.features(ids).dtype == torch.bfloat16
+    added, rate = half.blocks[0].core(half.blocks[0].core_norm(half.embedding(ids)))
+    assert (added.dtype, rate.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_dropout_acts_in_training_only():

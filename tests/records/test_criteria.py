@@ -93,6 +93,55 @@ def test_just_above_the_limits_fails():
     assert verdict("vram", memory_record(0.5201, 1.0)).verdict == "fail"
 
 
+def beside(*records, **options):
+    (found,) = criteria.judge_beside(records, texts("en"), **options)
+    return found
+
+
+def recomputed_record(ours, theirs, bases=("measured", "measured"), **changes):
+    """Peaks with blocks recomputed beside others, as the criterion has them, that would pass."""
+    pairs = zip(("stage1", "phase2"), (ours, theirs), bases, strict=True)
+    found = [metric("peak_memory_recomputed", m, v, basis=b, unit="GiB") for m, v, b in pairs if v != "missing"]
+    own = memory_record(0.1, 1.0)
+    return own.model_copy(update={"metrics": [*own.metrics, *found]} | changes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict", "value"),
+    [
+        (0.52, 1.0, "pass", 0.52),
+        (0.5201, 1.0, "fail", 0.5201),
+        ("missing", 1.0, "not_measured", None),
+        (None, 1.0, "fail", None),
+        (NAN, 1.0, "fail", None),
+        (0.1, "missing", "not_measured", None),
+        (0.1, None, "not_measured", None),
+        (0.1, NAN, "not_measured", None),
+        (0.1, INF, "not_measured", None),
+        (0.1, 0.0, "not_measured", None),
+    ],
+)
+def test_the_memory_recomputed_on_both_sides_has_a_verdict_of_its_own(ours, theirs, verdict, value):
+    found = beside(recomputed_record(ours, theirs))
+    assert (found.name, found.verdict, found.value) == ("vram_recomputed", verdict, value)
+    assert "0.52 times that of Phase 2" in found.target
+    assert "recomputed" in found.target
+    if value is not None:
+        assert found.reason.startswith("With halves of blocks recomputed on both sides Stage 1 peaks at ")
+
+
+def test_the_verdict_beside_the_criteria_is_no_criterion_and_never_from_estimates_or_failures():
+    record = recomputed_record(0.9, 1.0)
+    assert [c.name for c in judge([record])] == list(CRITERIA)
+    assert next(c for c in judge([record]) if c.name == "vram").verdict == "pass"
+    found = beside(recomputed_record(0.1, 1.0, bases=("estimate", "measured")))
+    assert (found.verdict, found.value, found.basis) == ("not_measured", 0.1, "estimate")
+    assert beside().verdict == "not_measured"
+    assert beside(recomputed_record(0.1, 1.0, status="failed", error="x")).verdict == "not_measured"
+    assert beside(recomputed_record(0.1, 1.0), skipped_baseline=True).verdict == "not_measured"
+    assert "Reduced setting" in beside(recomputed_record(0.1, 1.0, scale="reduced")).reason
+
+
 def test_nothing_ran():
     found = judge([])
     assert [c.verdict for c in found] == ["not_measured"] * 5

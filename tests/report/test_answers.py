@@ -37,8 +37,23 @@ def test_the_criteria_that_a_stage_decides_are_said_of_every_candidate():
     peaks = {"stage1": 1.0, "stage1_memory": 3.0, "phase2": 4.0}
     metrics = [Metric(name="peak_memory", model=name, value=value, unit="GiB") for name, value in peaks.items()]
     found = answers.of_stage(stage("memory", metrics=metrics))
-    assert [line.split(". ")[0] for line in found] == ["Stage 1, Memory: pass", "Stage 1 with memory, Memory: fail"]
+    assert [line.split(". ")[0] for line in found] == [
+        "Stage 1, Memory: pass",
+        "Stage 1, Memory, recomputed on both sides: not measured",
+        "Stage 1 with memory, Memory: fail",
+        "Stage 1 with memory, Memory, recomputed on both sides: not measured",
+    ]
     assert "0.2500" in found[0]
+
+
+def test_a_step_of_the_recipe_and_whether_a_small_gpu_can_make_it_are_told():
+    metrics = [
+        Metric(name="peak_memory_recipe_step", model="stage1", value=9.25, unit="GiB"),
+        Metric(name="trains_within_8_gib", model="stage1", value=0.0, unit="1", note="out of memory"),
+    ]
+    *_, peak, fits = answers.of_stage(stage("memory", metrics=metrics))
+    assert "Stage 1: a training step of the recipe peaks at 9.250 GiB" in peak
+    assert fits.endswith("0: it runs out of memory): 0.")
 
 
 def test_a_failed_stage_says_so_before_its_numbers():

@@ -125,6 +125,50 @@ def test_the_memory_card_says_what_was_measured_and_what_is_harder(language):
     assert "float32" not in report.verdicts(failed, language)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_memory_card_shows_the_verdict_on_equal_terms_and_what_is_left(language):
+    words, measured = texts(language), "measured"
+    peaks = {
+        "": ((0.4, None, 1.0), measured),
+        "bfloat16": ((None, None, 0.5), measured),
+        "training_step": ((1.2, None, 1.0), measured),
+        "recomputed": ((0.375, None, 0.6), measured),
+        "recipe_step": ((7.5, None, None), measured),
+    }
+
+    def card(found, beside=(), extra=()):
+        stages = [found.stages[0].model_copy(update={"metrics": [*found.stages[0].metrics, *extra]})]
+        first = found.judged[0].model_copy(
+            update={"beside": list(beside), "criteria": [criterion(name) for name in CRITERIA]}
+        )
+        found = found.model_copy(update={"judged": [first], "stages": stages})
+        return soup(report.verdicts(found, language)).select_one("[data-criterion=vram]")
+
+    beside = [criterion("vram_recomputed", "fail")]
+    parameters = [
+        Metric(name="parameter_memory_recomputed", model=model, value=value, unit="GiB")
+        for model, value in (("stage1", 0.15), ("phase2", 0.25))
+    ]
+    fits = Metric(name="trains_within_8_gib", model="stage1", value=1.0, unit="1")
+    found = card(two_candidates(**peaks), beside, [*parameters, fits])
+    lines = [" ".join(line.text.split()) for line in found.select("dd")]
+    assert words["criterion.vram.bfloat16"].format(value="0.800") in lines
+    assert words["criterion.vram.training_step"].format(value="1.200") in lines
+    (judged,) = [line for line in lines if line.startswith(words["criterion.vram.recomputed"].format(value="0.625"))]
+    assert judged.endswith(words["verdict.fail"])
+    assert [badge.text.split()[-1] for badge in found.select("dd .muse-badge")] == [words["verdict.fail"].split()[-1]]
+    told = found.text
+    for number in ("0.300", "0.375", "0.500", "0.600", "0.625", "7.500"):
+        assert number in told
+    assert words["criterion.vram.trains"].format(model=words["model.stage1"]) in told
+    out_of_memory = card(two_candidates(**peaks), beside, [fits.model_copy(update={"value": 0.0})])
+    assert words["criterion.vram.trains_not"].format(model=words["model.stage1"]) in out_of_memory.text
+    assert "0.300" not in out_of_memory.text, "without the sizes of parameters nothing is said of them"
+    guessed = two_candidates(**peaks | {"recomputed": ((0.375, None, 0.6), "estimate")})
+    assert "0.300" not in card(guessed, beside, parameters).text, "nor from estimates"
+    assert not card(two_candidates(**peaks)).select("dd .muse-badge")
+
+
 def test_the_memory_question_does_not_speak_of_a_training():
     for language, training in (("en", "training"), ("ja", "学習")):
         assert training not in texts(language)["criterion.vram.question"]

@@ -217,7 +217,8 @@ def test_the_terminal_tells_the_story(bad_run):
     assert lines[1].startswith("[1/8] planar_complex ... ok ")
     assert lines[3].startswith("[2/8] basic_test ... failed ")
     assert lines[3].endswith("s: ValueError: seven is too")
-    assert [line.split()[0] for line in lines[-6:-1]] == ["perplexity", "vram", "stability", "gradients", "layout"]
+    names = ["perplexity", "vram", "vram_recomputed", "stability", "gradients", "layout"]
+    assert [line.split()[0] for line in lines[-7:-1]] == names
     assert lines[-1] == str(bad_run[1] / "index.html")
 
 
@@ -551,7 +552,8 @@ def test_further_candidates_are_judged_too_and_the_first_decides(tmp_path):
     assert exit_code(report, gate=True) == 1
     lines = [line.split()[:3] for line in plain.verdict_table(report)]
     assert lines[0] == ["perplexity", "fail", "1.031"]
-    assert lines[5] == ["stage1_memory", "perplexity", "pass"]
+    assert [line[0] for line in lines[1:3]] == ["vram", "vram_recomputed"]
+    assert lines[6] == ["stage1_memory", "perplexity", "pass"]
 
 
 def test_cuda_is_refused_before_anything_is_moved(tmp_path):
@@ -646,8 +648,29 @@ def test_the_verdict_table_is_aligned(tmp_path):
     report = report_of(tmp_path, *stages_with(103.1))
     lines = plain.verdict_table(report)
     assert lines[0].split()[:3] == ["perplexity", "fail", "1.031"]
-    starts = {line.index(criterion.target) for line, criterion in zip(lines, report.criteria, strict=True)}
+    starts = {line.index(criterion.target) for line, criterion in zip(lines, report.judged[0].in_order(), strict=True)}
     assert len(starts) == 1
+
+
+def test_a_verdict_on_equal_terms_stands_beside_the_criteria_and_decides_no_exit_code(tmp_path):
+    stages = stages_with(100.0)
+    for model, value in (("stage1", 0.6), ("phase2", 1.0)):
+        stages[1].metrics.append(Metric(name="peak_memory_recomputed", model=model, value=value, unit="GiB"))
+    report = report_of(tmp_path, *stages)
+    (beside,) = report.judged[0].beside
+    assert (beside.name, beside.verdict, beside.value) == ("vram_recomputed", "fail", 0.6)
+    assert [c.verdict for c in report.criteria] == ["pass"] * 5
+    assert exit_code(report, gate=True) == 0
+    assert report.summary.pass_ is True
+    assert plain.verdict_table(report)[2].split()[:3] == ["vram_recomputed", "fail", "0.6"]
+    path = tmp_path / "report.json"
+    write_record(report, path)
+    assert read_record(Report, path).judged[0].beside == [beside]
+    before = json.loads(path.read_text())
+    for one in before["judged"]:
+        del one["beside"]
+    path.write_text(json.dumps(before))
+    assert read_record(Report, path).judged[0].beside == []
 
 
 def test_pages_that_share_a_script_get_todays_with_the_report(good_run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import pkgutil
@@ -26,8 +27,10 @@ from muse.records.store import read_record
 from muse.report.figures.style import MODELS
 from muse.report.texts import texts
 from muse.runner.notebooks import REPOSITORY
-from muse.stages import dynamics, perplexity, throughput, train
+from muse.stages import dynamics, memory, perplexity, throughput, train
 from muse.stages.stage import Stage
+from muse.training import trainer
+from muse.training.muon import Muon
 
 TINY = {"d_model": 16, "n_layers": 1, "n_seq": 32, "vocab_size": 77, "device": "cpu", "seed": 3}
 SIZES = {key: TINY[key] for key in ("d_model", "n_layers", "n_seq", "vocab_size")}
@@ -191,6 +194,65 @@ def test_the_notebook_of_peaks_shows_every_model_with_and_without_recomputing(
         assert ("recomputes" in own.note) is recompute
         assert "recomputes" in again.note
     assert record.find("peak_memory_recomputed_ratio_to_phase2", "stage1").value > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_row_of_the_memory_is_measured_in_its_own_precision_and_with_its_own_step(
+    namespace, tmp_path, monkeypatch, optimizer
+):
+    names = ["stage1", "phase2", "gpt2", "real_twin"]
+    sizes = {"models": names, "n_seq": 64, "optimizer": optimizer, "batch_tokens": [100], "train_n_seq": 32}
+    run_cells("04_memory", namespace | sizes | {"dropouts": [0.0, 0.5]}, monkeypatch)
+    record = read_record(StageRecord, tmp_path / "records" / "memory.json")
+
+    def noted(variant, model):
+        found = record.find(f"peak_memory_{variant}", model)
+        return found and found.note
+
+    for name in ("phase2", "gpt2"):
+        assert "forward + loss + backward, parameters bfloat16;" in noted("bfloat16", name)
+        assert record.find("peak_memory_bfloat16", name).value < record.find("peak_memory", name).value
+    for name in ("stage1", "real_twin"):
+        assert noted("bfloat16", name) is None, "stored in half precision already"
+        ratio = record.find("peak_memory_ratio_to_phase2_bfloat16", name).value
+        peaks = record.find("peak_memory", name).value, record.find("peak_memory_bfloat16", "phase2").value
+        assert ratio == pytest.approx(peaks[0] / peaks[1])
+    assert record.find("peak_memory_ratio_to_phase2_bfloat16", "gpt2") is None
+    for name in names:
+        step = f"training step with {optimizer} and bfloat16 autocast that recomputes the blocks"
+        assert f"batch 2 x 64, {step}, the second of two, parameters float32" in noted("training_step", name)
+        assert (noted("training_step_adamw", name) is None) == (optimizer == "adamw")
+        recipe = f"batch 3 x 32, training step with {optimizer} and bfloat16 autocast and dropout 0.5, the second"
+        assert recipe in noted("recipe_step", name)
+        assert record.find("peak_memory_recipe_step", name).basis == "estimate"
+        assert record.find("trains_within_8_gib", name) is None, "nothing was capped"
+        assert record.find(f"peak_memory_recomputed{'_ratio_to_phase2' * (name != 'phase2')}", name).value > 0
+
+
+def test_dropout_of_the_recipe_is_in_its_step(namespace):
+    stage = Stage("memory", namespace | {"dropouts": [0.0, 0.5], "n_seq": 32})
+    kept, dropped = (memory._recipe_step(other, "stage1")[0].value for other in (Stage("memory", namespace), stage))
+    assert dropped > kept
+    assert stage.shaped("phase2", dropout=0.5).config.dropout == 0.5
+    assert stage.model("phase2", dropout=0.5).config.dropout == 0.5
+    assert stage.model("phase2").config.dropout == 0
+
+
+def test_the_step_whose_memory_is_measured_is_the_trainers_own(namespace):
+    stage, model = Stage("memory", namespace), build_model("stage1", **SIZES)
+    for optimizer, kinds in (("adamw", [torch.optim.AdamW]), ("muon", [torch.optim.AdamW, Muon])):
+        step = memory.training(stage, optimizer, 2, 8).step_of(model)
+        assert type(step) is trainer.OptimizerStep
+        assert [type(one) for one in step.optimizers] == kinds
+        assert (step.recipe.precision, step.recipe.compile) == ("bfloat16", False)
+    assert "OptimizerStep(model, recipe" in inspect.getsource(trainer._Training), "which trains with it"
+
+
+def test_a_model_of_another_dtype_is_that_on_every_device(namespace):
+    stage = Stage("memory", namespace)
+    for make in (stage.model, stage.shaped):
+        assert {p.dtype for p in make("phase2", dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in make("phase2").parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage1_memory", "phase2", "gpt2", "real_twin"])
@@ -457,7 +519,7 @@ def fail_from_call(monkeypatch, place, number):
     [
         ("03_perplexity", 3, "1 of 2 models measured", {"perplexity": ["stage1"], "mixing": ["stage1"]}),
         ("03_perplexity", 5, "2 of 2 models measured", {"perplexity": ["stage1", "phase2"], "perplexity_bfloat16": []}),
-        ("04_memory", 5, "1 of 2 models measured", {"peak_memory_with_optimizer": ["stage1"]}),
+        ("04_memory", 5, "1 of 2 models measured", {"peak_memory_recipe_step": ["stage1"]}),
         ("05_throughput", 2, "1 of 2 models measured", {"throughput_loss": ["stage1"]}),
         ("06_gradients_stability", 2, "1 of 2 models in trials", {"gradient_norm": ["stage1"]}),
     ],

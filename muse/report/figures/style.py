@@ -82,7 +82,7 @@ def style(model: str, language: str = "en") -> Style:
 def metric_label(name: str, language: str = "en") -> str:
     """Return the name of a metric in words: the language file's, else its own; a ratio to a model names both."""
     measured, _, model = name.partition(RATIO)
-    if model:
+    if model and f"metric.{name}" not in texts(language):
         of, over = metric_label(measured, language), style(model, language).label
         return say(language, "metric.ratio", metric=of, model=over)
     return texts(language).get(f"metric.{name}", name.replace("_", " "))
