@@ -32,7 +32,8 @@ GATE = 0.03
 """Largest relative RMS error of all gradients together, the same for every model and state."""
 
 TRAINING_STEPS = 100
-BATCH = {"cuda": (4, 1024), "cpu": (1, 128)}  # sequences and tokens; fewer where the settings say so
+BATCH = {"cuda": (4, 1024), "cpu": (4, 256)}  # sequences and tokens; fewer where the settings say so
+LESSON = {"cuda": (4, 1024), "cpu": (1, 64)}  # the same of a step of training
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -53,8 +54,10 @@ class Gate:
     def __init__(self, bench: Context, master: nn.Module) -> None:
         """`master` has float32 weights and is left as it is."""
         self.bench = bench
-        sequences, tokens = BATCH[bench.device.type]
-        self.shape = sequences, min(tokens, bench.n_tokens)
+        self.shape, self.lesson = (
+            (sequences, min(tokens, bench.n_tokens))
+            for sequences, tokens in (kind[bench.device.type] for kind in (BATCH, LESSON))
+        )
         self.states = {name: self._state(name, master) for name in GATE_STATES}
 
     def _state(self, name: str, master: nn.Module) -> State:
@@ -63,13 +66,22 @@ class Gate:
         if name == "perturbed":
             perturb(model, seed)
         if name == "trained":
-            *lessons, batch = _language(self.shape, master.config.vocab_size, self.bench)
+            *lessons, batch = self._language(master.config.vocab_size)
             _train(model, lessons)
         model.recompute = False
         with plain_forms():
             _, found = reference_gradients(model.train(), *batch)
         found = {key: grad.clone() for key, grad in found.items()}
         return State({key: value.clone() for key, value in model.state_dict().items()}, batch, found)
+
+    def _language(self, vocab_size: int) -> list[Batch]:
+        """Batches of the synthetic language: one for each step of training, then the one to compare; ids below V."""
+        shapes = [self.lesson] * TRAINING_STEPS + [self.shape]
+        counts = [sequences * (tokens + 1) for sequences, tokens in shapes]
+        drawn = torch.as_tensor(Grammar().sample(sum(counts), self.bench.settings.seed)).long() % vocab_size
+        rows = [part.reshape(sequences, -1).to(self.bench.device)
+                for part, (sequences, _) in zip(drawn.split(counts), shapes, strict=True)]  # fmt: skip
+        return [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
 
     def checks(self, model: nn.Module, loss_of: Loss) -> list[Check]:
         """Compare the gradients of `loss_of`, a form of the model's own loss, in every state; weights are put back."""
@@ -88,9 +100,9 @@ class Gate:
             loss = loss_of(*state.batch)
         loss.backward()
         got = gradients(model)
-        if missing := [name for name in state.gradients if got.get(name) is None]:
-            raise ValueError(f"{len(missing)} parameters, such as {missing[0]}, get no gradient")
-        return relative_rms((got[name], want) for name, want in state.gradients.items())
+        if missing := [name for name, grad in got.items() if grad is None or name not in state.gradients]:
+            raise ValueError(f"{len(missing)} of {len(got)} parameters, such as {missing[0]}, get no gradient")
+        return relative_rms((grad, state.gradients[name]) for name, grad in got.items())
 
 
 def gate(bench: Context) -> Iterator[Metric]:
@@ -118,15 +130,6 @@ def _errors(bench: Context, name: str) -> Iterator[Metric]:
                  reason="" if worst is not None else note)  # fmt: skip
     within = float(all(check.ok for check in checks))
     yield Metric(name="bench_gradient_within", model=name, value=within, unit="1", note=f"1: all at most {GATE}")
-
-
-def _language(shape: tuple[int, int], vocab_size: int, bench: Context) -> list[Batch]:
-    """Batches of the synthetic language, one for each step of training and one more; its symbols fold into V ids."""
-    sequences, tokens = shape
-    count = (TRAINING_STEPS + 1) * sequences
-    ids = torch.as_tensor(Grammar().sample(count * (tokens + 1), bench.settings.seed)).long() % vocab_size
-    rows = ids.reshape(TRAINING_STEPS + 1, sequences, tokens + 1).to(bench.device)
-    return [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
 
 
 def _train(model: nn.Module, lessons: list[Batch]) -> None:

@@ -39,7 +39,7 @@ class MemoryOptions:
     convolution: int = 4  # taps of the causal convolution over q, k, v; 1: none
     qk_norm: bool = False  # q and k of unit length in each head
     input_scaling: bool = False  # writes scaled by sqrt(1 - exp(-2 gamma)): a stationary memory
-    head_norm_eps: float = 2e-5  # of the norm per head, times X^-2; its root is a twentieth of what a fresh head reads
+    head_norm_eps: float = 3e-4  # of the norm per head, times X^-2; its root is a fifth of what a fresh head reads
     last_rate_cap: float = FIRST_RATE_CAP  # largest gamma of the last layer; those between are log-spaced
     tied: bool = True  # the head is the token table; False: real token table and real head, half the width each
     table_rank: int = 0  # R, real scalars of a token in a low-rank table that two matrices join to the stream; 0: 2 D

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import statistics
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from reference import rms_error
 
 from muse import cli
-from muse.bench import bench
+from muse.bench import bench, gradient_gate
 from muse.bench import paths as ways
 from muse.bench import stack as stack_bench
 from muse.bench.bench import GROUPS, measure_bench
@@ -23,8 +24,8 @@ from muse.bench.equality import Check, check, check_gradients, gradients, relati
 from muse.bench.libraries import PathMissingError
 from muse.bench.naive import NaiveStage1, PlanarStack, perturb
 from muse.bench.timing import Trial, compare
-from muse.bench.training import OTHERS, compare_models
-from muse.catalog import BENCH_GROUPS
+from muse.bench.training import compare_models
+from muse.catalog import BENCH_GROUPS, COMPARED, GATE_STATES
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models.build import build_model
@@ -210,14 +211,21 @@ def context(**changes):
     return Context(build, Settings(**SIZES | TINY | changes), CPU, torch.float32, passthrough)
 
 
-def test_other_models_are_compared_with_gpt2(without_compiler):
-    result = compare_models(context(), "eager", 2)
-    assert {path.name: path.status for path in result.paths} == dict.fromkeys(OTHERS, "timed")
+def test_every_model_is_compared_with_gpt2_behind_one_gate(without_compiler, monkeypatch):
+    monkeypatch.setattr(gradient_gate, "TRAINING_STEPS", 2)
+    sizes = SIZES | {"d_model": 64, "n_layers": 1}
+    bench_of_models = replace(context(**sizes), build=partial(build_model, **sizes))
+    result = compare_models(bench_of_models, "eager", 2)
+    assert {path.name: path.status for path in result.paths} == dict.fromkeys(COMPARED, "timed")
+    for path in result.paths:
+        assert [check.quantity for check in path.checks] == [f"gradient_{state}" for state in GATE_STATES]
+        assert {check.tolerance for check in path.checks} == {gradient_gate.GATE}
     shares = {m.model: m.value for m in result.metrics(1.0, 1.0) if m.name == "bench_models_eager_2x11_matrix_share"}
     times = {path.name: statistics.median(path.seconds) for path in result.paths}
-    flops = {name: 3 * flops_per_token(build(name, use_complex32=False), 11) for name in OTHERS}
-    assert shares == {name: pytest.approx(22 * flops[name] / times[name]) for name in OTHERS}
-    assert {path.status for path in compare_models(context(), "compiled", 2).paths} == {"missing"}
+    flops = {name: 3 * flops_per_token(build_model(name, **sizes), 11) for name in COMPARED}
+    assert shares == {name: pytest.approx(22 * flops[name] / times[name]) for name in COMPARED}
+    assert "gradient_trained" in "\n".join(bench_tables(result.metrics(1.0, 1.0)))
+    assert {path.status for path in compare_models(bench_of_models, "compiled", 2).paths} == {"missing"}
 
 
 def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_compiler):

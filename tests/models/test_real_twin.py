@@ -100,5 +100,5 @@ def gradient_error(eps: float, seed: int) -> float:
 def test_a_read_that_crosses_zero_does_not_blow_gradients_up():
     """At token 0 a head reads (q k) v; where a real q k is nearly zero, the norm per head divides by it."""
     found = [gradient_error(MemoryOptions().head_norm_eps, seed) for seed in range(5)]
-    assert max(found) < 0.04
-    assert max(gradient_error(1e-6, seed) for seed in range(5)) > 2 * max(found), "as it was before"
+    assert max(found) < 0.015
+    assert max(gradient_error(1e-6, seed) for seed in range(5)) > 5 * max(found), "as it was before"
