@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Context:
     device: torch.device
     half: torch.dtype  # of products of half-precision numbers on this device
     progress: Progress
+    gates: dict[str, object] = field(default_factory=dict)  # those of `muse.bench.gradient_gate` that are made
 
     @property
     def n_tokens(self) -> int:

@@ -105,6 +105,14 @@ class Gate:
         return relative_rms((grad, state.gradients[name]) for name, grad in got.items())
 
 
+def gate_of(bench: Context, name: str, master: nn.Module) -> Gate:
+    """The gate of a model by name; on CUDA, where the groups that follow ask again, it is kept."""
+    made = bench.gates.get(name) or Gate(bench, master)
+    if bench.device.type == "cuda":
+        bench.gates[name] = made
+    return made
+
+
 def gate(bench: Context) -> Iterator[Metric]:
     """The errors of every model that a comparison may hold, eager, as it recomputes by default."""
     for name in bench.progress(COMPARED, "gradients of every model", len(COMPARED)):
@@ -115,7 +123,7 @@ def gate(bench: Context) -> Iterator[Metric]:
 def _errors(bench: Context, name: str) -> Iterator[Metric]:
     try:
         model = bench.master(name)
-        made = Gate(bench, model)
+        made = gate_of(bench, name, model)
         checks = made.checks(model, model.loss)
     except Exception as error:  # whatever it is, the other models go on
         reason = f"failed: {one_line(error)}"

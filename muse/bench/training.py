@@ -15,7 +15,7 @@ from muse.records.schema import Metric
 
 from .context import Context, no_value
 from .equality import Check, check, check_gradients, gradients, reference_gradients
-from .gradient_gate import Gate, Loss
+from .gradient_gate import Loss, gate_of
 from .naive import NaiveStage1, perturb
 from .paths import compiled
 from .timing import GroupResult, Trial
@@ -68,7 +68,7 @@ def compare_models(bench: Context, mode: str, batch: int) -> GroupResult:
     masters = {name: bench.master(name) for name in COMPARED}
     paths = {
         name: partial(training_trial, bench, lambda master=master: master, ids=ids, targets=targets,
-                      check=partial(gated, bench), compile_loss=mode == "compiled")
+                      check=partial(gated, bench, name), compile_loss=mode == "compiled")
         for name, master in masters.items()
     }  # fmt: skip
     flops = {name: 3 * flops_per_token(master, bench.n_tokens) for name, master in masters.items()}
@@ -94,9 +94,9 @@ def training_trial(
     return Trial(call, partial(check, model, loss_of))
 
 
-def gated(bench: Context, model: nn.Module, loss_of: Loss) -> list[Check]:
+def gated(bench: Context, name: str, model: nn.Module, loss_of: Loss) -> list[Check]:
     """What the gate of gradients says of a model and a form of its loss."""
-    return Gate(bench, model).checks(model, loss_of)
+    return gate_of(bench, name, model).checks(model, loss_of)
 
 
 def optimizer_bytes(model: nn.Module) -> int:

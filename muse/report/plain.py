@@ -43,15 +43,16 @@ def bench_tables(metrics: Sequence[Metric]) -> list[str]:
         for m in metrics
         if m.name.endswith("_ceiling") and m.value is not None
     ]
+    for metric in metrics:
+        if metric.name == "bench_gradient_error":
+            text = metric.note if metric.value is None else f"{metric.value:.2g} ({metric.note})"
+            lines += ["", f"{metric.model} gradients: {text}"]
     groups = dict.fromkeys(m.name.removesuffix("_speed") for m in metrics if m.name.endswith("_speed"))
     for group in groups:
         paths = [m for m in metrics if m.name == f"{group}_speed"]
         rows = [_bench_row(group, path, values) for path in paths]
         lines += ["", group.removeprefix("bench_").replace("_", " "), *_aligned("<" + ">" * 7, [BENCH_COLUMNS, *rows])]
     for metric in metrics:
-        if metric.name == "bench_gradient_error":
-            text = metric.note if metric.value is None else f"{metric.value:.2g} ({metric.note})"
-            lines += ["", f"{metric.model} gradients: {text}"]
         if metric.name == "bench_peak_memory":
             text = metric.note if metric.value is None else f"{metric.value / 2**20:.1f} MiB ({metric.note})"
             lines += ["", f"{metric.model} peak memory: {text}".lstrip()]
