@@ -11,7 +11,9 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +80,7 @@ class Gate:
         """Batches of the synthetic language: one for each step of training, then the one to compare; ids below V."""
         shapes = [self.lesson] * TRAINING_STEPS + [self.shape]
         counts = [sequences * (tokens + 1) for sequences, tokens in shapes]
-        drawn = torch.as_tensor(Grammar().sample(sum(counts), self.bench.settings.seed)).long() % vocab_size
+        drawn = torch.as_tensor(_symbols(sum(counts), self.bench.settings.seed)).long() % vocab_size
         rows = [part.reshape(sequences, -1).to(self.bench.device)
                 for part, (sequences, _) in zip(drawn.split(counts), shapes, strict=True)]  # fmt: skip
         return [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
@@ -103,6 +105,11 @@ class Gate:
         if missing := [name for name, grad in got.items() if grad is None or name not in state.gradients]:
             raise ValueError(f"{len(missing)} of {len(got)} parameters, such as {missing[0]}, get no gradient")
         return relative_rms((grad, state.gradients[name]) for name, grad in got.items())
+
+
+@lru_cache(1)
+def _symbols(count: int, seed: int) -> np.ndarray:
+    return Grammar().sample(count, seed)
 
 
 def gate_of(bench: Context, name: str, master: nn.Module) -> Gate:

@@ -142,14 +142,15 @@ def _first_line(error: Exception) -> str:
 def _capped(device: torch.device, limit_bytes: int) -> Iterator[None]:
     """Let the allocator have so many bytes more than it has, and put the former limit back at the end."""
     _empty_cuda_caches(device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    former = torch.cuda.get_per_process_memory_fraction(device)
-    allowed = limit_bytes + torch.cuda.memory_reserved(device)
-    torch.cuda.set_per_process_memory_fraction(min(former, allowed / total), device)
+    index = torch.cuda.current_device() if device.index is None else device.index  # a fraction is asked of a number
+    total = torch.cuda.get_device_properties(index).total_memory
+    former = torch.cuda.get_per_process_memory_fraction(index)
+    allowed = limit_bytes + torch.cuda.memory_reserved(index)
+    torch.cuda.set_per_process_memory_fraction(min(former, allowed / total), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(former, device)
+        torch.cuda.set_per_process_memory_fraction(former, index)
 
 
 def _measure_cuda(

@@ -212,18 +212,18 @@ def context(**changes):
 
 
 def test_every_model_is_compared_with_gpt2_behind_one_gate(without_compiler, monkeypatch):
-    monkeypatch.setattr(gradient_gate, "TRAINING_STEPS", 2)
-    sizes = SIZES | {"d_model": 64, "n_layers": 1}
-    bench_of_models = replace(context(**sizes), build=partial(build_model, **sizes))
+    monkeypatch.setattr(gradient_gate, "TRAINING_STEPS", 3)
+    sizes = SIZES | {"vocab_size": 199, "d_model": 64, "n_layers": 1, "n_seq": 64}
+    bench_of_models = replace(context(**sizes, throughput_n_tokens=64), build=partial(build_model, **sizes))
     result = compare_models(bench_of_models, "eager", 2)
     assert {path.name: path.status for path in result.paths} == dict.fromkeys(COMPARED, "timed")
     for path in result.paths:
         assert [check.quantity for check in path.checks] == [f"gradient_{state}" for state in GATE_STATES]
         assert {check.tolerance for check in path.checks} == {gradient_gate.GATE}
-    shares = {m.model: m.value for m in result.metrics(1.0, 1.0) if m.name == "bench_models_eager_2x11_matrix_share"}
+    shares = {m.model: m.value for m in result.metrics(1.0, 1.0) if m.name == "bench_models_eager_2x64_matrix_share"}
     times = {path.name: statistics.median(path.seconds) for path in result.paths}
-    flops = {name: 3 * flops_per_token(build_model(name, **sizes), 11) for name in COMPARED}
-    assert shares == {name: pytest.approx(22 * flops[name] / times[name]) for name in COMPARED}
+    flops = {name: 3 * flops_per_token(build_model(name, **sizes), 64) for name in COMPARED}
+    assert shares == {name: pytest.approx(128 * flops[name] / times[name]) for name in COMPARED}
     assert "gradient_trained" in "\n".join(bench_tables(result.metrics(1.0, 1.0)))
     assert {path.status for path in compare_models(bench_of_models, "compiled", 2).paths} == {"missing"}
 

@@ -25,7 +25,7 @@ SIZES = {"vocab_size": 199, "d_model": 64, "n_layers": 2, "n_seq": 64}
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(gradient_gate, "TRAINING_STEPS", 10)
+    monkeypatch.setattr(gradient_gate, "TRAINING_STEPS", 3)
 
 
 def context(build=None, **sizes):
@@ -91,7 +91,9 @@ def test_the_model_is_left_as_it_was_and_its_states_differ():
     assert not torch.equal(tables[0], tables[2])
 
 
-def test_a_lost_gradient_and_a_model_that_breaks_stop_no_other():
+def test_a_lost_gradient_and_a_model_that_breaks_stop_no_other(monkeypatch):
+    monkeypatch.setattr(gradient_gate, "COMPARED", ("phase2", "gpt2", "real_twin"))
+
     class BrokenError(Exception):
         pass
 

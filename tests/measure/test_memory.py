@@ -184,10 +184,16 @@ class Cuda:
         properties = SimpleNamespace(total_memory=80 * GIB)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GIB)
-        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: self.fraction)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", self.get)
         monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", self.set)
 
+    def get(self, device):
+        assert isinstance(device, int), "torch refuses a device without a number here"
+        return self.fraction
+
     def set(self, fraction, device):
+        assert isinstance(device, int)
         self.fraction = fraction
         self.history.append(fraction)
 
