@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import nbformat
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from muse.data.corpora import load_corpus
 from muse.records.criteria import CRITERIA
 from muse.records.schema import Criterion, Judged, Metric, Report, RunInfo, Series, StageRecord, Summary
 from muse.records.store import write_record
@@ -25,6 +27,12 @@ LATER = datetime(2026, 1, 2, 4, 9, 5, tzinfo=UTC)
 
 
 VERDICTS = dict.fromkeys(CRITERIA, "pass") | {"perplexity": "fail", "vram": "not_measured"}
+
+
+@lru_cache
+def corpus():
+    """A little of the synthetic language."""
+    return load_corpus("synthetic", "corpus", synthetic_tokens=dict.fromkeys(("train", "validation", "test"), 3000))
 
 
 def criterion(name, verdict="pass", **values):

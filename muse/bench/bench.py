@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from muse.catalog import BENCH_GROUPS
+from muse.data.corpus import Corpus
 from muse.measure.common import Progress, passthrough
 from muse.measure.throughput import Ceiling, copy_ceiling, matrix_ceiling
 from muse.ops import planar
@@ -70,20 +71,22 @@ def measure_bench(
     build: Build,
     settings: Settings,
     device: torch.device | str,
+    text: Callable[[], Corpus],
     *,
     progress: Progress = passthrough,
     on_group: Callable[[BenchResult], None] = lambda so_far: None,
 ) -> BenchResult:
     """Compare the paths of every group of `settings.bench_groups`, in the sizes of these settings.
 
-    `build(name, use_complex32=...)` returns an untrained model on the device. `on_group` gets what there is after each
+    `build(name, use_complex32=...)` returns an untrained model on the device, `text()` what it is trained on for a few
+    steps. `on_group` gets what there is after each
     group, so that an interruption loses one group.
     """
     start, device = time.perf_counter(), torch.device(device)
     half = planar.compute_dtype(torch.float16, device)
     ceilings = [matrix_ceiling(device, dtype) for dtype in dict.fromkeys((half, torch.float32))]
     result = BenchResult((), max(ceilings, key=lambda ceiling: ceiling.value), copy_ceiling(device), 0.0)
-    bench = Context(build, settings, device, half, progress)
+    bench = Context(build, settings, device, half, progress, text)
     for group in (group for group in BENCH_GROUPS if group in settings.bench_groups):
         results: list[GroupResult | Metric] = []
         try:

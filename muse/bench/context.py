@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muse.catalog import recomputes
+from muse.data.corpus import Corpus
 from muse.measure.common import Progress
 from muse.params import Settings
 from muse.records.schema import Metric
@@ -30,6 +31,7 @@ class Context:
     device: torch.device
     half: torch.dtype  # of products of half-precision numbers on this device
     progress: Progress
+    text: Callable[[], Corpus]  # what models are trained on, where a few steps are asked of them
     gates: dict[str, object] = field(default_factory=dict)  # those of `muse.bench.gradient_gate` that are made
 
     @property

@@ -11,14 +11,11 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from muse.catalog import COMPARED, GATE_STATES
-from muse.data.grammar import Grammar
 from muse.measure.common import random_batch
 from muse.ops.operator import plain_forms
 from muse.records.schema import Metric
@@ -68,7 +65,7 @@ class Gate:
         if name == "perturbed":
             perturb(model, seed)
         if name == "trained":
-            *lessons, batch = self._language(master.config.vocab_size)
+            *lessons, batch = self._lessons(master.config.vocab_size)
             _train(model, lessons)
         model.recompute = False
         with plain_forms():
@@ -76,13 +73,13 @@ class Gate:
         found = {key: grad.clone() for key, grad in found.items()}
         return State({key: value.clone() for key, value in model.state_dict().items()}, batch, found)
 
-    def _language(self, vocab_size: int) -> list[Batch]:
-        """Batches of the synthetic language: one for each step of training, then the one to compare; ids below V."""
+    def _lessons(self, vocab_size: int) -> list[Batch]:
+        """Batches from the start of the training text, one for each step, then the one to compare; ids below V."""
         shapes = [self.lesson] * TRAINING_STEPS + [self.shape]
         counts = [sequences * (tokens + 1) for sequences, tokens in shapes]
-        drawn = torch.as_tensor(_symbols(sum(counts), self.bench.settings.seed)).long() % vocab_size
-        rows = [part.reshape(sequences, -1).to(self.bench.device)
-                for part, (sequences, _) in zip(drawn.split(counts), shapes, strict=True)]  # fmt: skip
+        ids = self.bench.text().splits["train"].ids.long() % vocab_size
+        ids = ids[torch.arange(sum(counts)) % len(ids)].to(self.bench.device)
+        rows = [part.reshape(sequences, -1) for part, (sequences, _) in zip(ids.split(counts), shapes, strict=True)]
         return [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
 
     def checks(self, model: nn.Module, loss_of: Loss) -> list[Check]:
@@ -105,11 +102,6 @@ class Gate:
         if missing := [name for name, grad in got.items() if grad is None or name not in state.gradients]:
             raise ValueError(f"{len(missing)} of {len(got)} parameters, such as {missing[0]}, get no gradient")
         return relative_rms((grad, state.gradients[name]) for name, grad in got.items())
-
-
-@lru_cache(1)
-def _symbols(count: int, seed: int) -> np.ndarray:
-    return Grammar().sample(count, seed)
 
 
 def gate_of(bench: Context, name: str, master: nn.Module) -> Gate:
@@ -138,7 +130,8 @@ def _errors(bench: Context, name: str) -> Iterator[Metric]:
         return
     errors = [check.error for check in checks]
     how = f"bfloat16 autocast against the plain float32 form, {made.shape[0]} x {made.shape[1]} tokens"
-    note = f"{how}; {', '.join(map(str, checks))}; trained: {TRAINING_STEPS} steps on the synthetic language"
+    text = bench.text().text or bench.text().name
+    note = f"{how}; {', '.join(map(str, checks))}; trained: {TRAINING_STEPS} steps on {text}"
     worst = max(errors) if all(map(math.isfinite, errors)) else None
     yield Metric(name="bench_gradient_error", model=name, value=worst, unit="1", n=len(checks), note=note,
                  samples=errors if worst is not None else [], labels=list(GATE_STATES) if worst is not None else [],

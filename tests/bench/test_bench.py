@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 import torch
+from builders import corpus
 from reference import rms_error
 
 from muse import cli
@@ -52,7 +53,7 @@ def build(name, use_complex32):
 
 
 def tiny(groups=TIMED, **options):
-    return measure_bench(build, Settings(**SIZES | TINY | {"bench_groups": list(groups)}), "cpu", **options)
+    return measure_bench(build, Settings(**SIZES | TINY | {"bench_groups": list(groups)}), "cpu", corpus, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +209,7 @@ def test_without_cuda_models_say_so_and_memory_is_an_estimate():
 
 
 def context(**changes):
-    return Context(build, Settings(**SIZES | TINY | changes), CPU, torch.float32, passthrough)
+    return Context(build, Settings(**SIZES | TINY | changes), CPU, torch.float32, passthrough, corpus)
 
 
 def test_every_model_is_compared_with_gpt2_behind_one_gate(without_compiler, monkeypatch):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from builders import corpus
 
 from muse.bench import gradient_gate
 from muse.bench.context import Context
@@ -31,7 +32,8 @@ def few_steps(monkeypatch):
 def context(build=None, **sizes):
     sizes = SIZES | sizes
     settings = Settings(**sizes, throughput_n_tokens=sizes["n_seq"])
-    return Context(build or partial(build_model, **sizes), settings, torch.device("cpu"), torch.float32, passthrough)
+    build = build or partial(build_model, **sizes)
+    return Context(build, settings, torch.device("cpu"), torch.float32, passthrough, corpus)
 
 
 def checks(model, bench=None):
