@@ -21,7 +21,7 @@ def run(stage: Stage) -> StageRecord:
         )
         metrics += gradients.metrics(name)
         stability = measure.measure_stability(
-            stage.model(name),
+            stage.model(name, recompute=False),  # the same numbers, sooner
             trials=settings.stability_trials,
             batch_size=settings.stability_batch_size,
             n_tokens=settings.stability_n_tokens,
