@@ -22,8 +22,10 @@ Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse
 Argument = Callable[..., argparse.Action]
 FOLDER = {"type": Path, "metavar": "FOLDER"}
 
-BENCH_KEYS = {"vocab_size", "d_model", "n_layers", "n_seq", "memory_batch_size", "seed", "device", "recompute"}
-BENCH_KEYS |= {"corpus", "tokenizer", "cache_dir"}
+BENCH_KEYS = {
+    *("vocab_size", "d_model", "n_layers", "n_seq", "memory_batch_size", "seed", "device", "recompute"),
+    *("corpus", "tokenizer", "cache_dir"),
+}
 """Settings that decide what `muse bench` does, beside those that start with `throughput_` and `bench_`."""
 
 EXIT_CODES = """\

@@ -79,8 +79,7 @@ def measure_bench(
     """Compare the paths of every group of `settings.bench_groups`, in the sizes of these settings.
 
     `build(name, use_complex32=...)` returns an untrained model on the device, `text()` what it is trained on for a few
-    steps. `on_group` gets what there is after each
-    group, so that an interruption loses one group.
+    steps. `on_group` gets what there is after each group, so that an interruption loses one group.
     """
     start, device = time.perf_counter(), torch.device(device)
     half = planar.compute_dtype(torch.float16, device)

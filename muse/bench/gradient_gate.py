@@ -70,8 +70,7 @@ class Gate:
         model.recompute = False
         with plain_forms():
             _, found = reference_gradients(model.train(), *batch)
-        found = {key: grad.clone() for key, grad in found.items()}
-        return State({key: value.clone() for key, value in model.state_dict().items()}, batch, found)
+        return State(model.state_dict(), batch, found)
 
     def _lessons(self, vocab_size: int) -> list[Batch]:
         """Batches from the start of the training text, one for each step, then the one to compare; ids below V."""

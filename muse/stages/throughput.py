@@ -74,8 +74,9 @@ def run_bench(stage: Stage, on_group: Callable[[BenchResult], None] = lambda so_
     Naive forms and other libraries keep all that they need for the backward pass, so the fast paths do too.
     """
     build = partial(stage.model, recompute=False)
-    text = lambda: stage.corpus  # noqa: E731  read where a group asks for it
-    return bench.measure_bench(build, stage.settings, stage.device, text, progress=track, on_group=on_group)
+    return bench.measure_bench(
+        build, stage.settings, stage.device, lambda: stage.corpus, progress=track, on_group=on_group
+    )
 
 
 def _keep_races(stage: Stage, metrics: list[Metric], so_far: BenchResult) -> None:
