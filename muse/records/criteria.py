@@ -69,34 +69,14 @@ def judge(
     candidate: str = REFERENCE,
     baseline: str = BASELINE,
     skipped_baseline: bool = False,
+    rules: Mapping[str, Rule] | None = None,
 ) -> list[Criterion]:
     """Return the five criteria, always all and always in order, judged from the stages' records.
 
-    `words` are a language's texts: verdicts come from numbers, targets and reasons are said in them.
+    `words` are a language's texts: verdicts come from numbers, targets and reasons are said in them. Other `rules` may
+    take the place of the five.
     """
-    return _criteria(RULES, stages, words, candidate, baseline, skipped_baseline)
-
-
-def judge_beside(
-    stages: Sequence[StageRecord],
-    words: Mapping[str, str],
-    *,
-    candidate: str = REFERENCE,
-    baseline: str = BASELINE,
-    skipped_baseline: bool = False,
-) -> list[Criterion]:
-    """Return the verdicts that stand beside the five criteria and decide no exit code: the memory on equal terms."""
-    return _criteria(BESIDE, stages, words, candidate, baseline, skipped_baseline)
-
-
-def _criteria(
-    rules: Mapping[str, Rule],
-    stages: Sequence[StageRecord],
-    words: Mapping[str, str],
-    candidate: str,
-    baseline: str,
-    skipped_baseline: bool,
-) -> list[Criterion]:
+    rules = RULES if rules is None else rules
     question = Question({record.stage: record for record in stages}, candidate, baseline, skipped_baseline, words)
     named = {"baseline": question.model(baseline)}
     found = {name: _ask(question, rule) for name, rule in rules.items()}
@@ -111,6 +91,14 @@ def _criteria(
         )
         for name, finding in found.items()
     ]
+
+
+def judge_beside(stages: Sequence[StageRecord], words: Mapping[str, str], **asked: object) -> list[Criterion]:
+    """Return the verdicts that stand beside the five criteria and decide no exit code: the memory on equal terms.
+
+    `asked` is what else `judge` takes.
+    """
+    return judge(stages, words, rules=BESIDE, **asked)
 
 
 def summarise(
