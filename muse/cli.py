@@ -120,11 +120,12 @@ def _train(options: argparse.Namespace) -> int:
     if options.processes is not None and options.processes < 1:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
     from muse.data.hub import CorpusUnavailable
+    from muse.models.build import build_model
     from muse.stages.stage import Stage
     from muse.training.choices import common_choice
     from muse.training.parallel import train_side_by_side, write_outcome
     from muse.training.trainer import DeadGradientError, NonFiniteLossError
-    from muse.training.tuning import result_line
+    from muse.training.tuning import known_tries, result_line
 
     stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
     finished, tries, failed = [], {}, None
@@ -132,7 +133,9 @@ def _train(options: argparse.Namespace) -> int:
         if options.processes:
             print(f"corpus {stage.corpus.name}, {options.processes} at a time", flush=True)  # read and cached only once
             given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
-            well = train_side_by_side(settings, stage.compared, stage.device.type, given, options.processes)
+            known = known_tries(settings, tuple(stage.compared), stage.corpus, build_model, stage.device)
+            kind, at_once = stage.device.type, options.processes
+            well = train_side_by_side(settings, stage.compared, known, kind, given, at_once)
             return OK if well else STAGE_FAILED
         for name in stage.compared:
             trained = stage.train(name)

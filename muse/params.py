@@ -156,6 +156,9 @@ class Settings(BaseModel):
     evaluations: Count = Field(10, description="validation passes, evenly spaced; the best one is kept")
     checkpoint_every_steps: Count = Field(200, description="an interrupted training loses at most so many steps")
     checkpoint_dir: str = Field("checkpoints", description="where trainings keep their state and results")
+    results_dir: str | None = Field(
+        None, description="where finished trainings leave their numbers; a try that is known there is not done again"
+    )
     compile: bool = Field(False, description="torch.compile the training step")
     recompute: bool | None = Field(
         None, description="halves of blocks keep only their input for backward; null: as a model does by default"

@@ -108,6 +108,7 @@ class TrainingRun(_Record):
     hardware: str = Field(description="CUDA device or CPU that it ended on")
     resumed_from_steps: list[int] = Field(default_factory=list)
     reused: bool = Field(False, description="found finished on disk; then all else is of the run that trained it")
+    commit: str = Field("", description="of the code of a try of which only the numbers are known here")
     diverged: bool = Field(False, description="a loss or gradient was not finite: a try without result, which lost")
     best_validation_loss: float | None = Field(description="nat/token; null where the training diverged")
 

@@ -76,7 +76,7 @@ def resolve_folders(settings: Settings, base: Path) -> Settings:
                 f"{name}: got {value!r}, expected {', '.join(known)} or a folder; there is no folder {folder}"
             )
         changes[name] = str(folder.resolve())
-    for name in ("cache_dir", "checkpoint_dir"):
+    for name in ("cache_dir", "checkpoint_dir", "results_dir"):
         value = getattr(settings, name)
         if value is not None:
             changes[name] = str((base / Path(value).expanduser()).resolve())

@@ -83,7 +83,7 @@ def run_info(settings: Settings, command: str) -> RunInfo:
 
 def folders_of(settings: Settings) -> list[str]:
     """Return the folders that settings name, which may lie anywhere."""
-    named = (settings.corpus, settings.tokenizer, settings.cache_dir, settings.checkpoint_dir)
+    named = (settings.corpus, settings.tokenizer, settings.cache_dir, settings.checkpoint_dir, settings.results_dir)
     return [str(Path(name).expanduser().absolute()) for name in named if name and (name.startswith(("/", "~", ".")))]
 
 

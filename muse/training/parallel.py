@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from muse.host.signals import Interruptions
 from muse.models.weights import CheckpointError, read_json
 from muse.params import GRID, Settings
 
+from .kept import Kept
 from .recipe import TrainingResult, read_result
 from .tuning import Ended, Job, Plan, result_line
 
@@ -166,14 +167,21 @@ def read_outcome(path: Path, log: Path, code: int, seconds: float) -> Ended:
 
 
 def train_side_by_side(
-    settings: Settings, models: Sequence[str], device_type: str, arguments: Sequence[str], processes: int
+    settings: Settings,
+    models: Sequence[str],
+    known: Mapping[Job, Kept],
+    device_type: str,
+    arguments: Sequence[str],
+    processes: int,
 ) -> bool:
     """Train every model and seed, `processes` at a time, print how each ends, and return whether none failed.
 
-    `arguments` are the params file and the overrides that `settings` were made from. Ctrl-C and SIGTERM let every
-    training save its state before KeyboardInterrupt is raised.
+    `known` are tries that need not be done; `arguments` are the params file and the overrides that `settings` were made
+    from. Ctrl-C and SIGTERM let every training save its state before KeyboardInterrupt is raised.
     """
-    plan = Plan(settings, tuple(dict.fromkeys(models)))
+    plan = Plan(settings, tuple(dict.fromkeys(models)), known)
+    for job, found in known.items():
+        print(f"{job}: known from before, validation loss {found.result.best_validation_loss:.4f} nat/token")
     logs = Path(settings.checkpoint_dir) / "logs"
     with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes) as launch:
 

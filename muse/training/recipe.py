@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -140,7 +140,7 @@ class TrainingResult:
     started_utc: str  # of the first start, ISO 8601
     finished_utc: str
     hardware: str  # CUDA device or CPU that it ended on
-    weights: Path  # float32 weights of the best validation
+    weights: Path | None  # float32 weights of the best validation; None where only the numbers are known
     weights_sha256: str  # of that file
     resumed_from_steps: tuple[int, ...]
     reused: bool = False  # found finished on disk
@@ -213,8 +213,11 @@ def read_result(folder: Path) -> TrainingResult:
     values = weights.read_json(path)
     if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
         raise weights.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
-    for name in ("training_curve", "validation_curve"):
-        values[name] = tuple((tokens, loss) for tokens, loss in values[name])
-    for name in ("tokens_per_second_samples", "resumed_from_steps"):
-        values[name] = tuple(values[name])
-    return TrainingResult(**values | {"weights": folder / values["weights"], "reused": True})
+    return replace(result_of(values), weights=folder / values["weights"], reused=True)
+
+
+def result_of(values: Mapping[str, object]) -> TrainingResult:
+    """The result that these values of a JSON file are; TypeError where they are others."""
+    curves = {name: tuple(map(tuple, values[name])) for name in ("training_curve", "validation_curve")}
+    lists = {name: tuple(values[name]) for name in ("tokens_per_second_samples", "resumed_from_steps")}
+    return TrainingResult(**{**values, **curves, **lists})

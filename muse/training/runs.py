@@ -18,10 +18,10 @@ FOUND = ("seconds", "started_utc", "finished_utc", "hardware", "resumed_from_ste
 """What a result and the record of its training call by the same name."""
 
 
-def finished_run(recipe: Recipe, result: TrainingResult) -> TrainingRun:
+def finished_run(recipe: Recipe, result: TrainingResult, commit: str = "") -> TrainingRun:
     """Return the record of a training with a result, be it of this run or found on disk."""
     found = {name: getattr(result, name) for name in FOUND}
-    return _run(result.model_name, recipe, **found)
+    return _run(result.model_name, recipe, commit=commit, **found)
 
 
 def diverged_run(

@@ -98,8 +98,7 @@ def train(
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
-    with weights.WithoutDraws():
-        config = _config(model_name, build(dropout=recipe.dropout, seed=recipe.seed), recipe, corpus, device)
+    config = config_of(model_name, build, recipe, corpus, device)
     folder = Path(directory) / f"{model_name}-s{recipe.seed}-{checkpoint.training_key(config)[:12]}"
     every = recipe.checkpoint_every_steps
     about = {"checkpoint_every_steps": every, "corpus": _names_of(corpus), "versions": versions()}
@@ -116,9 +115,13 @@ def train(
             ).run()  # fmt: skip
 
 
-def _config(model_name: str, model: nn.Module, recipe: Recipe, corpus: Corpus, device: torch.device) -> dict:
-    """Everything that decides a training's result."""
-    settings = asdict(recipe)
+def config_of(
+    model_name: str, build: Callable[..., nn.Module], recipe: Recipe, corpus: Corpus, device: torch.device
+) -> dict[str, object]:
+    """Everything that decides the result of a training, as `train` takes it."""
+    with weights.WithoutDraws():
+        model = build(dropout=recipe.dropout, seed=recipe.seed)
+    settings = asdict(recipe) | {"precision": resolve_precision(recipe.precision, device)}
     del settings["checkpoint_every_steps"]
     return {
         "model_name": model_name,

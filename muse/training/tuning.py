@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,10 +19,14 @@ from muse.params import GRID, Settings
 from muse.records.environment import utc_now
 from muse.records.schema import Metric, Series, TrainingRun
 
+from . import kept
 from .choices import Choice, Common, Try, common_choice, varying
+from .kept import Kept
 from .recipe import TRIED, Bar, OnReport, Recipe, TrainingResult, in_short, in_words, no_bar
 from .runs import diverged_run, finished_run
-from .trainer import NonFiniteLossError, train
+from .trainer import NonFiniteLossError, config_of, train
+
+Device = str | torch.device
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Plan:
 
     settings: Settings
     models: tuple[str, ...]
+    known: Mapping[Job, Kept] = field(default_factory=dict)  # tries that need not be done: their results are at hand
 
     @cached_property
     def choices(self) -> list[Choice]:
@@ -149,12 +155,12 @@ class Plan:
         return tuple(
             Try(job.choice, result and result.best_validation_loss)
             for job in self.tries(model_name)
-            for result in (ended[job].result,)
+            for result in (self.known[job].result if job in self.known else ended[job].result,)
         )
 
     def all_tried(self, model_name: str, ended: Outcomes) -> bool:
         """Whether every try of a model has a loss or diverged."""
-        outcomes = [ended.get(job) for job in self.tries(model_name)]
+        outcomes = [ended.get(job) for job in self.tries(model_name) if job not in self.known]
         return all(outcome and (outcome.result or outcome.diverged) for outcome in outcomes)
 
     def best(self, model_name: str, ended: Outcomes) -> Choice | None:
@@ -181,7 +187,7 @@ class Plan:
 
     def wanted(self, ended: Outcomes) -> list[Job]:
         """Everything known to be needed, in the order in which it starts: all tries, then seed by seed."""
-        tries = [job for name in self.models for job in self.tries(name)]
+        tries = [job for name in self.models for job in self.tries(name) if job not in self.known]
         by_seed = zip(*filter(None, (self.trainings(name, ended) for name in self.models)), strict=True)
         return list(dict.fromkeys([*tries, *(job for jobs in by_seed for job in jobs)]))
 
@@ -211,20 +217,26 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
     return Recipe(**settings.model_dump(include=same_name) | own | job.choice.values())  # fmt: skip
 
 
-def choose_and_train(
-    settings: Settings,
-    model_name: str,
-    corpus: Corpus,
-    build_model: Callable[..., nn.Module],
-    device: str | torch.device = "cpu",
-    on_report: OnReport | None = None,
-    bar: Bar = no_bar,
-) -> Trained:
-    """Do what the plan wants for one model, in turn; NonFiniteLossError when every try or a seed's training diverges.
+def known_tries(
+    settings: Settings, models: tuple[str, ...], corpus: Corpus, build_model: Callable[..., nn.Module], device: Device
+) -> dict[Job, Kept]:
+    """The tries whose results lie in `results_dir`, be it from another machine; CheckpointError for damaged ones."""
+    if not settings.results_dir:
+        return {}
+    known, plan = {}, Plan(settings, models)
+    for job in (job for name in models for job in plan.tries(name)):
+        build = build_for(settings, job.model_name, corpus, build_model)
+        config = config_of(job.model_name, build, recipe_of(settings, job), corpus, torch.device(device))
+        if found := kept.find(Path(settings.results_dir), config):
+            known[job] = found
+    return known
 
-    `build_model` is `muse.models.build.build_model` or like it.
-    """
-    build = partial(
+
+def build_for(
+    settings: Settings, model_name: str, corpus: Corpus, build_model: Callable[..., nn.Module]
+) -> Callable[..., nn.Module]:
+    """`build_model` with the name and the sizes of a model that is trained."""
+    return partial(
         build_model,
         model_name,
         vocab_size=corpus.vocab_size,
@@ -232,13 +244,34 @@ def choose_and_train(
         n_layers=settings.train_n_layers or settings.n_layers,
         n_seq=settings.train_n_seq or settings.n_seq,
     )
-    plan, ended, runs = Plan(settings, (model_name,)), {}, []
+
+
+def choose_and_train(
+    settings: Settings,
+    model_name: str,
+    corpus: Corpus,
+    build_model: Callable[..., nn.Module],
+    device: Device = "cpu",
+    on_report: OnReport | None = None,
+    bar: Bar = no_bar,
+) -> Trained:
+    """Do what the plan wants for one model, in turn; NonFiniteLossError when every try or a seed's training diverges.
+
+    `build_model` is `muse.models.build.build_model` or like it.
+    """
+    build = build_for(settings, model_name, corpus, build_model)
+    known = known_tries(settings, (model_name,), corpus, build_model, device)
+    plan, ended = Plan(settings, (model_name,), known), {}
+    runs = [finished_run(recipe_of(settings, job), found.result, found.commit) for job, found in known.items()]
     while left := [job for job in plan.wanted(ended) if job not in ended]:
         job, began, started, recipe = left[0], time.monotonic(), utc_now(), recipe_of(settings, left[0])
         try:
             result = train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report, bar)
             ended[job] = Ended(time.monotonic() - began, result)
             runs.append(finished_run(recipe, result))
+            if settings.results_dir:
+                config = config_of(model_name, build, recipe, corpus, torch.device(device))
+                kept.keep(Path(settings.results_dir), config, result)
         except NonFiniteLossError as error:
             if job not in plan.tries(model_name):
                 raise
