@@ -20,9 +20,10 @@ class Model(NamedTuple):
     candidate: bool = False  # whether the five criteria can be asked of it
     baselines: tuple[str, ...] = ("phase2", "gpt2")
     has_memory: bool = False  # whether the stage `dynamics` can look at it
-    options: Mapping[str, object] = NOTHING  # what is changed in the memory of `stage1_memory`
+    ablates: str = ""  # the model of which it changes one thing
+    options: Mapping[str, object] = NOTHING  # what is changed in that model's memory and token table
     removes_complex: bool = False  # whether that takes away one thing which only complex numbers have
-    low_rank: bool = False  # whether its token table keeps d_model / 2 numbers a token
+    rank_divisor: int = 0  # d_model over the numbers that its low-rank token table keeps for a token; 0: no such table
     recompute: bool = False  # whether halves of its blocks keep only their input where a run does not say
 
 
@@ -39,14 +40,11 @@ REFERENCE, WITH_MEMORY, BASELINE, YARDSTICK, TWIN = "stage1", "stage1_memory", "
 COMPACT, COMPACT_TWIN, COMPACT_BASELINE = "stage1_compact", "real_twin_compact", "phase2_compact"
 
 
-def _ablation(change: str, *, removes_complex: bool = False, **options: object) -> Model:
-    return Model(
-        f"{WITH_MEMORY}_{change}",
-        baselines=(BASELINE, YARDSTICK, WITH_MEMORY),
-        has_memory=True,
-        options=options,
-        removes_complex=removes_complex,
-    )
+def _ablation(change: str, *, of: str = WITH_MEMORY, **different: object) -> Model:
+    about = {"baselines": (BASELINE, YARDSTICK, of), "has_memory": True, "ablates": of}
+    if of == COMPACT:
+        about |= {"rank_divisor": 2, "recompute": True}
+    return Model(f"{of}_{change}", **about | different)
 
 
 MODELS = (
@@ -60,19 +58,25 @@ MODELS = (
         candidate=True,
         baselines=(BASELINE, YARDSTICK, COMPACT_BASELINE),
         has_memory=True,
-        low_rank=True,
+        rank_divisor=2,
         recompute=True,
     ),
-    Model(COMPACT_TWIN, baselines=(BASELINE, YARDSTICK, COMPACT), low_rank=True),
-    Model(COMPACT_BASELINE, baselines=(BASELINE, YARDSTICK), low_rank=True),
-    _ablation("no_rotation", removes_complex=True, rotation="none"),
-    _ablation("real_scores", removes_complex=True, imaginary_scores=False),
-    _ablation("no_decay", decay="none"),
-    _ablation("untied", tied=False),
-    _ablation("modrelu", feed_forward="modrelu"),
-    _ablation("positions", positions=True),
+    Model(COMPACT_TWIN, baselines=(BASELINE, YARDSTICK, COMPACT), rank_divisor=2),
+    Model(COMPACT_BASELINE, baselines=(BASELINE, YARDSTICK), rank_divisor=2),
+    _ablation("no_rotation", removes_complex=True, options={"rotation": "none"}),
+    _ablation("real_scores", removes_complex=True, options={"imaginary_scores": False}),
+    _ablation("no_decay", options={"decay": "none"}),
+    _ablation("untied", options={"tied": False}),
+    _ablation("modrelu", options={"feed_forward": "modrelu"}),
+    _ablation("positions", options={"positions": True}),
+    _ablation("half_rank", of=COMPACT, rank_divisor=4),
+    _ablation("double_rank", of=COMPACT, rank_divisor=1),
+    _ablation("real_table", of=COMPACT, removes_complex=True, options={"table": "real"}),
+    _ablation("adjoint_head", of=COMPACT, options={"adjoint_head": True}),
+    _ablation("no_rotation", of=COMPACT, removes_complex=True, options={"rotation": "none"}),
+    _ablation("real_scores", of=COMPACT, removes_complex=True, options={"imaginary_scores": False}),
 )
-"""The ablations change one option of the memory each; at the published sizes all fit its budget."""
+"""An ablation changes one thing of a model; those of the memory fit its budget at the published sizes."""
 
 STAGES = (
     Stage("planar_complex", 0),
@@ -91,9 +95,10 @@ REPORT_NUMBER = 7
 
 MODEL_NAMES = tuple(model.name for model in MODELS)
 CANDIDATES = tuple(model.name for model in MODELS if model.candidate)
-COMPARED = tuple(model.name for model in MODELS if not model.options)
+COMPARED = tuple(model.name for model in MODELS if not model.ablates)
 """The models of a comparison: all but the ablations."""
-ABLATIONS = {model.name: dict(model.options) for model in MODELS if model.options}
+ABLATIONS = {model.name: model.ablates for model in MODELS if model.ablates}
+"""What the rest change one thing of, by their names."""
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 SYNTHETIC, WIKITEXT = "synthetic", "wikitext-2"

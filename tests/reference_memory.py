@@ -105,8 +105,9 @@ def logits(parameters: dict, ids: Tensor, config) -> Tensor:
     heads = options.heads(width)
     z = p["embedding.weight"][ids] * (math.sqrt(options.table_rank or 2 * width) / 0.64)
     if options.table_rank:
-        z = product(p, "embedding.lift", native(z) if complex_numbers else z)
-        z = planes(z) if complex_numbers else z
+        complex_rows = complex_numbers and options.table == "complex"
+        z = product(p, "embedding.lift", native(z) if complex_rows else z)
+        z = planes(z) if complex_rows else z
     z = torch.cat([z, torch.zeros(*z.shape[:-1], 2 * width - z.shape[-1], dtype=z.dtype)], -1)
     if options.positions:
         z = torch.cat([z[..., :width] + p["positions"][: ids.shape[1]], z[..., width:]], -1)
@@ -122,8 +123,22 @@ def logits(parameters: dict, ids: Tensor, config) -> Tensor:
     gain = p["norm.gain_real"] + 1j * p["norm.gain_imag"] if complex_numbers else p["norm.gain_real"]
     z = rms(z) * gain
     if options.table_rank:
-        z = product(p, "head_projection", z)
+        return lowered(p, z, options, width) @ p["embedding.weight"].T + p["head_bias"]
     z = planes(z) if complex_numbers else z
     if options.tied:
         return z @ p["embedding.weight"].T + p["head_bias"]
     return z[..., :width] @ p["head_weight"].T + p["head_bias"]
+
+
+def lowered(p: dict, z: Tensor, options, width: int) -> Tensor:
+    """The last norm of the stream, native, to what the rows of a low-rank table are multiplied by, r(B T R)."""
+    complex_rows = z.is_complex() and options.table == "complex"
+    z = planes(z) if z.is_complex() and not complex_rows else z
+    if not options.adjoint_head:
+        z = product(p, "head_projection", z)
+    elif complex_rows:
+        lift = p["embedding.lift.weight_real"] + 1j * p["embedding.lift.weight_imag"]
+        z = z @ lift.conj() * math.sqrt(options.table_rank / (2 * width))
+    else:
+        z = z @ p["embedding.lift.weight"] * math.sqrt(options.table_rank / (2 * width))
+    return planes(z) if complex_rows else z

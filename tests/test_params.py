@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from muse.catalog import STAGE_NAMES
+from muse.catalog import CANDIDATES, COMPARED, STAGE_NAMES
 from muse.params import ModelName, ParamsError, Settings, load_params, validate
 from muse.records.scale import PUBLISHED, in_words, reductions_of
 from muse.records.schema import Reduction
@@ -181,9 +181,11 @@ def test_the_params_files_of_the_repository_are_valid(path):
     assert load_params(path).profile == path.stem
 
 
-RECIPE = ("train_tokens", "batch_tokens", "learning_rates", "dropouts", "evaluations", "weight_decays", "compile",
-          "recompute", "warmup_share", "gradient_clip", "corpus", "tokenizer", "device", "d_model",
-          "n_layers")  # fmt: skip
+RECIPE = (
+    "train_tokens", "batch_tokens", "learning_rates", "dropouts", "evaluations", "weight_decays", "compile", "recompute",
+    "optimizer", "muon_learning_rate", "muon_weight_decays", "warmup_share", "gradient_clip", "corpus", "tokenizer",
+    "device", "d_model", "n_layers",
+)  # fmt: skip
 
 
 def test_the_ablations_and_lengths_share_their_trainings():
@@ -194,17 +196,26 @@ def test_the_ablations_and_lengths_share_their_trainings():
 
 
 @pytest.mark.parametrize("name", ["gpu-ablations", "gpu-length"])
-def test_the_companions_of_a_profile_differ_from_it_in_budget_and_tries_alone(name):
+def test_the_companions_of_a_profile_take_one_combination_of_its_grid(name):
     profile, companion = (load_params(REPOSITORY / "params" / f"{n}.yaml") for n in ("gpu", name))
     different = {key for key in RECIPE if getattr(companion, key) != getattr(profile, key)}
-    assert different == {"train_tokens", "dropouts"}
-    assert set(companion.dropouts) <= set(profile.dropouts)
+    assert different == {"batch_tokens", "dropouts", "weight_decays"}
+    for key in different:
+        (value,) = getattr(companion, key)
+        assert value in getattr(profile, key)
 
 
 def test_every_ablation_is_trained_beside_the_whole():
     models = load_params(REPOSITORY / "params" / "gpu-ablations.yaml").models
-    assert models[0] == "stage1_memory"
-    assert set(models) == {name for name in ModelName.__args__ if name.startswith("stage1_memory")}
+    assert models[0] == "stage1_compact"
+    assert set(models) == {name for name in ModelName.__args__ if name.startswith("stage1_compact")}
+
+
+def test_the_comparison_is_of_every_model_and_of_every_candidate():
+    settings = load_params(REPOSITORY / "params" / "gpu.yaml")
+    assert set(settings.models) == set(COMPARED)
+    assert set(settings.candidates) == set(CANDIDATES)
+    assert len(settings.seeds) == 5
 
 
 @pytest.mark.parametrize("n_seq", [1024, 2048, 4096, 8192])

@@ -249,7 +249,7 @@ def test_every_committed_perplexity_says_of_which_text_it_is():
 
 def test_the_committed_comparison_is_what_its_params_file_makes():
     report = read_record(Report, ROOT / "reports" / "gpu" / "report.json")
-    settings = load_params(ROOT / "params" / "gpu.yaml").model_dump()
+    settings = load_params(ROOT / "params" / "gpu-adamw.yaml").model_dump()
     train = of_today(next(stage for stage in report.stages if stage.stage == "train").params)
     assert {"batch_tokens", "weight_decays"} <= train.keys()
     elsewhere = {"corpus", "tokenizer", "cache_dir", "checkpoint_dir", "checkpoint_every_steps"}

@@ -28,7 +28,7 @@ def build_model(
     if name not in MODEL_NAMES:
         raise ValueError(f"model name: got {name!r}, expected one of {', '.join(MODEL_NAMES)}")
     row = catalog.model(name)
-    low_rank = {"table_rank": max(2, d_model // 4 * 2)} if row.low_rank else {}
+    low_rank = {"table_rank": max(2, d_model // row.rank_divisor // 2 * 2)} if row.rank_divisor else {}
     if name in (catalog.BASELINE, catalog.COMPACT_BASELINE):
         from .phase2 import Phase2Config, Phase2Model
 

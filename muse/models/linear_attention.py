@@ -48,20 +48,25 @@ class RealLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        compute, storage = planar.product_dtypes(x)
-        return F.linear(x.to(compute), self.weight.to(compute)).to(storage)
+        return real_product(x, self.weight)
 
 
-def reading(options: MemoryOptions, d_model: int, channels: int) -> nn.Module:
-    """Matrix from the stream to inner channels: 2 D E scalars, complex or real."""
-    if options.planes == 2:
+def real_product(x: Tensor, weight: Tensor) -> Tensor:
+    """W x: r(... I) to r(... O), weight r(O I), in the compute dtype of planar's table."""
+    compute, storage = planar.product_dtypes(x)
+    return F.linear(x.to(compute), weight.to(compute)).to(storage)
+
+
+def reading(planes: int, d_model: int, channels: int) -> nn.Module:
+    """Matrix from the stream to inner channels of 2 (complex) or 1 (real) planes: 2 D E scalars."""
+    if planes == 2:
         return layers.ComplexLinear(d_model, channels, bias=False)
     return RealLinear(2 * d_model, channels)
 
 
-def writing(options: MemoryOptions, channels: int, d_model: int) -> nn.Module:
-    """Matrix from inner channels to the stream: 2 E D scalars, complex or real."""
-    if options.planes == 2:
+def writing(planes: int, channels: int, d_model: int) -> nn.Module:
+    """Matrix from inner channels of 2 (complex) or 1 (real) planes to the stream: 2 E D scalars."""
+    if planes == 2:
         return layers.ComplexLinear(channels, d_model, bias=False)
     return RealLinear(channels, 2 * d_model)
 
@@ -77,11 +82,11 @@ class MemoryMixer(nn.Module):
         self.eps = options.head_norm_eps / self.head_width**2  # of the norm per head, whose input is small by X^2
         shortest = max(SHORTEST_TOKENS, 2 / rate_cap)
         self.span_tokens = shortest, max(longest_tokens, shortest)
-        self.qkv = reading(options, d_model, 3 * d_model)
+        self.qkv = reading(options.planes, d_model, 3 * d_model)
         self.taps = nn.Parameter(torch.empty(3 * d_model, options.convolution)) if options.convolution > 1 else None
         self.gate = RealLinear(2 * d_model, d_model) if options.output_gate else None
         self.norm_gain = nn.Parameter(torch.empty(d_model))
-        self.writing = writing(options, d_model, d_model)
+        self.writing = writing(options.planes, d_model, d_model)
         self.decay = RealLinear(2 * d_model, self.n_heads) if options.decay == "data" else None
         self.decay_bias = nn.Parameter(torch.empty(self.n_heads)) if options.decay != "none" else None
         self.pace = RealLinear(2 * d_model, self.n_heads) if options.rotation == "data" else None

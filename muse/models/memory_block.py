@@ -23,7 +23,7 @@ from muse.ops.operator import by_hand
 from muse.ops.qkv import NORM_EPS
 
 from . import layers
-from .linear_attention import MemoryMixer, MixerState, RealLinear, reading, writing
+from .linear_attention import MemoryMixer, MixerState, RealLinear, reading, real_product, writing
 from .memory_options import FIRST_RATE_CAP, MemoryOptions
 
 EMBEDDING_SCALE = 0.64  # norm of an initial token row, and of what multiplies it back to unit channels
@@ -95,7 +95,8 @@ class TokenTable(nn.Module):
         self.d_model, self.planes, self.dropout = d_model, options.planes, dropout
         self.rank = options.table_rank or 2 * d_model
         self.weight = nn.Parameter(torch.empty(vocab_size, self.rank if options.tied else d_model))
-        self.lift = writing(options, self.rank // options.planes, d_model) if options.table_rank else None
+        planes = options.table_planes
+        self.lift = writing(planes, self.rank // planes, d_model) if options.table_rank else None
 
     @property
     def weight_real(self) -> Tensor:
@@ -112,6 +113,13 @@ class TokenTable(nn.Module):
         z = F.pad(z, (0, 2 * self.d_model - z.shape[-1])) if self.lift is None else self.lift(z)
         return drop(z, self.dropout, self.training, self.planes)
 
+    def lowered(self, z: Tensor) -> Tensor:
+        """The stream r(B T 2D) by the conjugate transpose of the lift, r(B T R), as large as by a matrix of its own."""
+        size = math.sqrt(self.rank / (2 * self.d_model))
+        if isinstance(self.lift, RealLinear):
+            return size * real_product(z, self.lift.weight.t())
+        return size * planar.linear(z, self.lift.weight_real.t(), -self.lift.weight_imag.t())
+
 
 class FeedForward(nn.Module):
     """W_d [silu(G u) W_u u], or W_d modrelu(W_u u): u planar r(B T 2D) to r(B T 2D)."""
@@ -120,10 +128,10 @@ class FeedForward(nn.Module):
         super().__init__()
         width = options.feed_forward_width(d_model)
         self.planes = options.planes
-        self.value = reading(options, d_model, width)
+        self.value = reading(options.planes, d_model, width)
         self.gate = RealLinear(2 * d_model, width) if options.feed_forward == "gated" else None
         self.activation = layers.ModReLU(width) if options.feed_forward == "modrelu" else None
-        self.writing = writing(options, width, d_model)
+        self.writing = writing(options.planes, width, d_model)
 
     def forward(self, u: Tensor) -> Tensor:
         value = self.value(u)

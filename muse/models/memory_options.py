@@ -12,6 +12,7 @@ CHOICES = {
     "feed_forward": ("gated", "modrelu"),
     "decay": ("data", "fixed", "none"),
     "rotation": ("data", "fixed", "none"),
+    "table": ("complex", "real"),
 }
 
 
@@ -43,6 +44,8 @@ class MemoryOptions:
     last_rate_cap: float = FIRST_RATE_CAP  # largest gamma of the last layer; those between are log-spaced
     tied: bool = True  # the head is the token table; False: real token table and real head, half the width each
     table_rank: int = 0  # R, real scalars of a token in a low-rank table that two matrices join to the stream; 0: 2 D
+    table: str = "complex"  # or "real": real rows in a low-rank table, joined to the complex stream by real matrices
+    adjoint_head: bool = False  # the head reads through the conjugate transpose of what lifts the low-rank rows
     positions: bool = False  # add the frozen zeta position table to the real part
     chunk_tokens: int = CHUNK_TOKENS  # C; no effect on the result
 
@@ -58,6 +61,11 @@ class MemoryOptions:
                 "table_rank must be 0 or an even number of at least 2, of a tied table: got "
                 f"{self.table_rank} with tied={self.tied}"
             )
+        if not self.table_rank and (self.table == "real" or self.adjoint_head):
+            raise ValueError(
+                "table and adjoint_head change a low-rank table, expected a table_rank: got "
+                f"table={self.table!r}, adjoint_head={self.adjoint_head}, table_rank=0"
+            )
         if not self.head_norm_eps > 0:
             raise ValueError(f"head_norm_eps must be above 0, got {self.head_norm_eps}")
         if not 0 < self.last_rate_cap <= FIRST_RATE_CAP:
@@ -72,6 +80,11 @@ class MemoryOptions:
     def planes(self) -> int:
         """Real numbers per inner channel: 2 for complex, 1 for real."""
         return 2 if self.numbers == "complex" else 1
+
+    @property
+    def table_planes(self) -> int:
+        """Real numbers per channel of a token's row: those of the stream, or 1 where the table is real."""
+        return self.planes if self.table == "complex" else 1
 
     def heads(self, d_model: int) -> int:
         """Number of heads; the real twin has half as many, twice as wide, so that its state has as many scalars."""

@@ -109,8 +109,9 @@ class Phase3Stage1Model(nn.Module):
                 self.blocks = memory_block.make_blocks(config)
                 self.norm = memory_block.OutputNorm(config.d_model, memory.planes)
             self.positions = self.head_weight = self.head_projection = None
-            if memory is not None and memory.table_rank:
-                self.head_projection = reading(memory, config.d_model, memory.table_rank // memory.planes)
+            if memory is not None and memory.table_rank and not memory.adjoint_head:
+                planes = memory.table_planes
+                self.head_projection = reading(planes, config.d_model, memory.table_rank // planes)
             if memory is None or memory.positions:
                 self.positions = nn.Parameter(torch.empty(config.n_seq, config.d_model), requires_grad=False)
             if memory is None or not memory.tied:
@@ -149,6 +150,8 @@ class Phase3Stage1Model(nn.Module):
         z = self.norm(z)
         if self.head_projection is not None:
             return self.head_projection(z)
+        if self.config.memory.adjoint_head:
+            return self.embedding.lowered(z)
         return z if self.head_weight is None else planar.unpack(z)[0]
 
     def features(self, token_ids: Tensor) -> Tensor:

@@ -133,8 +133,8 @@ def results(reports: Path) -> str:
         "# Results",
         NOTE,
         f"## The comparison\n\n[reports/gpu](../reports/gpu/index.html), {read(report)}; "
-        f"{len(report.run.seeds)} seeds, `params/gpu.yaml`, GPT-2 tokens. Memory: forward + backward, 2 x 1024; speed: "
-        "4 x 1024. The complex models and the twin are stored and measured in half precision, Phase 2 and GPT-2 in "
+        f"{len(report.run.seeds)} seeds, `params/gpu-adamw.yaml`, GPT-2 tokens. Memory: forward + backward, 2 x 1024; "
+        "speed: 4 x 1024. The complex models and the twin are stored and measured in half precision, Phase 2 and GPT-2 in "
         "float32.",
         comparison(report),
         TEXT,
@@ -212,7 +212,7 @@ def ablations(reports: Path) -> str:
     found = stage_of(report, "perplexity")
     rows = [
         [label(model), shown(found.find("perplexity", model), ".4g"), ratio(found.find(WHOLE_MEMORY, model))]
-        for model in (catalog.WITH_MEMORY, *catalog.ABLATIONS)
+        for model in catalog.MODEL_NAMES
         if found.find("perplexity", model)
     ]
     told = f"{read(report)}; {len(report.run.seeds)} seeds, half the budget, dropout 0.1."

@@ -1,4 +1,4 @@
-"""Results of finished trainings without their weights: what was tried on one machine is known on the next.
+"""Numbers of finished trainings without weights and training curve: what was tried on one machine is known elsewhere.
 
 A file is found by what was asked for (model, recipe, tokens, device type), not by the code that computed it: which code
 that was stands in it, and in the record of whoever takes its result.
@@ -32,10 +32,11 @@ class Kept:
 def keep(folder: Path, config: Mapping[str, object], result: TrainingResult) -> None:
     """Write a finished training's result beside what it was asked for, whole or not at all."""
     commit, _ = git_state(Path(__file__).resolve().parent)
-    values = {"config": config, "commit": commit or "", "result": asdict(result) | {"weights": None, "reused": False}}
+    dropped = {"weights": None, "reused": False, "training_curve": (), "tokens_per_second_samples": ()}
+    values = {"config": config, "commit": commit or "", "result": asdict(result) | dropped}
     path = _path(folder, config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(values, allow_nan=False) + "\n")
 
 
 def find(folder: Path, config: Mapping[str, object]) -> Kept | None:

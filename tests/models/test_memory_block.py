@@ -26,6 +26,9 @@ VARIANTS = (
     {"output_gate": False, "feed_forward": "modrelu"}, {"positions": True, "n_heads": 7, "d_ff": 5},
     {**REAL, "rotation": "none"}, {**REAL, "rotation": "fixed", "tied": False},
     {"table_rank": 6, "positions": True}, {**REAL, "rotation": "none", "table_rank": 10},
+    {"table_rank": 10, "table": "real"}, {"table_rank": 6, "adjoint_head": True},
+    {"table_rank": 6, "table": "real", "adjoint_head": True},
+    {**REAL, "rotation": "none", "table_rank": 6, "adjoint_head": True},
 )  # fmt: skip
 
 
@@ -355,9 +358,10 @@ def test_a_memory_that_forgets_nothing_does_not_overflow_the_served_form():
 
 
 @pytest.mark.parametrize("options", [{"table_rank": 7}, {"table_rank": 1}, {"table_rank": -2}, {"table_rank": 30},
-                                     {"table_rank": 8, "tied": False}, {"head_norm_eps": 0.0}], ids=str)  # fmt: skip
+                                     {"table_rank": 8, "tied": False}, {"head_norm_eps": 0.0}, {"table": "real"},
+                                     {"adjoint_head": True}], ids=str)  # fmt: skip
 def test_a_rank_or_an_epsilon_that_cannot_be_is_refused(options):
-    with pytest.raises(ValueError, match=r"^(table_rank|head_norm_eps) must be .*, got|^table_rank must be .*: got"):
+    with pytest.raises(ValueError, match=r"^(table_rank|head_norm_eps) must be .*, got|^table.*: got"):
         tiny(**options)
 
 

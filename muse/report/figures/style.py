@@ -64,6 +64,12 @@ MODELS = {
     "stage1_memory_untied": ("#5f7f9f", "hexagon", "12px,4px,4px,4px"),
     "stage1_memory_modrelu": ("#a0522d", "bowtie", "6px,6px"),
     "stage1_memory_positions": ("#3f8f5f", "hourglass", "2px,2px,8px,2px"),
+    "stage1_compact_half_rank": ("#5b6fc4", "triangle-left", "14px,2px,2px,2px"),
+    "stage1_compact_double_rank": ("#2f7f8f", "triangle-right", "4px,6px"),
+    "stage1_compact_real_table": ("#9f6b2f", "star-square", "10px,6px"),
+    "stage1_compact_adjoint_head": ("#7d5fa0", "star-diamond", "2px,4px,6px,4px"),
+    "stage1_compact_no_rotation": ("#a85f8f", "diamond-cross", "8px,4px,2px,4px"),
+    "stage1_compact_real_scores": ("#5f8f3f", "circle-cross", "6px,2px,6px,8px"),
 }
 """Okabe-Ito colours, some darkened, so that each has a contrast of 3:1 on the light and on the dark page."""
 
