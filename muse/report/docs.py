@@ -134,8 +134,8 @@ def results(reports: Path) -> str:
         NOTE,
         f"## The comparison\n\n[reports/gpu](../reports/gpu/index.html), {read(report)}; "
         f"{len(report.run.seeds)} seeds, `params/gpu-adamw.yaml`, GPT-2 tokens. Memory: forward + backward, 2 x 1024; "
-        "speed: 4 x 1024. The complex models and the twin are stored and measured in half precision, Phase 2 and GPT-2 in "
-        "float32.",
+        "speed: 4 x 1024. The complex models and the twin are stored and measured in half precision, Phase 2 and GPT-2 "
+        "in float32.",
         comparison(report),
         TEXT,
         verdicts(report),
