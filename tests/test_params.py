@@ -183,8 +183,8 @@ def test_the_params_files_of_the_repository_are_valid(path):
 
 RECIPE = (
     "train_tokens", "batch_tokens", "learning_rates", "dropouts", "evaluations", "weight_decays", "compile",
-    "recompute", "optimizer", "muon_learning_rate", "muon_weight_decays", "warmup_share", "gradient_clip", "corpus", "tokenizer",
-    "device", "d_model", "n_layers",
+    "recompute", "optimizer", "muon_learning_rate", "muon_weight_decays", "warmup_share", "gradient_clip", "corpus",
+    "tokenizer", "device", "d_model", "n_layers",
 )  # fmt: skip
 
 
