@@ -74,12 +74,12 @@ def measure_bench(
     text: Callable[[], Corpus],
     *,
     progress: Progress = passthrough,
-    on_group: Callable[[BenchResult], None] = lambda so_far: None,
+    on_result: Callable[[BenchResult], None] = lambda so_far: None,
 ) -> BenchResult:
     """Compare the paths of every group of `settings.bench_groups`, in the sizes of these settings.
 
     `build(name, use_complex32=...)` returns an untrained model on the device, `text()` what it is trained on for a few
-    steps. `on_group` gets what there is after each group, so that an interruption loses one group.
+    steps. `on_result` gets what there is after each result, so that an interruption loses one.
     """
     start, device = time.perf_counter(), torch.device(device)
     half = planar.compute_dtype(torch.float16, device)
@@ -87,12 +87,15 @@ def measure_bench(
     result = BenchResult((), max(ceilings, key=lambda ceiling: ceiling.value), copy_ceiling(device), 0.0)
     bench = Context(build, settings, device, half, progress, text)
     for group in (group for group in BENCH_GROUPS if group in settings.bench_groups):
-        results: list[GroupResult | Metric] = []
-        try:
-            results.extend(GROUPS[group](bench))
-        except Exception as error:  # a reference that does not fit, for instance; the other groups go on
-            results.append(no_value(f"bench_{group}_speed", "token/s", f"failed: {one_line(error)}"))
-        result = replace(result, results=(*result.results, *results), seconds=time.perf_counter() - start)
-        on_group(result)
+        for found in _of_group(group, bench):
+            result = replace(result, results=(*result.results, found), seconds=time.perf_counter() - start)
+            on_result(result)
         release(device)
     return result
+
+
+def _of_group(group: str, bench: Context) -> Iterator[GroupResult | Metric]:
+    try:
+        yield from GROUPS[group](bench)
+    except Exception as error:  # a reference that does not fit, for instance; the other groups go on
+        yield no_value(f"bench_{group}_speed", "token/s", f"failed: {one_line(error)}")

@@ -68,14 +68,14 @@ def model_speed(
     )
 
 
-def run_bench(stage: Stage, on_group: Callable[[BenchResult], None] = lambda so_far: None) -> BenchResult:
-    """Compare fast paths with naive ones and other libraries; `on_group` gets what there is after each group.
+def run_bench(stage: Stage, on_result: Callable[[BenchResult], None] = lambda so_far: None) -> BenchResult:
+    """Compare fast paths with naive ones and other libraries; `on_result` gets what there is after each result.
 
     Naive forms and other libraries keep all that they need for the backward pass, so the fast paths do too.
     """
     build = partial(stage.model, recompute=False)
     return bench.measure_bench(
-        build, stage.settings, stage.device, lambda: stage.corpus, progress=track, on_group=on_group
+        build, stage.settings, stage.device, lambda: stage.corpus, progress=track, on_result=on_result
     )
 
 

@@ -241,11 +241,11 @@ def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_com
     assert metric.note == "failed: MemoryError: too large"
 
 
-def test_every_group_is_handed_over_as_soon_as_it_is_done(without_compiler):
+def test_every_result_is_handed_over_as_soon_as_it_is_there(without_compiler):
     seen = []
-    tiny(groups=("memory", "head"), on_group=lambda so_far: seen.append(so_far.results))
-    assert [len(results) for results in seen] == [1, 3]
-    assert seen[1][:1] == seen[0]
+    tiny(groups=("memory", "head"), on_result=lambda so_far: seen.append(so_far.results))
+    assert [len(results) for results in seen] == [1, 2, 3]
+    assert seen[0] == seen[2][:1]
 
 
 def test_trials_of_the_stack_do_not_share_their_input(without_compiler):

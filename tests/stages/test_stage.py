@@ -552,8 +552,8 @@ def test_a_model_that_fails_takes_nothing_from_those_before_it(
 
 
 def test_races_are_kept_group_by_group_beside_the_models(namespace, tmp_path, monkeypatch):
-    def races(stage, on_group):
-        on_group(SimpleNamespace(metrics=lambda: [Metric(name="bench_head_speed", value=1.0, unit="token/s")]))
+    def races(stage, on_result):
+        on_result(SimpleNamespace(metrics=lambda: [Metric(name="bench_head_speed", value=1.0, unit="token/s")]))
         raise MemoryError("too large")
 
     monkeypatch.setattr("muse.stages.throughput.run_bench", races)
