@@ -21,6 +21,7 @@ class Model(NamedTuple):
     baselines: tuple[str, ...] = ("phase2", "gpt2")
     has_memory: bool = False  # whether the stage `dynamics` can look at it
     ablates: str = ""  # the model of which it changes one thing
+    twin_of: str = ""  # the model whose wiring it has with real numbers
     options: Mapping[str, object] = NOTHING  # what is changed in that model's memory and token table
     removes_complex: bool = False  # whether that takes away one thing which only complex numbers have
     rank_divisor: int = 0  # d_model over the numbers that its low-rank token table keeps for a token; 0: no such table
@@ -52,7 +53,7 @@ MODELS = (
     Model(WITH_MEMORY, candidate=True, has_memory=True),
     Model(BASELINE, baselines=(YARDSTICK,)),
     Model(YARDSTICK, baselines=(BASELINE,)),
-    Model(TWIN, baselines=(BASELINE, YARDSTICK, WITH_MEMORY)),
+    Model(TWIN, baselines=(BASELINE, YARDSTICK, WITH_MEMORY), twin_of=WITH_MEMORY),
     Model(
         COMPACT,
         candidate=True,
@@ -61,7 +62,7 @@ MODELS = (
         rank_divisor=2,
         recompute=True,
     ),
-    Model(COMPACT_TWIN, baselines=(BASELINE, YARDSTICK, COMPACT), rank_divisor=2),
+    Model(COMPACT_TWIN, baselines=(BASELINE, YARDSTICK, COMPACT), rank_divisor=2, twin_of=COMPACT),
     Model(COMPACT_BASELINE, baselines=(BASELINE, YARDSTICK), rank_divisor=2),
     _ablation("no_rotation", removes_complex=True, options={"rotation": "none"}),
     _ablation("real_scores", removes_complex=True, options={"imaginary_scores": False}),

@@ -16,7 +16,7 @@ from muse.catalog import BASELINE
 from muse.records.criteria import LIMITS
 from muse.records.schema import Criterion, Judged, Report, StageRecord
 
-from . import companion_tables, figures
+from . import companion_tables, figures, first_screen
 from .assemble import assemble, companions_of
 from .export import scale_label
 from .figures.companions import of_companions
@@ -46,7 +46,8 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
     """
     folder, words = Path(record_dir).parent, texts(language)
     report, companions = assemble(folder, language), companions_of(folder)
-    blocks = [lead(report, language), verdicts(report, language), stage_table(report, language)]
+    blocks = [lead(report, language), verdicts(report, language), first_screen.about(report, language)]
+    blocks.append(stage_table(report, language))
     blocks.append(render("heading", level=2, text=words["report.results"]))
     for stage in report.stages:
         read = f" ({stage.text})" if stage.text else ""
@@ -71,31 +72,13 @@ def scale_notice(stages: Iterable[StageRecord], language: str = "en") -> str:
 
 
 def lead(report: Report, language: str = "en") -> Markup:
-    """Return the title, the scale label, and the headline: how many criteria pass and which stages did not finish."""
-    words = texts(language)
-    if not report.stages:
-        headline = [words["summary.nothing"]]
-    elif len(report.judged) < 2:
-        headline = [_headline(report.criteria, words, "summary.counts")]
-    else:
-        headline = [
-            f"{style(one.model, language).label}{words['colon']} "
-            f"{_headline(one.criteria, words, 'summary.counts_of_model')}"
-            for one in report.judged
-        ]
+    """Return the first screen: title, scale label, the answer, the run in a line, what failed, and the models."""
     failed = sum(stage.status == "failed" for stage in report.stages)
     return render(
-        "lead", language, css=asset("parts.css"), notice=scale_notice(report.stages, language), headline=headline,
-        failed=failed, total=len(report.stages),
+        "lead", language, css=asset("parts.css"), notice=scale_notice(report.stages, language),
+        answer=first_screen.answer(report, language), run=first_screen.run_line(report, language),
+        models=first_screen.models_table(report, language), failed=failed, total=len(report.stages),
     )  # fmt: skip
-
-
-def _headline(criteria: Sequence[Criterion], words: Mapping[str, str], counted: str) -> str:
-    found = [criterion.verdict for criterion in criteria]
-    if found and found.count("pass") == len(found):
-        return words["summary.all_pass"]
-    counts = {"passed": "pass", "failed": "fail", "open": "not_measured"}
-    return words[counted].format(**{name: found.count(verdict) for name, verdict in counts.items()})
 
 
 def verdicts(report: Report, language: str = "en") -> Markup:
@@ -104,10 +87,22 @@ def verdicts(report: Report, language: str = "en") -> Markup:
     Further candidates follow, each under a heading of its own.
     """
     asked = [
-        (style(one.model, language).label, [_card(found, one, report.stages, language) for found in one.criteria])
+        {
+            "model": style(one.model, language).label,
+            "counts": _counts(one.criteria, texts(language)),
+            "cards": [_card(found, one, report.stages, language) for found in one.criteria],
+        }
         for one in report.judged
     ]
     return render("verdicts", language, asked=asked)
+
+
+def _counts(criteria: Sequence[Criterion], words: Mapping[str, str]) -> str:
+    found = [criterion.verdict for criterion in criteria]
+    if found and found.count("pass") == len(found):
+        return words["summary.all_pass"]
+    counts = {"passed": "pass", "failed": "fail", "open": "not_measured"}
+    return words["summary.counts"].format(**{name: found.count(verdict) for name, verdict in counts.items()})
 
 
 def _card(criterion: Criterion, judged: Judged, stages: Sequence[StageRecord], language: str) -> dict[str, object]:

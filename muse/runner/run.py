@@ -23,7 +23,7 @@ from muse.host.files import write_atomic
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
-from muse.params import NO_CUDA, ParamsError, Settings, validate
+from muse.params import NO_CUDA, ParamsError, Settings, of_today, validate
 from muse.records.environment import git_state, utc_now, versions
 from muse.records.scale import reductions_of
 from muse.records.schema import Report, RunInfo, StageRecord
@@ -335,7 +335,7 @@ def render(
         info = read_record(RunInfo, folder / "run.json")
     except RecordError as error:
         raise ParamsError(f"{folder}: not the folder of a run: {error}") from error
-    settings = validate(info.params | {"language": language})
+    settings = validate(of_today(info.params) | {"language": language})
     found = find_notebooks(settings.stages, notebooks)
     add_companions(folder, [Path(other).resolve() for other in companions])
     for name in ("logs", "notebooks", "pages"):

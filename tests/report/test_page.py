@@ -49,8 +49,7 @@ def test_further_candidates_have_cards_and_a_headline_of_their_own():
         "The same criteria for Stage 1 with memory"
     ]
     assert len(table.select("[data-criterion]")) == len(VERDICTS) + 1
-    headline = soup(report.lead(found)).select_one(".muse-headline")
-    first, second = headline.get_text("|").split("|")
+    first, second = (line.text for line in table.select(".muse-counts"))
     counts = [list(VERDICTS.values()).count(verdict) for verdict in ("pass", "fail", "not_measured")]
     assert first == "Stage 1: {} of the five criteria pass, {} fail, {} not measured.".format(*counts)
     assert second == "Stage 1 with memory: All five Stage 1 criteria are met."
@@ -254,11 +253,12 @@ def test_an_estimate_is_called_one_beside_its_value_and_no_value_is_none():
 
 
 def test_summary_counts_verdicts_and_failed_stages():
-    text = soup(report.lead(make_report([stage(), stage("memory", status="failed", error="boom")]))).text
-    assert "3 pass, 1 fail, 1 not measured" in text
+    found = make_report([stage(), stage("memory", status="failed", error="boom")])
+    assert "3 of the five criteria pass, 1 fail, 1 not measured" in soup(report.verdicts(found)).text
+    text = soup(report.lead(found)).text
     assert "1 of 2 stages did not finish" in text
     passed = make_report([stage()], verdicts=dict.fromkeys(CRITERIA, "pass"))
-    assert "All five" in report.lead(passed)
+    assert "All five" in report.verdicts(passed)
     assert "did not finish" not in report.lead(passed)
     assert "nothing was measured" in report.lead(make_report())
 
@@ -522,7 +522,7 @@ def test_the_report_of_a_run_without_records_still_says_so(tmp_path, monkeypatch
     write_run(tmp_path)
     main = soup(run_notebook(tmp_path, "en", monkeypatch).read_text()).main
     assert {"not_measured"} == {card["class"][1] for card in main.select(".muse-card")}
-    assert "0 pass, 0 fail, 5 not measured" in main.text
+    assert "0 of the five criteria pass, 0 fail, 5 not measured" in main.text
 
 
 def test_the_notebook_is_committed_clean():
