@@ -31,9 +31,10 @@ class Kept:
 
 def keep(folder: Path, config: Mapping[str, object], result: TrainingResult) -> None:
     """Write a finished training's result beside what it was asked for, whole or not at all."""
-    commit, _ = git_state(Path(__file__).resolve().parent)
+    commit, dirty = git_state(Path(__file__).resolve().parent)
     dropped = {"weights": None, "reused": False, "training_curve": (), "tokens_per_second_samples": ()}
-    values = {"config": config, "commit": commit or "", "result": asdict(result) | dropped}
+    code = "" if commit is None else f"{commit} with changes" if dirty else commit
+    values = {"config": config, "commit": code, "result": asdict(result) | dropped}
     path = _path(folder, config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(values, allow_nan=False) + "\n")

@@ -15,6 +15,7 @@ from muse.data.corpora import load_corpus
 from muse.models.build import build_model
 from muse.models.weights import CheckpointError
 from muse.params import Settings
+from muse.records.environment import git_state
 from muse.training import kept, parallel, trainer, tuning
 
 from .test_parallel import Here, folders, write_params
@@ -55,6 +56,10 @@ def test_a_try_of_another_machine_is_not_repeated_but_the_chosen_one_is_trained(
     assert len(files) == 3, "one for each training"
     assert not any(run.commit for run in first.runs)
 
+    commit, dirty = git_state(Path(kept.__file__).parent)
+    told = {json.loads(path.read_text())["commit"] for path in files}
+    assert told == {f"{commit} with changes" if dirty else commit or ""}
+
     counted.clear()
     second = trained(tmp_path / "second", corpus)
     assert counted == [(3, first.choice.dropout), (4, first.choice.dropout)], "weights are needed of these alone"
@@ -62,7 +67,7 @@ def test_a_try_of_another_machine_is_not_repeated_but_the_chosen_one_is_trained(
     assert second.choice == first.choice
     assert all(result.weights.exists() for result in second.results)
     assert [run.reused for run in second.runs] == [True, True, False, False]
-    assert all(run.commit for run in second.runs[:2]), "whose code it was"
+    assert {run.commit for run in second.runs[:2]} == told, "whose code it was"
     assert {run.hardware for run in second.runs} == {run.hardware for run in first.runs}
 
     counted.clear()
