@@ -8,17 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from muse.host.files import replaced
+from .tensor_file import CheckpointError as CheckpointError
+from .tensor_file import NonFiniteError as NonFiniteError
+from .tensor_file import read_tensors as read_tensors
+from .tensor_file import refuse_constant, write_tensors
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 WEIGHTS_FORMAT = "muse-weights-1"
-METADATA_KEY = "muse"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})  # what initialisation calls of torch
 
@@ -27,44 +27,15 @@ LATER_FIELDS = {"table_rank": 0, "head_norm_eps": 1e-6}
 """Fields that configurations did not have before, and what models computed without them."""
 
 
-class CheckpointError(ValueError):
-    """A file of a training that is missing, damaged or belongs to another training; the message names it."""
-
-
 def read_json(path: Path, advice: str = "remove its folder to start again") -> dict:
     """Read a JSON object; CheckpointError names the file when it is missing or damaged, and gives the advice."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable JSON ({error}); {advice}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: got {type(value).__name__}, expected a JSON object")
     return value
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
-    """Write a safetensors file so that a kill or a power cut leaves the old file or the new one, never half of it.
-
-    `about` becomes one JSON metadata entry, so that equal contents make equal files.
-    """
-    metadata = {METADATA_KEY: json.dumps(about, allow_nan=False)}
-    with replaced(path) as temporary:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
-
-
-def read_tensors(
-    path: Path, expected_format: str, advice: str = "remove it to start again"
-) -> tuple[dict[str, Tensor], dict]:
-    """Read what write_tensors wrote; CheckpointError names the file and what is wrong with it."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); {advice}") from error
-    if about.get("format") != expected_format:
-        raise CheckpointError(f"{path}: got format {about.get('format')!r}, expected {expected_format!r}")
-    return tensors, about
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -100,9 +71,12 @@ def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path
         target.copy_(value)
 
 
-def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> None:
-    """Write a model's weights with `about` (model name, resolved config, ...) as their metadata."""
-    write_tensors(path, model_tensors(model), {**about, "format": WEIGHTS_FORMAT})
+def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> str:
+    """Write a model's weights with `about` (model name, resolved config, ...) as their metadata; return their SHA-256.
+
+    NonFiniteError for weights or buffers that are NaN or infinite.
+    """
+    return write_tensors(path, model_tensors(model), {**about, "format": WEIGHTS_FORMAT})
 
 
 def completed(stored: Mapping[str, object], like: Mapping[str, object]) -> dict[str, object]:
