@@ -69,7 +69,8 @@ def load_corpus(
     cache_dir = Path(cache_dir or _default_cache_dir())
     token_splits = {name: _tokenized(name, lines[name], encoder, cache_dir) for name in splits}
     text, files = HUB_CORPORA.get(corpus) or text_of(lines), files + encoder.files
-    return Corpus(corpus, tokenizer, encoder.vocab_size, token_splits, files, None, encoder.decode, text)
+    tokens = encoder.vocab_size, token_splits, files, None, encoder.decode
+    return Corpus(corpus, tokenizer, *tokens, text, encoder.vocabulary_sha256)
 
 
 def text_of(lines: Mapping[str, Sequence[str]]) -> str:

@@ -95,10 +95,10 @@ def train(
 ) -> TrainingResult:
     """Train `build(dropout=..., seed=...)`, or resume it, or return the finished result of the same command.
 
-    Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, tokens, code and device
-    type; where the corpus was read and how progress is shown have no part in it. Ctrl-C, SIGTERM and SIGHUP save the
-    state before they become a KeyboardInterrupt. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for
-    damaged or foreign files.
+    Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, tokens, tokenizer, code and
+    device type; where corpus and tokenizer were read and how progress is shown have no part in it. Ctrl-C, SIGTERM and
+    SIGHUP save the state before they become a KeyboardInterrupt. Raises NonFiniteLossError, DeadGradientError, and
+    CheckpointError for damaged or foreign files.
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
@@ -129,7 +129,10 @@ def _config(model_name: str, model: nn.Module, recipe: Recipe, corpus: Corpus, d
         "model_config": asdict(model.config),
         "recipe": settings,
         "device": device.type,
-        "corpus": {"sha256": {name: corpus.splits[name].sha256 for name in ("train", "validation")}},
+        "corpus": {
+            "sha256": {name: corpus.splits[name].sha256 for name in ("train", "validation")},
+            "tokenizer_sha256": corpus.tokenizer_sha256,
+        },
         "code_sha256": code_sha256(inspect.getfile(type(model)), __file__),
     }
 
