@@ -29,7 +29,7 @@ from muse.data.tokenizers import gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
 from muse.models.generate import generate
-from muse.models.pretrained import read_pretrained
+from muse.models.pretrained import check_tokenizer, read_pretrained
 from muse.ops import planar
 from muse.ops.logits import head_logits
 
@@ -63,7 +63,7 @@ class MuseLM(LM):
                 f"tokenizer {tokenizer}: got {self.tokenizer.vocab_size} tokens, "
                 f"expected at most the model's {model.config.vocab_size}"
             )
-        _check_tokenizer(about, self.tokenizer.vocabulary_sha256, tokenizer)
+        check_tokenizer(about, self.tokenizer.vocabulary_sha256, str(tokenizer))
 
     @property
     def n_seq(self) -> int:
@@ -151,17 +151,6 @@ class MuseLM(LM):
             if found := [answer.index(stop) for stop in until if stop in answer]:
                 return answer[: min(found)]
         return answer
-
-
-def _check_tokenizer(about: Mapping[str, object], found: str, name: str) -> None:
-    """Raise ValueError for another vocabulary than that of the training, where a saved model tells which it was."""
-    corpus = about.get("corpus")
-    expected = corpus.get("tokenizer_sha256") if isinstance(corpus, Mapping) else None
-    if expected and found != expected:
-        raise ValueError(
-            f"tokenizer {name}: got the vocabulary {found[:12]}, expected {expected[:12]}, which the model was trained "
-            f"with ({corpus.get('tokenizer')})"
-        )
 
 
 def load_text(corpus: str | None = None, **unused: object) -> DatasetDict:

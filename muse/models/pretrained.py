@@ -116,6 +116,17 @@ def read_pretrained(folder: str | Path) -> tuple[nn.Module, dict[str, object]]:
     return model.eval(), about
 
 
+def check_tokenizer(about: Mapping[str, object], vocabulary_sha256: str, name: str) -> None:
+    """Raise ValueError for another vocabulary than that of the training, where a saved model tells which it was."""
+    corpus = about.get("corpus")
+    expected = corpus.get("tokenizer_sha256") if isinstance(corpus, Mapping) else None
+    if expected and vocabulary_sha256 != expected:
+        raise ValueError(
+            f"tokenizer {name}: got the vocabulary {vocabulary_sha256[:12]}, expected {str(expected)[:12]}, with which "
+            f"the model was trained ({corpus.get('tokenizer')})"
+        )
+
+
 def _short(seal: str | None) -> str:
     return f"SHA-256 {seal[:12]}" if seal else "no SHA-256"
 

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 from .tensor_file import CheckpointError as CheckpointError
 from .tensor_file import NonFiniteError as NonFiniteError
 from .tensor_file import read_tensors as read_tensors
-from .tensor_file import refuse_constant, write_tensors
+from .tensor_file import refuse_constant, sha256_of_json, write_tensors
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
+RESULT_FILE = "result.json"
 WEIGHTS_FORMAT = "muse-weights-1"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})  # what initialisation calls of torch
@@ -82,7 +83,11 @@ def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> s
 def completed(stored: Mapping[str, object], like: Mapping[str, object]) -> dict[str, object]:
     """Return a stored configuration with the later fields that one like `like` has, at the values from before them."""
     added = {key: value for key, value in LATER_FIELDS.items() if key in like and key not in stored}
-    parts = {key: completed(value, like.get(key, {})) for key, value in stored.items() if isinstance(value, Mapping)}
+    parts = {
+        key: completed(stored[key], part)
+        for key, part in like.items()
+        if isinstance(part, Mapping) and isinstance(stored.get(key), Mapping)
+    }
     return {**stored, **parts, **added}
 
 
@@ -101,15 +106,38 @@ class WithoutDraws(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def _check_home(path: Path, about: Mapping[str, object]) -> None:
+    """Raise CheckpointError where weights are not those of the configuration and the result that lie beside them."""
+    home, result = path.with_name(CONFIG_FILE), path.with_name(RESULT_FILE)
+    if "key" in about and home.exists() and sha256_of_json(_part(home, "config")) != about["key"]:
+        raise CheckpointError(f"{path}: the weights of another training than that of {home.name} beside it")
+    if path.name == MODEL_FILE and result.exists():
+        said = read_json(result)
+        for ours, name in (("step", "best_step"), ("validation_loss_nats", "best_validation_loss")):
+            if about.get(ours) != said.get(name):
+                raise CheckpointError(
+                    f"{path}: {ours}: got {about.get(ours)!r}, expected {said.get(name)!r}, as {result.name} says"
+                )
+
+
+def _part(path: Path, name: str) -> Mapping[str, object]:
+    """One of the objects that a JSON file holds; CheckpointError where it is none."""
+    part = read_json(path).get(name)
+    if not isinstance(part, Mapping):
+        raise CheckpointError(f"{path}: {name}: got {type(part).__name__}, expected a JSON object")
+    return part
+
+
 def load_trained(path: str | Path, build_model: Callable[..., nn.Module]) -> nn.Module:
     """Return the model of a finished training's folder, or of a weights file, in evaluation mode on the CPU.
 
     `build_model` is `muse.models.build.build_model`; the stored configuration must be what it makes. Raises
-    CheckpointError where it is not or where the file is damaged.
+    CheckpointError where it is not, where the file is damaged, and where it lies in the folder of another training.
     """
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
     tensors, about = read_tensors(path, WEIGHTS_FORMAT)
+    _check_home(path, about)
     if not {"model_name", "model_config"} <= about.keys():
         raise CheckpointError(f"{path}: got the weights of a saved model, expected those of a training")
     stored: dict = about["model_config"]

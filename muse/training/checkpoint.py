@@ -28,11 +28,11 @@ from muse.models.tensor_file import (
     write_tensors,
 )
 from muse.models.weights import CONFIG_FILE, fill, model_tensors, read_json
+from muse.models.weights import RESULT_FILE as RESULT_FILE
 
 from .nonfinite import moments
 
 STATE_FILE = "state.safetensors"
-RESULT_FILE = "result.json"
 STATE_FORMAT = "muse-training-state-1"
 
 

@@ -185,7 +185,7 @@ def test_another_tokenizer_than_the_trainings_is_refused(harness, folders, tmp_p
     for tokenizer, refused in ((own, False), ("0" * 64, True)):
         training = {"corpus": {"tokenizer": "theirs", "tokenizer_sha256": tokenizer}}
         saved = save_pretrained(tiny(), tmp_path / tokenizer, training)
-        with pytest.raises(ValueError, match="which the model was trained") if refused else nullcontext():
+        with pytest.raises(ValueError, match="with which the model was trained") if refused else nullcontext():
             harness.MuseLM(saved, str(folders / "bpe"), device="cpu")
 
 

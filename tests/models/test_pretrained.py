@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,14 @@ from muse.models import pretrained, tensor_file, weights
 from muse.models.build import build_model
 from muse.models.memory_options import MemoryOptions
 from muse.models.model_card import model_card
-from muse.models.pretrained import ARCHITECTURES, export_checkpoint, from_pretrained, save_pretrained
+from muse.models.pretrained import (
+    ARCHITECTURES,
+    check_tokenizer,
+    export_checkpoint,
+    from_pretrained,
+    read_pretrained,
+    save_pretrained,
+)
 from muse.models.weights import CheckpointError
 from muse.training import checkpoint
 
@@ -357,6 +365,15 @@ def test_an_export_of_weights_beyond_float16_is_refused(trained, tmp_path):
     with pytest.raises(ValueError, match="head_bias is not finite in float16; try float32"):
         export_checkpoint(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_saved_model_tells_which_tokenizer_it_was_trained_with(tmp_path):
+    known = {"corpus": {"tokenizer": "theirs", "tokenizer_sha256": "ab" * 32}}
+    for training, refused in ((known, True), ({"corpus": {"tokenizer": "theirs"}}, False), ({}, False)):
+        _, about = read_pretrained(save_pretrained(tiny(), tmp_path / "model", training))
+        check_tokenizer(about, "ab" * 32, "mine")
+        with pytest.raises(ValueError, match=r"tokenizer mine: got .*\(theirs\)") if refused else nullcontext():
+            check_tokenizer(about, "cd" * 32, "mine")
 
 
 def test_the_command_exports_and_says_what_is_wrong(trained, tmp_path, capsys):
