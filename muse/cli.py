@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from muse.host.files import check_no_dangling_link
 from muse.host.signals import Interruptions
 from muse.runner.notebooks import find_notebooks, resolve_folders, stage_parameters
 from muse.runner.run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
@@ -99,6 +100,7 @@ def _add_run(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     settings = load_params(options.params, options.overrides)
+    _check_out(options.out)
     return run(settings, out=options.out, gate=options.gate, command=options.command)
 
 
@@ -155,6 +157,13 @@ def _train(options: argparse.Namespace) -> int:
 
 def _resolved(options: argparse.Namespace) -> Settings:
     return resolve_folders(load_params(options.params, options.overrides), Path.cwd())
+
+
+def _check_out(path: Path | None) -> None:
+    """A link to nothing is a bad parameter: what is written there would make its target."""
+    with _given_by_the_user():
+        if path is not None:
+            check_no_dangling_link(path)
 
 
 @contextmanager
@@ -225,6 +234,7 @@ def _add_bench(commands: Commands) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     settings = load_params(options.params, options.overrides)
+    _check_out(options.out)
     from muse.records.environment import utc_now
     from muse.records.schema import BenchRecord
     from muse.records.store import write_record
@@ -285,7 +295,7 @@ def _add_report(commands: Commands) -> None:
     add("folder", **FOLDER, help="a run's folder, such as reports/quick")
     add("--language", choices=LANGUAGES, default="en", help="language of the pages (default: en)")
     words = "folders of runs that the report shows as companions, from now on"
-    add("--with", dest="companions", nargs="+", type=Path, default=[], metavar="OTHER", help=words)
+    add("--with", dest="companions", nargs="+", action="extend", type=Path, default=[], metavar="OTHER", help=words)
     words = "let index.html load assets/figures.js as the stages' pages do: 2 MB less, but it must stay in its folder"
     add("--shared-script", action="store_true", help=words)
 

@@ -182,3 +182,12 @@ def test_a_signal_that_ends_any_command_gives_130(tmp_path, monkeypatch, capsys)
     assert cli.main(["params", "params/quick.yaml", "train"]) == 130
     assert capsys.readouterr().err == "muse: interrupted\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_a_link_to_nothing_as_out_does_not_make_its_target(tmp_path, params, command, capsys):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "target")
+    assert cli.main([command, params, "--out", str(link)]) == 2
+    assert "a link to" in capsys.readouterr().err
+    assert not (tmp_path / "target").exists()

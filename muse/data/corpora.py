@@ -24,7 +24,7 @@ from muse.host.files import replaced
 from .corpus import Corpus, SourceFile, TokenSplit
 from .grammar import Grammar
 from .readers import read_folder, read_wikitext
-from .tokenizers import UNKNOWN, Tokenizer, gpt2_tokenizer, word_tokenizer
+from .tokenizers import UNKNOWN, Tokenizer, gpt2_tokenizer, vocabulary_sha256, word_tokenizer
 
 SPLITS = ("train", "validation", "test")
 SYNTHETIC_TOKENS = {"train": 400_000, "validation": 20_000, "test": 40_000}
@@ -69,7 +69,8 @@ def load_corpus(
     cache_dir = Path(cache_dir or _default_cache_dir())
     token_splits = {name: _tokenized(name, lines[name], encoder, cache_dir) for name in splits}
     text, files = HUB_CORPORA.get(corpus) or text_of(lines), files + encoder.files
-    return Corpus(corpus, tokenizer, encoder.vocab_size, token_splits, files, None, encoder.decode, text)
+    tokens = encoder.vocab_size, token_splits, files, None, encoder.decode
+    return Corpus(corpus, tokenizer, *tokens, text, encoder.vocabulary_sha256)
 
 
 def text_of(lines: Mapping[str, Sequence[str]]) -> str:
@@ -102,7 +103,8 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
         text = grammar.decode(ids.tolist()).encode()
         made[name] = _token_split(name, ids, np.flatnonzero(ids == 0), len(ids), len(text))
         files.append(SourceFile.of_bytes(f"muse.data.grammar.Grammar().sample({len(ids)}, seed={seed})", text))
-    known = grammar.entropy_nats(), grammar.decode, SYNTHETIC
+    symbols = vocabulary_sha256({grammar.decode([index]): index for index in range(grammar.vocab_size)})
+    known = grammar.entropy_nats(), grammar.decode, SYNTHETIC, symbols
     return Corpus(SYNTHETIC, "corpus", grammar.vocab_size, made, tuple(files), *known)
 
 

@@ -48,3 +48,4 @@ class Corpus:
     entropy_nats_per_token: float | None  # true entropy rate, known for the synthetic corpus only
     decode: Callable[[Sequence[int]], str]
     text: str = ""  # which text was read: `muse.data.corpora.text_of`
+    tokenizer_sha256: str = ""  # of its vocabulary, wherever it was read from: `muse.data.tokenizers.vocabulary_sha256`

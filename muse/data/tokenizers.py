@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Tokenizer:
     encode: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]  # lines -> int32 ids (tokens,), int64 tokens per line
     decode: Callable[[Sequence[int]], str]
     unk_pieces: tuple[tuple[int, ...], ...] = ()  # ids of <unk> after a space and without one, where they are several
+    vocabulary_sha256: str = ""
 
 
 def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
@@ -84,7 +86,15 @@ def _wrap(tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
         encode=encode,
         decode=lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False),
         unk_pieces=tuple(pieces for pieces in unk_pieces if len(pieces) > 1),
+        vocabulary_sha256=vocabulary_sha256(tokenizer.get_vocab(), json.loads(definition)["model"]["merges"]),
     )
+
+
+def vocabulary_sha256(ids: Mapping[str, int], merges: Sequence[str | Sequence[str]] = ()) -> str:
+    """Return the SHA-256 of ids and merges of tokens: the same for one tokenizer, whatever files it was read from."""
+    lines = [f"{index} {token}" for token, index in sorted(ids.items(), key=lambda item: item[1])]
+    lines += [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    return hashlib.sha256("\0".join(lines).encode()).hexdigest()
 
 
 def tokenize_dataset(dataset, tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -123,4 +133,4 @@ def word_tokenizer(training_lines: Iterable[str]) -> Tokenizer:
         return " ".join(words[index] for index in token_ids).replace(f"{NEWLINE} ", NEWLINE)
 
     file = SourceFile.of_bytes("vocabulary of the training split", definition)
-    return Tokenizer(len(words), file.sha256, (file,), encode, decode)
+    return Tokenizer(len(words), file.sha256, (file,), encode, decode, vocabulary_sha256=vocabulary_sha256(ids))

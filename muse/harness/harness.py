@@ -29,7 +29,7 @@ from muse.data.tokenizers import gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
 from muse.models.generate import generate
-from muse.models.pretrained import from_pretrained
+from muse.models.pretrained import check_tokenizer, read_pretrained
 from muse.ops import planar
 from muse.ops.logits import head_logits
 
@@ -52,7 +52,7 @@ class MuseLM(LM):
         **unused: object,
     ) -> None:
         super().__init__()
-        model = pretrained if isinstance(pretrained, nn.Module) else from_pretrained(pretrained)
+        model, about = (pretrained, {}) if isinstance(pretrained, nn.Module) else read_pretrained(pretrained)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.tokenizer = model.to(self._device), gpt2_tokenizer(str(tokenizer))
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
@@ -63,6 +63,7 @@ class MuseLM(LM):
                 f"tokenizer {tokenizer}: got {self.tokenizer.vocab_size} tokens, "
                 f"expected at most the model's {model.config.vocab_size}"
             )
+        check_tokenizer(about, self.tokenizer.vocabulary_sha256, str(tokenizer))
 
     @property
     def n_seq(self) -> int:

@@ -59,9 +59,21 @@ def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
         new.write_text(text, encoding="utf-8")
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a path is what a killed process had begun to write."""
+    return path.name.startswith(".") and path.name.endswith(UNFINISHED)
+
+
+def check_no_dangling_link(path: Path) -> None:
+    """Raise FileNotFoundError for a path that is, or lies below, a link to nothing: writing would make its target."""
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise FileNotFoundError(f"{part}: a link to {part.readlink()}, which does not exist")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes had begun to write in a folder that this process holds."""
-    for path in folder.glob(f".*{UNFINISHED}"):
+    for path in filter(is_unfinished, folder.iterdir()):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -6,11 +6,13 @@ alike gives the same bits; `tolerance`, relative to the largest logit, is for mo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from muse.models.tensor_file import first_non_finite
 from muse.records.schema import Metric
 
 from .common import random_batch, training_mode
@@ -41,11 +43,17 @@ class MixingResult:
     num_reaching: int
     positions: tuple[int, ...]
     farthest_reach: int  # tokens between a change and the last logit that it changed
-    largest_change: float
+    largest_change: float  # NaN when a logit is not finite
     tolerance: float
+    not_finite: str = ""  # the first logit that is NaN or infinite, in words: nothing can be said then
 
     def metrics(self, model_name: str) -> list[Metric]:
-        """Return 1 when an earlier token changes a later logit, else 0."""
+        """Return 1 when an earlier token changes a later logit, else 0; no value where a logit is not finite."""
+        if self.not_finite:
+            return [
+                Metric(name="mixing", model=model_name, value=None, unit="yes/no", n=len(self.positions),
+                       reason=self.not_finite, note=self.not_finite)
+            ]  # fmt: skip
         note = (
             f"{self.num_reaching} of {len(self.positions)} changed tokens changed a later logit, up to "
             f"{self.farthest_reach} positions on, by up to {self.largest_change:.3g}; ignored: {_allowed(self)}"
@@ -94,8 +102,13 @@ def check_causality(
 def check_mixing(
     model: nn.Module, *, n_positions: int = 8, n_tokens: int = 64, seed: int = 0, tolerance: float = 0.0
 ) -> MixingResult:
-    """Change one token at each of several positions: does a logit after it change?"""
+    """Change one token at each of several positions: does a logit after it change?
+
+    Where a logit is not finite the result names the first, and nothing else is said.
+    """
     positions, change, scale = _changes(model, n_positions, n_tokens, seed)
+    if found := first_non_finite({"change of a logit (row, position)": change}):
+        return MixingResult(0, tuple(positions), 0, math.nan, tolerance, found)
     reach, largest = [], 0.0
     for row, position in zip(change, positions, strict=True):
         later = row[position + 1 :]

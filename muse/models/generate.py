@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from muse.ops import logits
 
 from . import layers
+from .tensor_file import first_non_finite
 
 
 def generate(
@@ -30,7 +31,7 @@ def generate(
 
     Temperature 0 takes the likeliest token; else one is drawn from the `top_k` likeliest, and of those from the fewest
     that hold a share `top_p` of the probability. Equal seeds draw equal tokens, whatever the global generator. Raises
-    ValueError for choices out of range and where a position table ends.
+    ValueError for choices out of range, where a position table ends, and for logits that are not finite.
     """
     config = model.config
     layers.check_token_ids(token_ids, config.vocab_size, config.n_seq)
@@ -54,10 +55,18 @@ def _stream(
 ) -> Iterator[Tensor]:
     generator = torch.Generator(token_ids.device).manual_seed(seed)
     new = token_ids.long()
-    for _ in range(n_new):
-        token = choose(reader(new), temperature, top_k, top_p, generator)
+    for index in range(n_new):
+        found = reader(new)
+        if not found.isfinite().all():
+            raise _not_finite(reader.model, index)
+        token = choose(found, temperature, top_k, top_p, generator)
         yield token
         new = token[:, None]
+
+
+def _not_finite(model: nn.Module, index: int) -> ValueError:
+    where = first_non_finite(dict([*model.named_parameters(), *model.named_buffers()])) or "every weight is finite"
+    return ValueError(f"logits of new token {index + 1} are not finite, so none can be chosen: {where}")
 
 
 def _check_choices(temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -143,11 +143,11 @@ class Phase2Block(nn.Module):
 
     def _mixed(self, x: Tensor) -> Tensor:
         resonance, rate = self.core(self.core_norm(x))
-        x = x + self.dropout(resonance)
-        return x + self.dropout(self.memory(self.memory_norm(x), rate))
+        x = _added(x, self.dropout(resonance))
+        return _added(x, self.dropout(self.memory(self.memory_norm(x), rate)))
 
     def _fed(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
+        return _added(x, self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x))))))
 
 
 class Phase2Model(nn.Module):
@@ -213,6 +213,11 @@ class Phase2Model(nn.Module):
             for name, modules in parts.items()
         }
         return {"embedding": counts.pop("embedding"), "positions": self.positions.numel(), **counts}
+
+
+def _added(x: Tensor, y: Tensor) -> Tensor:
+    """x + y in the dtype of x, that of the weights, also where autocast computes y in another one."""
+    return (x + y).to(x.dtype)
 
 
 def _inverse_softplus(y: float) -> float:

@@ -8,17 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from muse.host.files import replaced
+from .tensor_file import CheckpointError as CheckpointError
+from .tensor_file import NonFiniteError as NonFiniteError
+from .tensor_file import read_tensors as read_tensors
+from .tensor_file import refuse_constant, sha256_of_json, write_tensors
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
+RESULT_FILE = "result.json"
 WEIGHTS_FORMAT = "muse-weights-1"
-METADATA_KEY = "muse"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})  # what initialisation calls of torch
 
@@ -27,44 +28,15 @@ LATER_FIELDS = {"table_rank": 0, "head_norm_eps": 1e-6}
 """Fields that configurations did not have before, and what models computed without them."""
 
 
-class CheckpointError(ValueError):
-    """A file of a training that is missing, damaged or belongs to another training; the message names it."""
-
-
 def read_json(path: Path, advice: str = "remove its folder to start again") -> dict:
     """Read a JSON object; CheckpointError names the file when it is missing or damaged, and gives the advice."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable JSON ({error}); {advice}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: got {type(value).__name__}, expected a JSON object")
     return value
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
-    """Write a safetensors file so that a kill or a power cut leaves the old file or the new one, never half of it.
-
-    `about` becomes one JSON metadata entry, so that equal contents make equal files.
-    """
-    metadata = {METADATA_KEY: json.dumps(about, allow_nan=False)}
-    with replaced(path) as temporary:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
-
-
-def read_tensors(
-    path: Path, expected_format: str, advice: str = "remove it to start again"
-) -> tuple[dict[str, Tensor], dict]:
-    """Read what write_tensors wrote; CheckpointError names the file and what is wrong with it."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); {advice}") from error
-    if about.get("format") != expected_format:
-        raise CheckpointError(f"{path}: got format {about.get('format')!r}, expected {expected_format!r}")
-    return tensors, about
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -100,15 +72,22 @@ def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path
         target.copy_(value)
 
 
-def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> None:
-    """Write a model's weights with `about` (model name, resolved config, ...) as their metadata."""
-    write_tensors(path, model_tensors(model), {**about, "format": WEIGHTS_FORMAT})
+def save_weights(path: Path, model: nn.Module, about: Mapping[str, object]) -> str:
+    """Write a model's weights with `about` (model name, resolved config, ...) as their metadata; return their SHA-256.
+
+    NonFiniteError for weights or buffers that are NaN or infinite.
+    """
+    return write_tensors(path, model_tensors(model), {**about, "format": WEIGHTS_FORMAT})
 
 
 def completed(stored: Mapping[str, object], like: Mapping[str, object]) -> dict[str, object]:
     """Return a stored configuration with the later fields that one like `like` has, at the values from before them."""
     added = {key: value for key, value in LATER_FIELDS.items() if key in like and key not in stored}
-    parts = {key: completed(value, like.get(key, {})) for key, value in stored.items() if isinstance(value, Mapping)}
+    parts = {
+        key: completed(stored[key], part)
+        for key, part in like.items()
+        if isinstance(part, Mapping) and isinstance(stored.get(key), Mapping)
+    }
     return {**stored, **parts, **added}
 
 
@@ -127,15 +106,38 @@ class WithoutDraws(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def _check_home(path: Path, about: Mapping[str, object]) -> None:
+    """Raise CheckpointError where weights are not those of the configuration and the result that lie beside them."""
+    home, result = path.with_name(CONFIG_FILE), path.with_name(RESULT_FILE)
+    if "key" in about and home.exists() and sha256_of_json(_part(home, "config")) != about["key"]:
+        raise CheckpointError(f"{path}: the weights of another training than that of {home.name} beside it")
+    if path.name == MODEL_FILE and result.exists():
+        said = read_json(result)
+        for ours, name in (("step", "best_step"), ("validation_loss_nats", "best_validation_loss")):
+            if about.get(ours) != said.get(name):
+                raise CheckpointError(
+                    f"{path}: {ours}: got {about.get(ours)!r}, expected {said.get(name)!r}, as {result.name} says"
+                )
+
+
+def _part(path: Path, name: str) -> Mapping[str, object]:
+    """One of the objects that a JSON file holds; CheckpointError where it is none."""
+    part = read_json(path).get(name)
+    if not isinstance(part, Mapping):
+        raise CheckpointError(f"{path}: {name}: got {type(part).__name__}, expected a JSON object")
+    return part
+
+
 def load_trained(path: str | Path, build_model: Callable[..., nn.Module]) -> nn.Module:
     """Return the model of a finished training's folder, or of a weights file, in evaluation mode on the CPU.
 
     `build_model` is `muse.models.build.build_model`; the stored configuration must be what it makes. Raises
-    CheckpointError where it is not or where the file is damaged.
+    CheckpointError where it is not, where the file is damaged, and where it lies in the folder of another training.
     """
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
     tensors, about = read_tensors(path, WEIGHTS_FORMAT)
+    _check_home(path, about)
     if not {"model_name", "model_config"} <= about.keys():
         raise CheckpointError(f"{path}: got the weights of a saved model, expected those of a training")
     stored: dict = about["model_config"]

@@ -87,6 +87,9 @@ class Artifact(_Record):
     path: str = Field(description="weights: seen from the folder of the checkpoints; losses: from that of the run")
     sha256: str
     num_bytes: int
+    verified: bool | None = Field(
+        None, description="weights: false for a training from before files carried the SHA-256 that each read checks"
+    )
 
 
 class TrainingRun(_Record):
@@ -107,6 +110,7 @@ class TrainingRun(_Record):
     finished_utc: datetime
     hardware: str = Field(description="CUDA device or CPU that it ended on")
     resumed_from_steps: list[int] = Field(default_factory=list)
+    skipped_steps: int = Field(0, description="by the loss scaler of float16, since a gradient was not finite")
     reused: bool = Field(False, description="found finished on disk; then all else is of the run that trained it")
     commit: str = Field("", description="of the code of a try of which only the numbers are known here")
     diverged: bool = Field(False, description="a loss or gradient was not finite: a try without result, which lost")

@@ -10,6 +10,7 @@ from pathlib import Path
 from muse import catalog
 from muse.catalog import REPORT, STAGE_NAMES
 from muse.host.files import write_atomic
+from muse.params import ParamsError
 from muse.records.criteria import judge, judge_beside, summarise
 from muse.records.environment import utc_now
 from muse.records.scale import in_words, reductions_of
@@ -64,21 +65,32 @@ def companions_of(run_dir: str | Path) -> list[Companion]:
 
 
 def add_companions(run_dir: Path, others: Sequence[Path]) -> None:
-    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be read.
+    """Copy the reports of other runs into a run's folder; ParamsError, with nothing copied, unless all can be.
 
-    A copy is without indentation, and its losses by position are means over runs of positions.
+    Each must be readable, and of a name that no other run has there.
     """
     check_names(others, run_dir)
+    copies = {other: run_dir / COMPANIONS / f"{other.name}.json" for other in others}
     for other in others:
         read_companion(other / "report.json", other.name)
     companions_of(run_dir)
-    for other in others:
-        report = json.loads((other / "report.json").read_text(encoding="utf-8"))
-        for series in (series for stage in report["stages"] for series in stage["series"]):
-            if series["name"] == "loss_by_position":
-                series |= {axis: in_bins(series[axis]) for axis in ("x", "y")}
-        compact = json.dumps(report, ensure_ascii=False, separators=(",", ":"))
-        write_atomic(run_dir / COMPANIONS / f"{other.name}.json", compact + "\n")
+    for other, copy in copies.items():
+        if copy.exists() and copy.read_text(encoding="utf-8") != _copied(other):
+            raise ParamsError(
+                f"--with: {other}: got a name that {copy} holds another report under; expected a folder of another "
+                "name, or that file removed"
+            )
+    for other, copy in copies.items():
+        write_atomic(copy, _copied(other))
+
+
+def _copied(other: Path) -> str:
+    """The report of a run as a companion: without indentation, losses by position as means over runs of positions."""
+    report = json.loads((other / "report.json").read_text(encoding="utf-8"))
+    for series in (series for stage in report["stages"] for series in stage["series"]):
+        if series["name"] == "loss_by_position":
+            series |= {axis: in_bins(series[axis]) for axis in ("x", "y")}
+    return json.dumps(report, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def failed_record(params: Mapping[str, object], stage: str, started: datetime, error: str) -> StageRecord:

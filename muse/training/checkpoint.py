@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,25 +18,27 @@ import torch
 from torch import Tensor, nn
 
 from muse.host.files import FolderInUseError, hold, remove_unfinished, write_atomic
-from muse.models.weights import (
-    CONFIG_FILE,
+from muse.models.tensor_file import (
     CheckpointError,
-    fill,
-    model_tensors,
-    read_json,
+    NonFiniteError,
+    first_non_finite,
+    first_non_finite_number,
     read_tensors,
+    sha256_of_json,
     write_tensors,
 )
+from muse.models.weights import CONFIG_FILE, fill, model_tensors, read_json
+from muse.models.weights import RESULT_FILE as RESULT_FILE
+
+from .nonfinite import moments
 
 STATE_FILE = "state.safetensors"
-RESULT_FILE = "result.json"
 STATE_FORMAT = "muse-training-state-1"
 
 
 def training_key(config: Mapping[str, object]) -> str:
     """Return the SHA-256 of a resolved configuration: one key for equal trainings, another for any difference."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_json(config)
 
 
 @contextlib.contextmanager
@@ -64,16 +65,6 @@ def open_folder(folder: Path, config: Mapping[str, object], about: Mapping[str, 
         raise CheckpointError(f"{path}: belongs to a training with other settings; move {folder} away")
 
 
-def _moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{kind}:{names[parameter]}": value
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for kind, value in state.items()
-    }
-
-
 def save_state(
     folder: Path,
     key: str,
@@ -81,14 +72,21 @@ def save_state(
     optimizers: Sequence[torch.optim.Optimizer],
     scalars: Mapping[str, object],
 ) -> None:
-    """Write a training's whole state into one file: weights, optimizers, RNG states, and JSON scalars as metadata."""
+    """Write a training's whole state into one file: weights, optimizers, RNG states, and JSON scalars as metadata.
+
+    NonFiniteError names the first weight, buffer, moment or scalar that is NaN or infinite; the old file then stays.
+    """
+    path = folder / STATE_FILE
+    unsaved = {f"buffer:{name}": buffer for name, buffer in model.named_buffers()}
+    if found := first_non_finite(unsaved) or first_non_finite_number(scalars):
+        raise NonFiniteError(f"{path}: not written: {found}")
     tensors = {f"weight:{name}": tensor for name, tensor in model_tensors(model).items()}
-    tensors |= _moments(model, optimizers)
+    tensors |= moments(model, optimizers)
     tensors["rng:cpu"] = torch.get_rng_state()
     device = next(model.parameters()).device
     if device.type == "cuda":
         tensors["rng:cuda"] = torch.cuda.get_rng_state(device)
-    write_tensors(folder / STATE_FILE, tensors, {"format": STATE_FORMAT, "key": key, "scalars": scalars})
+    write_tensors(path, tensors, {"format": STATE_FORMAT, "key": key, "scalars": scalars})
 
 
 def load_state(

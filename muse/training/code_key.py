@@ -19,11 +19,13 @@ PACKAGE = Path(__file__).resolve().parent.parent
 NO_EFFECT_ON_RESULTS = (
     "catalog",
     "host",
+    "models.tensor_file",
     "models.weights",
     "params",
     "records",
     "training.checkpoint",
     "training.code_key",
+    "training.nonfinite",
 )
 """Modules and folders of the package that a hash leaves out: they keep, check and show what others compute."""
 

@@ -58,7 +58,9 @@ def find(folder: Path, config: Mapping[str, object]) -> Kept | None:
 
 
 def _asked(config: Mapping[str, object]) -> dict[str, object]:
-    return json.loads(json.dumps({key: value for key, value in config.items() if key != CODE}))
+    """All of it but the code, and of the corpus its ids alone, which say what the tokenizer made of the text."""
+    asked = {key: value for key, value in config.items() if key != CODE}
+    return json.loads(json.dumps(asked | {"corpus": config["corpus"]["sha256"]}))
 
 
 def _path(folder: Path, config: Mapping[str, object]) -> Path:

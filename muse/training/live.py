@@ -7,31 +7,31 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
 from muse.host.progress import PROGRESS_FILE_VARIABLE, track
 
-from .recipe import OnReport, Recipe, Report
+from .recipe import OnReport, Recipe, Report, Show
 
 
 @contextlib.contextmanager
-def training_bar(description: str, recipe: Recipe, start: int) -> Iterator[Callable[[int, float], None]]:
-    """Show tokens, tokens/s, remaining time and loss: a plain bar, or in a batch run the steps in the driver's file."""
+def training_bar(description: str, recipe: Recipe, start: int) -> Iterator[Show]:
+    """Show tokens, tokens/s, remaining time, loss and skipped steps: a plain bar, or in a batch run a driver's file."""
     if os.environ.get(PROGRESS_FILE_VARIABLE):
         ticks = track(range(start, recipe.steps), description)
         with contextlib.closing(ticks):
             next(ticks, None)
-            yield lambda steps, loss: [next(ticks, None) for _ in range(steps)]
+            yield lambda steps, loss, skipped: [next(ticks, None) for _ in range(steps)]
         return
     size = recipe.tokens_per_step
     with tqdm(
         desc=description, total=recipe.steps * size, initial=start * size, unit="tok", unit_scale=True, file=sys.stderr
     ) as bar:
 
-        def show(steps: int, loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        def show(steps: int, loss: float, skipped: int) -> None:
+            bar.set_postfix_str(f"loss {loss:.3f}" + (f", {skipped} skipped" if skipped else ""), refresh=False)
             bar.update(steps * size)
 
         yield show

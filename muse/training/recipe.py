@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +14,9 @@ from pathlib import Path
 import torch
 
 from muse.catalog import OPTIMIZERS
-from muse.host.files import write_atomic
+from muse.host.files import sha256_of, write_atomic
 from muse.models import weights
+from muse.models.tensor_file import CheckpointError, is_sealed, sha256_of_json
 from muse.records.schema import Artifact, Metric, Series
 
 from . import checkpoint
@@ -28,6 +30,7 @@ TRIED = {
 }
 """What of a recipe is tried on validation, and how it is called in short."""
 
+logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -144,12 +147,14 @@ class TrainingResult:
     weights_sha256: str  # of that file
     resumed_from_steps: tuple[int, ...]
     reused: bool = False  # found finished on disk
+    skipped_steps: int = 0  # by a GradScaler, since a gradient was not finite; of float16 only
+    verified: bool = True  # this file and the weights carry a SHA-256; False for those from before there was one
 
     def artifact(self, checkpoint_dir: str | Path) -> Artifact:
         """The weights as a file that a record names, seen from the folder of the checkpoints."""
         path = self.weights.resolve().relative_to(Path(checkpoint_dir).resolve()).as_posix()
         return Artifact(kind="weights", model=self.model_name, seed=self.seed, path=path, sha256=self.weights_sha256,
-                        num_bytes=self.weights.stat().st_size)  # fmt: skip
+                        num_bytes=self.weights.stat().st_size, verified=self.verified)  # fmt: skip
 
     def metrics(self, label: str) -> list[Metric]:
         """The training's numbers as metrics of the model `label`."""
@@ -157,6 +162,8 @@ class TrainingResult:
         note = f"seed {self.seed}, {in_words(tried)}, {self.precision}"
         if self.resumed_from_steps:
             note += f", resumed from step {', '.join(map(str, self.resumed_from_steps))}"
+        if self.skipped_steps:
+            note += f", {self.skipped_steps} steps skipped by the loss scaler"
         if self.reused:
             note += ", found finished on disk"
         metric = partial(Metric, model=label, note=note)
@@ -194,30 +201,72 @@ class Report:
 
 
 OnReport = Callable[[Report], None]
-Bar = Callable[[str, Recipe, int], AbstractContextManager[Callable[[int, float], None]]]
-"""bar(description, recipe, first step) gives, while it is open, a function to call with (steps done, last loss)."""
+Show = Callable[[int, float, int], None]
+Bar = Callable[[str, Recipe, int], AbstractContextManager[Show]]
+"""bar(description, recipe, first step) gives, while it is open, a function of (steps done, last loss, all skipped)."""
 
 
-def no_bar(description: str, recipe: Recipe, start: int) -> AbstractContextManager[Callable[[int, float], None]]:
+def no_bar(description: str, recipe: Recipe, start: int) -> AbstractContextManager[Show]:
     """A `Bar` that shows nothing."""
-    return nullcontext(lambda steps, loss: None)
+    return nullcontext(lambda steps, loss, skipped: None)
 
 
-def write_result(folder: Path, result: TrainingResult) -> None:
-    values = asdict(result) | {"weights": result.weights.name}
+def write_result(folder: Path, key: str, result: TrainingResult) -> None:
+    """Write the result of the training with this key; the file carries the SHA-256 of what it says."""
+    values = asdict(result) | {"weights": result.weights.name, "key": key}
+    del values["verified"]
+    values["sha256"] = sha256_of_json(values)
     write_atomic(folder / checkpoint.RESULT_FILE, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
+OF_TODAY = ("key", "sha256", "skipped_steps")  # what results did not have before they carried a SHA-256
+
+
 def read_result(folder: Path) -> TrainingResult:
-    path = folder / checkpoint.RESULT_FILE
+    """Return what write_result wrote of a finished training, with its weights; CheckpointError unless all is as it was.
+
+    Checked are the file's own SHA-256, the training that it belongs to, and the SHA-256 of the weights. A file from
+    before it carried one is read with a line of warning.
+    """
+    path, advice = folder / checkpoint.RESULT_FILE, f"remove {folder} to start again"
     values = weights.read_json(path)
-    if values.keys() != {field.name for field in fields(TrainingResult)} or not (folder / values["weights"]).exists():
-        raise weights.CheckpointError(f"{path}: not a result with its weights; remove {folder} to start again")
-    return replace(result_of(values), weights=folder / values["weights"], reused=True)
+    names = {field.name for field in fields(TrainingResult)} - {"verified"}
+    sealed = values.keys() == {*names, *OF_TODAY}
+    if not sealed and values.keys() != names - set(OF_TODAY):
+        raise CheckpointError(f"{path}: not a result with its weights; {advice}")
+    if sealed:
+        _check_seal(path, values, advice)
+    model = values["weights"]
+    if not isinstance(model, str) or Path(model).name != model or not (folder / model).is_file():
+        raise CheckpointError(f"{path}: weights: got {model!r}, expected the name of a file in {folder}; {advice}")
+    if (found := sha256_of(folder / model)) != values["weights_sha256"]:
+        expected = str(values["weights_sha256"])
+        raise CheckpointError(f"{folder / model}: got SHA-256 {found[:12]}, expected {expected[:12]}; {advice}")
+    if not sealed:
+        logger.warning("%s: carries no SHA-256, it is from before there was one: read unverified", path)
+    values = {name: value for name, value in values.items() if name in names}
+    try:
+        result = result_of(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}; {advice}") from error
+    return replace(result, weights=folder / model, reused=True, verified=sealed and is_sealed(folder / model))
 
 
 def result_of(values: Mapping[str, object]) -> TrainingResult:
-    """The result that these values of a JSON file are; TypeError where they are others."""
-    curves = {name: tuple(map(tuple, values[name])) for name in ("training_curve", "validation_curve")}
+    """The result that these values of a JSON file are; TypeError or ValueError where they are others."""
+    curves = {
+        name: tuple((tokens, loss) for tokens, loss in values[name]) for name in ("training_curve", "validation_curve")
+    }
     lists = {name: tuple(values[name]) for name in ("tokens_per_second_samples", "resumed_from_steps")}
     return TrainingResult(**{**values, **curves, **lists})
+
+
+def _check_seal(path: Path, values: dict[str, object], advice: str) -> None:
+    """Compare a result with the SHA-256 it carries, and its key with that of the configuration beside it."""
+    said = {name: value for name, value in values.items() if name != "sha256"}
+    if (found := sha256_of_json(said)) != values["sha256"]:
+        expected = str(values["sha256"])
+        raise CheckpointError(f"{path}: damaged: got SHA-256 {found[:12]}, expected {expected[:12]}; {advice}")
+    config = weights.read_json(path.with_name(weights.CONFIG_FILE)).get("config")
+    if sha256_of_json(config) != values["key"]:
+        raise CheckpointError(f"{path}: the result of another training than that of {weights.CONFIG_FILE}; {advice}")

@@ -14,7 +14,10 @@ from .recipe import Recipe, TrainingResult
 SHARED = ("seed", "learning_rate", "dropout", "optimizer", "batch_tokens", "weight_decay", "steps")
 """What a recipe and the record of its training call by the same name."""
 
-FOUND = ("seconds", "started_utc", "finished_utc", "hardware", "resumed_from_steps", "reused", "best_validation_loss")
+FOUND = (
+    *("seconds", "started_utc", "finished_utc", "hardware", "resumed_from_steps", "skipped_steps", "reused"),
+    "best_validation_loss",
+)
 """What a result and the record of its training call by the same name."""
 
 

@@ -12,7 +12,7 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from . import checkpoint
 from .code_key import code_sha256
 from .feed import Feed
 from .muon import Matrix, Muon, matrices_of
+from .nonfinite import NonFiniteStepError, first_place
 from .recipe import (
     PRECISIONS,
     Bar,
@@ -50,8 +51,11 @@ CURVE_POINTS = 200  # points of the training curve, each the mean loss of the st
 READ_EVERY_STEPS = {"cpu": 1, "cuda": 25}  # reading a loss makes the host wait for the device
 
 
+MOST_SKIPPED = 50  # steps in turn: a loss scale that was halved so often cures no gradient that overflows
+
+
 class NonFiniteLossError(RuntimeError):
-    """A training whose loss or gradient stopped being a number; the message names step and learning rate."""
+    """A training whose loss, gradient or state stopped being a number; the message names step, place and rate."""
 
 
 class DeadGradientError(RuntimeError):
@@ -91,10 +95,10 @@ def train(
 ) -> TrainingResult:
     """Train `build(dropout=..., seed=...)`, or resume it, or return the finished result of the same command.
 
-    Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, tokens, code and device
-    type; where the corpus was read and how progress is shown have no part in it. Ctrl-C, SIGTERM and SIGHUP save the
-    state before they become a KeyboardInterrupt. Raises NonFiniteLossError, DeadGradientError, and CheckpointError for
-    damaged or foreign files.
+    Everything lives in `directory/<model>-s<seed>-<key>/`, whose key covers model, recipe, tokens, tokenizer, code and
+    device type; where corpus and tokenizer were read and how progress is shown have no part in it. Ctrl-C, SIGTERM and
+    SIGHUP save the state before they become a KeyboardInterrupt. Raises NonFiniteLossError, DeadGradientError, and
+    CheckpointError for damaged or foreign files.
     """
     device = torch.device(device)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
@@ -128,7 +132,10 @@ def config_of(
         "model_config": asdict(model.config),
         "recipe": settings,
         "device": device.type,
-        "corpus": {"sha256": {name: corpus.splits[name].sha256 for name in ("train", "validation")}},
+        "corpus": {
+            "sha256": {name: corpus.splits[name].sha256 for name in ("train", "validation")},
+            "tokenizer_sha256": corpus.tokenizer_sha256,
+        },
         "code_sha256": code_sha256(inspect.getfile(type(model)), __file__),
     }
 
@@ -196,13 +203,28 @@ class OptimizerStep:
             self.scaler.unscale_(optimizer)
         if self.unchecked:
             self._check_gradients()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip)
-        for optimizer in self.optimizers:
-            let_capture(optimizer)
-            self.scaler.step(optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.device.type == "cpu":
+            self._check_finite(loss.item(), norm.item())
+        nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.gradient_clip, norm)
+        if self._steps(norm):
+            for optimizer in self.optimizers:
+                let_capture(optimizer)
+                self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         return loss.detach(), norm
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        """Stop before a step spreads what is not finite; with a GradScaler a gradient may overflow."""
+        if not math.isfinite(loss):
+            raise NonFiniteStepError(f"loss is {loss}")
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise NonFiniteStepError(f"gradient norm is {norm}")
+
+    def _steps(self, norm: Tensor) -> bool:
+        """Whether optimizers step: of several, a GradScaler would let those go on whose own gradients are finite."""
+        return len(self.optimizers) == 1 or not self.scaler.is_enabled() or bool(norm.isfinite())
 
     def _check_gradients(self) -> None:
         """Refuse a compiled loss that forgets parameters: a compiler once did, and the rest went on learning."""
@@ -229,6 +251,8 @@ class State:
     best_loss: float | None = None
     speeds: list[float] = field(default_factory=list)  # tokens/s of each point of the curve
     resumed: list[int] = field(default_factory=list)  # steps at which it was resumed
+    skipped: int = 0  # steps that the GradScaler skipped
+    skipped_in_turn: int = 0  # up to the last step
     seconds: float = 0.0  # up to the last time it was saved
     started_utc: str = ""  # of the first start, ISO 8601
     scaler: dict[str, float] = field(default_factory=dict)  # of the GradScaler
@@ -297,7 +321,10 @@ class _Training:
     def train_step(self) -> None:
         """One step of the training; its loss stays on the device until it is read."""
         inputs, targets = self.feed(self.state.step)
-        loss, norm = self.update(inputs, targets, self.state.step)
+        try:
+            loss, norm = self.update(inputs, targets, self.state.step)
+        except NonFiniteStepError as error:
+            raise self.non_finite(str(error), self.state.step, [(inputs, targets)]) from error
         self.unread[self.num_unread, 0] = loss
         self.unread[self.num_unread, 1] = norm
         self.state.step += 1
@@ -306,10 +333,7 @@ class _Training:
             self.read()
 
     def read(self) -> None:
-        """Bring the unread losses to the host, refuse non-finite ones, and extend the curve.
-
-        With a GradScaler a non-finite gradient is normal: it skips that step and lowers its scale.
-        """
+        """Bring the unread losses to the host, refuse non-finite ones, and extend the curve."""
         values = self.unread[: self.num_unread].tolist()
         first, self.num_unread = self.state.step - self.num_unread, 0
         now = time.perf_counter()
@@ -317,10 +341,20 @@ class _Training:
         for step, (loss, norm) in enumerate(values, start=first):
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.update.scaler.is_enabled()):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-                raise self.non_finite(what, step)
+                raise self.non_finite(what, step, [self.feed(step)])
+            self.count_skipped(step, norm)
             self.add_loss(step + 1, loss, seconds_per_step)
         if values:
-            self.show(len(values), values[-1][0])
+            self.show(len(values), values[-1][0], self.state.skipped)
+
+    def count_skipped(self, step: int, norm: float) -> None:
+        """Count a step that the GradScaler skipped: its gradient was not finite; refuse where that does not end."""
+        state = self.state
+        state.skipped += not math.isfinite(norm)
+        state.skipped_in_turn = 0 if math.isfinite(norm) else state.skipped_in_turn + 1
+        if state.skipped_in_turn == MOST_SKIPPED or state.skipped == self.recipe.steps:
+            what = f"gradient norm is {norm} at every loss scale, {state.skipped_in_turn} steps in turn,"
+            raise self.non_finite(what, step, [self.feed(step)])
 
     def add_loss(self, step: int, loss: float, seconds: float) -> None:
         """Take the loss of a finished step, and give the curve a point where one is due."""
@@ -333,12 +367,17 @@ class _Training:
             state.pending, state.pending_seconds = [], 0.0
             self.report()
 
-    def non_finite(self, what: str, step: int) -> NonFiniteLossError:
+    def non_finite(self, what: str, step: int, batches: Iterable[tuple[Tensor, Tensor]] | None = None) -> Exception:
+        """The error about a step counted from 0; with `batches` it looks for the first place and names it."""
         saved = (self.folder / checkpoint.STATE_FILE).exists()
+        where = ""
+        if batches is not None:
+            batches = ((inputs.to(self.device), targets.to(self.device)) for inputs, targets in batches)
+            where = f"first found: {first_place(self.model, self.update.optimizers, batches, self.update.autocast)}; "
         return NonFiniteLossError(
             f"{self.description}: {what} at step {step + 1} of {self.recipe.steps}, where the learning rate is "
-            f"{self.recipe.learning_rate_at(step):.3g}; {'the last checkpoint is' if saved else 'no checkpoint'} in "
-            f"{self.folder}. Try lower learning_rates, a larger warmup_share or a smaller gradient_clip."
+            f"{self.recipe.learning_rate_at(step):.3g}; {where}{'the last checkpoint is' if saved else 'no checkpoint'}"
+            f" in {self.folder}. Try lower learning_rates, a larger warmup_share or a smaller gradient_clip."
         )
 
     def report(self) -> None:
@@ -360,15 +399,40 @@ class _Training:
         self.model.train()
         loss = total.item() / num_targets(ids)
         if not math.isfinite(loss):
-            raise self.non_finite(f"validation loss is {loss}", state.step - 1)
+            batches = evaluation_batches(ids, self.recipe.n_seq, self.recipe.batch_size)
+            raise self.non_finite(f"validation loss is {loss}", state.step - 1, batches)
         if state.best_loss is None or loss < state.best_loss:
             state.best_step, state.best_loss = state.step, loss
-            read = self.config["corpus"] | _names_of(self.corpus)
-            about = self.config | {"corpus": read, "step": state.step, "validation_loss_nats": loss}
-            weights.save_weights(self.best_weights, self.model, about)
+            self.save_best()
         state.validation.append((self.tokens, loss))
         self.report()
         self.mark = time.perf_counter()
+
+    def save_best(self) -> None:
+        """Write the weights as the best so far."""
+        step, loss = self.state.best_step, self.state.best_loss
+        read = self.config["corpus"] | _names_of(self.corpus)
+        about = self.config | {"corpus": read, "key": self.key, "step": step, "validation_loss_nats": loss}
+        with self.only_finite():
+            weights.save_weights(self.best_weights, self.model, about)
+
+    def read_best(self) -> tuple[dict[str, Tensor], dict]:
+        """The best weights so far and what they say of themselves; CheckpointError unless this training wrote them."""
+        tensors, about = weights.read_tensors(self.best_weights, weights.WEIGHTS_FORMAT)
+        expected = {"key": self.key, "step": self.state.best_step, "validation_loss_nats": self.state.best_loss}
+        if any(about.get(name) != value for name, value in expected.items()):
+            raise weights.CheckpointError(
+                f"{self.best_weights}: the weights of another training or step; remove {self.folder} to start again"
+            )
+        return tensors, about
+
+    @contextlib.contextmanager
+    def only_finite(self) -> Iterator[None]:
+        """What cannot be saved since it is not finite ends the training; what was saved before stays."""
+        try:
+            yield
+        except weights.NonFiniteError as error:
+            raise self.non_finite(str(error), self.state.step - 1) from error
 
     @property
     def best_weights(self) -> Path:
@@ -383,10 +447,11 @@ class _Training:
         return checkpoint.training_key(self.config)
 
     def save(self) -> None:
-        """Write the state; everything up to here is known to be finite."""
+        """Write the state, all of it finite, else leave the one before."""
         self.read()
         state = replace(self.state, seconds=self.seconds, scaler=self.update.scaler.state_dict())
-        checkpoint.save_state(self.folder, self.key, self.model, self.update.optimizers, vars(state))
+        with self.only_finite():
+            checkpoint.save_state(self.folder, self.key, self.model, self.update.optimizers, vars(state))
         self.forget_weights(keep=self.best_weights)
         self.mark = time.perf_counter()
 
@@ -400,8 +465,8 @@ class _Training:
         self.state.resumed.append(self.state.step)
         if self.update.scaler.is_enabled():
             self.update.scaler.load_state_dict(self.state.scaler)
-        if self.state.best_step and not self.best_weights.exists():
-            raise weights.CheckpointError(f"{self.best_weights}: missing; remove {self.folder} to start again")
+        if self.state.best_step:
+            self.read_best()
         self.forget_weights(keep=self.best_weights)
 
     def forget_weights(self, keep: Path | None) -> None:
@@ -412,7 +477,7 @@ class _Training:
     def finish(self) -> TrainingResult:
         """Name the best weights, write the result and drop the state that nobody needs any more."""
         path = self.folder / weights.MODEL_FILE
-        weights.write_tensors(path, *weights.read_tensors(self.best_weights, weights.WEIGHTS_FORMAT))
+        weights.write_tensors(path, *self.read_best())
         recipe, state = self.recipe, self.state
         result = TrainingResult(
             model_name=self.config["model_name"],
@@ -431,8 +496,9 @@ class _Training:
             weights=path,
             weights_sha256=sha256_of(path),
             resumed_from_steps=tuple(state.resumed),
+            skipped_steps=state.skipped,
         )
-        write_result(self.folder, result)
+        write_result(self.folder, self.key, result)
         (self.folder / checkpoint.STATE_FILE).unlink(missing_ok=True)
         self.forget_weights(keep=None)
         return result

@@ -202,7 +202,8 @@ class Plan:
 
 def result_line(result: TrainingResult) -> str:
     """One line about a finished training."""
-    found = ", found finished" if result.reused else ""
+    found = f", {result.skipped_steps} steps skipped" if result.skipped_steps else ""
+    found += ", found finished" if result.reused else ""
     return (
         f"{result.model_name} seed {result.seed}: validation loss {result.best_validation_loss:.4f} nat/token "
         f"at step {result.best_step} of {result.steps}{found}: {result.weights}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -176,6 +177,16 @@ def test_what_does_not_fit_is_refused(harness, folders):
         harness.MuseLM(tiny(), str(folders / "bpe"), batch_size="auto")
     with pytest.raises(ValueError, match="corpus: got nothing, expected a folder"):
         harness.load_text()
+
+
+def test_another_tokenizer_than_the_trainings_is_refused(harness, folders, tmp_path):
+    """As many tokens, of other words."""
+    own = harness.MuseLM(tiny(), str(folders / "bpe")).tokenizer.vocabulary_sha256
+    for tokenizer, refused in ((own, False), ("0" * 64, True)):
+        training = {"corpus": {"tokenizer": "theirs", "tokenizer_sha256": tokenizer}}
+        saved = save_pretrained(tiny(), tmp_path / tokenizer, training)
+        with pytest.raises(ValueError, match="with which the model was trained") if refused else nullcontext():
+            harness.MuseLM(saved, str(folders / "bpe"), device="cpu")
 
 
 def test_results_are_plain_values(harness):

@@ -48,6 +48,19 @@ def test_logits_that_are_not_finite_are_violations():
     assert "nan" in result.metrics("toy")[0].note
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_mixing_says_nothing_but_their_name_of_logits_that_are_not_finite(bad):
+    model = Causal()
+    with torch.no_grad():
+        model.head.weight[3, 2] = bad
+    (metric,) = check_mixing(model).metrics("toy")
+    assert metric.value is None
+    assert metric.reason == metric.note
+    assert "change of a logit" in metric.reason
+    assert "changed tokens" not in metric.note
+    assert value(check_statefulness(model)) == 2
+
+
 def test_state_carried_between_calls_is_found():
     assert value(check_statefulness(Toy())) == 0
     result = check_statefulness(Stateful())

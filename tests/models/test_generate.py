@@ -126,3 +126,13 @@ def test_bad_lengths_are_refused():
     with pytest.raises(ValueError, match="position table"):
         tiny(positions=True, n_seq=10).generate(prompt(), 5)
     assert len(list(tiny(positions=True, n_seq=10).generate(prompt(), 4))) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_named_with_the_weight(temperature):
+    model = tiny()
+    stream = model.generate(prompt(), 3, temperature=temperature)
+    next(stream)
+    model.head_bias.data[2] = float("nan")
+    with pytest.raises(ValueError, match=r"new token 2 are not finite.*head_bias holds nan at \[2\]"):
+        next(stream)

@@ -325,3 +325,16 @@ def test_wrong_token_ids_are_refused():
     for bad in (torch.zeros(3, dtype=torch.int64), torch.zeros(1, 302, dtype=torch.int64), torch.full((1, 2), 53)):
         with pytest.raises(ValueError, match="got"):
             model.features(bad)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("computed", [None, torch.float16, torch.bfloat16])
+def test_half_precision_computes_on_the_cpu(stored, computed):
+    """Stored in one half precision, with or without autocast to any."""
+    model = Phase2Model(Phase2Config(vocab_size=11, d_model=16, n_layers=2, n_seq=8)).to(stored)
+    ids = torch.arange(16).reshape(2, 8) % 11
+    with torch.autocast("cpu", computed or torch.bfloat16, enabled=computed is not None):
+        loss = model.loss(ids, ids)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)

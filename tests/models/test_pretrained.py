@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import muse
 from muse import cli
 from muse.catalog import MODEL_NAMES
-from muse.models import pretrained, weights
+from muse.models import pretrained, tensor_file, weights
 from muse.models.build import build_model
 from muse.models.memory_options import MemoryOptions
 from muse.models.model_card import model_card
-from muse.models.pretrained import ARCHITECTURES, export_checkpoint, from_pretrained, save_pretrained
+from muse.models.pretrained import (
+    ARCHITECTURES,
+    check_tokenizer,
+    export_checkpoint,
+    from_pretrained,
+    read_pretrained,
+    save_pretrained,
+)
 from muse.models.weights import CheckpointError
 from muse.training import checkpoint
 
@@ -103,8 +115,46 @@ def changed(key, value):
     return damage
 
 
+def resealed(damage):
+    """The same damage by somebody who also knows what config.json says about itself and the weights."""
+
+    def careful(folder):
+        damage(folder)
+        path = folder / "config.json"
+        values = json.loads(path.read_text())
+        values["weights_sha256"] = tensor_file.metadata_of(folder / "model.safetensors")["sha256"]
+        values["sha256"] = tensor_file.sha256_of_json({key: values[key] for key in values if key != "sha256"})
+        path.write_text(json.dumps(values))
+
+    return careful
+
+
+def of_before(folder):
+    """Make a saved model one from before files carried a SHA-256."""
+    tensors, about = weights.read_tensors(folder / "model.safetensors", weights.WEIGHTS_FORMAT)
+    save_file(tensors, folder / "model.safetensors", {"muse": json.dumps(about)})
+    values = json.loads((folder / "config.json").read_text())
+    kept = {key: values[key] for key in values if key not in ("sha256", "weights_sha256")}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+def flipped(name, at):
+    """A damage: one bit of a file is another one, at a share of its length."""
+
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[int(len(content) * at)] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
 def other_weights(folder):
     weights.save_weights(folder / "model.safetensors", tiny("phase2"), {})
+
+
+def other_seed(folder):
+    weights.save_weights(folder / "model.safetensors", tiny("stage1_memory", seed=4, use_complex32=True), {})
 
 
 def other_shape(folder):
@@ -120,6 +170,7 @@ def halved(folder):
 
 def test_a_folder_from_before_a_field_computes_what_it_did(saved):
     """Its norm per head had a smaller epsilon and its table no rank; the logits are those of such a model."""
+    of_before(saved)
     changed("memory.head_norm_eps", None)(saved)
     changed("memory.table_rank", None)(saved)
     model = from_pretrained(saved)
@@ -142,20 +193,118 @@ def test_a_folder_from_before_a_field_computes_what_it_did(saved):
         (changed("d_model", "16"), "config.json: d_model: got '16', expected int, such as 512"),
         (changed("use_complex32", 1), "config.json: use_complex32: got 1, expected bool"),
         (changed("width", 3), "config.json: width: got 3, expected none but vocab_size, d_model"),
-        (changed("memory.rotation", "odd"), "config.json: rotation must be one of .* got 'odd'"),
+        (resealed(changed("memory.rotation", "odd")), "config.json: rotation must be one of .* got 'odd'"),
         (changed("memory.taps", 4), "config.json: memory.taps: got 4, expected none but numbers"),
-        (changed("d_model", 32), r"model.safetensors: embedding.weight: got .*\(11, 32\), expected .*\(11, 64\)"),
-        (changed("dtype", "float32"), "model.safetensors: head_bias: got torch.float16 .* torch.float32"),
+        (resealed(changed("d_model", 32)), r"model.safetensors: embedding.weight: got .*\(11, 32\), .*\(11, 64\)"),
+        (resealed(changed("dtype", "float32")), "model.safetensors: head_bias: got torch.float16 .* torch.float32"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: not a readable safetensors file"),
         (halved, "model.safetensors: not a readable safetensors file .*save the model again"),
-        (other_weights, "model.safetensors: tensors differ from the model's, first .*: got a tensor, expected none"),
-        (other_shape, r"model.safetensors: head_bias: got torch.float16 \(10,\), expected torch.float16 \(11,\)"),
+        (resealed(other_weights), "model.safetensors: tensors differ from the model's, first .*: got a tensor,"),
+        (resealed(other_shape), r"model.safetensors: head_bias: got torch.float16 \(10,\), .* \(11,\)"),
+        (changed("n_seq", 9), "config.json: changed since it was written: got SHA-256 .*expected"),
+        (changed("memory.head_norm_eps", 1e-3), "config.json: changed since it was written"),
+        (changed("sha256", None), "config.json: sha256: got nothing, expected a SHA-256"),
+        (changed("weights_sha256", 7), "config.json: weights_sha256: got 7, expected a SHA-256"),
+        (other_seed, "model.safetensors: carries SHA-256 .*, but config.json names .*files of two models"),
+        (flipped("model.safetensors", 0.5), "model.safetensors: damaged: got SHA-256 .*; save the model again"),
+        (flipped("model.safetensors", 0.999), "model.safetensors: damaged: got SHA-256"),
     ],
 )
 def test_a_wrong_folder_is_named_with_what_is_wrong(saved, damage, words):
     damage(saved)
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(saved))}/{words}"):
         from_pretrained(saved)
+
+
+def test_a_folder_from_before_the_hash_is_read_with_one_line_of_warning(saved, caplog):
+    before = from_pretrained(saved)(IDS)
+    of_before(saved)
+    assert torch.equal(from_pretrained(saved)(IDS), before)
+    (line,) = caplog.messages
+    told = "carries no SHA-256, it is from before there was one: read unverified"
+    assert line == f"{saved / 'model.safetensors'}: {told}"
+
+
+def test_half_a_folder_from_before_is_refused(saved):
+    """What carries a hash in one file only was not written so."""
+    config = (saved / "config.json").read_text()
+    model = (saved / "model.safetensors").read_bytes()
+    of_before(saved)
+    old = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(model)
+    with pytest.raises(CheckpointError, match=r"carries SHA-256 .*, but config\.json names no SHA-256"):
+        from_pretrained(saved)
+    (saved / "model.safetensors").write_bytes(old)
+    (saved / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"carries no SHA-256, but config\.json names SHA-256"):
+        from_pretrained(saved)
+
+
+def test_an_export_is_a_plain_safetensors_file(saved):
+    model = from_pretrained(saved)
+    with safe_open(saved / "model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+    tensors = load_file(saved / "model.safetensors")
+    assert all(torch.equal(tensors[name], value) for name, value in weights.model_tensors(model).items())
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_neither_saved_nor_read(tmp_path, saved, bad):
+    model = tiny("stage1_memory", use_complex32=True)
+    tensors, about = weights.read_tensors(saved / "model.safetensors", weights.WEIGHTS_FORMAT)
+    name = "blocks.1.memory.qkv.weight_imag"
+    tensors[name][3, 2] = bad
+    model.blocks[1].memory.qkv.weight_imag.data[3, 2] = bad
+    words = rf"{re.escape(name)} holds {bad} at \[3, 2\] \(1 of"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path / 'new'))}: not written: {words}"):
+        save_pretrained(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    save_file(tensors, saved / "model.safetensors", {"muse": json.dumps(about)})
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(saved / 'model.safetensors'))}: {words}"):
+        from_pretrained(saved)
+
+
+FOREIGN = {
+    "a file": lambda folder: (folder / "notes.txt").write_text("mine"),
+    "a folder": lambda folder: (folder / ".git").mkdir(),
+    "a readme": lambda folder: (folder / "README.md").write_text("mine"),
+    "another model": lambda folder: (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}'),
+    "other weights": lambda folder: save_file({"a": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"}),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("beside_ours", [False, True])
+def test_what_is_not_ours_is_not_written_over(tmp_path, saved, trained, what, beside_ours, capsys):
+    if beside_ours and what == "a readme":
+        return  # the card of a saved model
+    folder = saved if beside_ours else tmp_path / "theirs"
+    folder.mkdir(exist_ok=True)
+    FOREIGN[what](folder)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(CheckpointError, match=re.escape(str(folder))):
+        save_pretrained(tiny("phase2"), folder)
+    assert cli.main(["export", str(trained[0]), str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_link_to_nothing_is_not_followed_and_what_was_killed_is_written_again(tmp_path, saved, trained, capsys):
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    for out in (link, link / "deep"):
+        assert cli.main(["export", str(trained[0]), str(out)]) == 2
+        assert "a link to" in capsys.readouterr().err
+        assert not target.exists()
+    target.mkdir()
+    assert cli.main(["export", str(trained[0]), str(link)]) == 0
+    (saved / "config.json").unlink()
+    (saved / ".0123456789abcdef.tmp").mkdir()
+    save_pretrained(tiny("phase2"), saved)
+    assert type(from_pretrained(saved)) is muse.Phase2Model
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
@@ -216,6 +365,15 @@ def test_an_export_of_weights_beyond_float16_is_refused(trained, tmp_path):
     with pytest.raises(ValueError, match="head_bias is not finite in float16; try float32"):
         export_checkpoint(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_saved_model_tells_which_tokenizer_it_was_trained_with(tmp_path):
+    known = {"corpus": {"tokenizer": "theirs", "tokenizer_sha256": "ab" * 32}}
+    for training, refused in ((known, True), ({"corpus": {"tokenizer": "theirs"}}, False), ({}, False)):
+        _, about = read_pretrained(save_pretrained(tiny(), tmp_path / "model", training))
+        check_tokenizer(about, "ab" * 32, "mine")
+        with pytest.raises(ValueError, match=r"tokenizer mine: got .*\(theirs\)") if refused else nullcontext():
+            check_tokenizer(about, "cd" * 32, "mine")
 
 
 def test_the_command_exports_and_says_what_is_wrong(trained, tmp_path, capsys):

@@ -10,12 +10,13 @@ from bs4 import BeautifulSoup
 from builders import fake_export, run_notebook, write_notebook
 from companion_builders import PARAMS, beside, make_report, metric, peaks, perplexities, record
 
+from muse import cli
 from muse.params import ParamsError
 from muse.records.scale import reductions_of
 from muse.records.schema import Report, Series
 from muse.records.store import read_record, write_record
 from muse.report import check, companion_tables, companions
-from muse.report.assemble import companions_of
+from muse.report.assemble import add_companions, companions_of
 from muse.report.companions import Companion, in_bins, kind
 from muse.report.figures import companions as companion_figures
 from muse.report.texts import LANGUAGES, texts
@@ -331,6 +332,22 @@ def test_a_run_is_no_companion_of_its_own_and_names_differ(home, books):
         with pytest.raises(ParamsError, match=problem):
             render(home / "main", "en", companions=added, notebooks=books, export=fake_export)
     assert not (home / "main" / "companions").exists()
+
+
+def test_a_second_run_of_a_companions_name_does_not_replace_the_first(home):
+    """Nor does `--with` given twice forget what it was given first."""
+    main, longer, kept = home / "main", home / "longer", home / "main" / "companions" / "longer.json"
+    add_companions(main, [longer])
+    before = kept.read_bytes()
+    add_companions(main, [longer])
+    write_run(home / "elsewhere" / "longer", make_report(perplexities((1.0, 2.0))))
+    with pytest.raises(ParamsError, match="holds another report under") as refused:
+        add_companions(main, [home / "again", home / "elsewhere" / "longer"])
+    assert "\n" not in str(refused.value)
+    assert kept.read_bytes() == before
+    assert not (kept.parent / "again.json").exists()
+    options = cli._parser().parse_args(["report", "x", "--with", "a", "b", "--with", "c"])
+    assert [path.name for path in options.companions] == ["a", "b", "c"]
 
 
 def test_a_companion_broken_since_is_named(home, books):

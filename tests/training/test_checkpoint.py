@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from muse.catalog import MODEL_NAMES
-from muse.models import weights
+from muse.models import tensor_file, weights
 from muse.models.build import build_model
 from muse.models.weights import CheckpointError
 from muse.training import checkpoint
@@ -92,12 +92,11 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     weights.write_tensors(path, {"a": torch.ones(3)}, {"format": "f"})
 
-    def half(tensors, temporary, metadata):
-        temporary.write_bytes(b"half")
+    def full(tensor):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "save_file", half)
+        patch.setattr(tensor_file, "_bytes_of", full)
         with pytest.raises(OSError, match="disk full"):
             weights.write_tensors(path, {"a": torch.zeros(3)}, {"format": "f"})
     assert torch.equal(weights.read_tensors(path, "f")[0]["a"], torch.ones(3))

@@ -93,6 +93,8 @@ def test_whatever_code_trained_it_is_named_and_anything_else_must_be_equal(tmp_p
     without = {"weights": None, "training_curve": (), "tokens_per_second_samples": ()}
     assert found.result == replace(known, reused=True, **without)
     assert kept.find(folder, config() | {kept.CODE: "of other code"}) == found
+    other_tokenizer = config()["corpus"] | {"tokenizer_sha256": "another with the same ids"}
+    assert kept.find(folder, config() | {"corpus": other_tokenizer}) == found
     for other in (
         config(recipe=replace(recipe, gradient_clip=0.5)),
         config(build=tuning.build_for(settings.model_copy(update={"d_model": 4}), "gpt2", corpus, build_model)),
