@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -277,7 +278,8 @@ def test_a_good_run_has_real_pages_and_keeps_the_run_before(good_run):
     assert "<html" in index.read_text()
     assert "../index.html" in page.read_text()
     assert any((good_run[1] / "assets").iterdir())
-    assert (good_run[1].with_name("out.previous") / "run.json").exists()
+    assert (good_run[1].with_name("out.unfinished") / "run.json").exists()
+    assert good_run[2].run.interrupted is False
     assert [stage.stage for stage in good_run[2].stages] == ["memory"]
     assert not (good_run[1] / ".lock").exists()
 
@@ -314,6 +316,7 @@ if __name__ == "__main__":
         "interrupted", "not run: the run was interrupted", "not run: the run was interrupted",
     ]  # fmt: skip
     assert [len(stage.metrics) for stage in report.stages] == [2, 0, 0], "what it had measured is kept"
+    assert report.run.interrupted
     assert "interrupted" in (out / "index.html").read_text()
     assert "[1/3] planar_complex ... interrupted" in printed
 
@@ -455,6 +458,19 @@ def run_info(stages, **params):
     )  # fmt: skip
 
 
+def begin(folder):
+    """A run that is killed before its report."""
+    with fresh_folder(folder):
+        (folder / "run.json").write_text("unfinished")
+
+
+def finish(folder, content, report="{}"):
+    with fresh_folder(folder) as previous:
+        (folder / "run.json").write_text(content)
+        (folder / "report.json").write_text(report)
+    return previous
+
+
 def test_an_earlier_run_moves_aside_and_replaces_the_one_before(tmp_path):
     folder, previous = tmp_path / "out", tmp_path / "out.previous"
     for content in ("first", "second", "third"):
@@ -463,13 +479,72 @@ def test_an_earlier_run_moves_aside_and_replaces_the_one_before(tmp_path):
             assert sorted(path.name for path in folder.iterdir()) == [".lock", "logs", "notebooks", "pages", "records"]
             assert list((folder / "records").iterdir()) == []
             (folder / "run.json").write_text(content)
+            (folder / "report.json").write_text("{}")
     assert (folder / "run.json").read_text() == "third"
     assert (previous / "run.json").read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.previous"]
     assert not (previous / ".lock").exists()
 
 
-@pytest.mark.parametrize("name", ["out", "out.previous"])
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_no_number_of_unfinished_runs_displaces_a_finished_one(tmp_path, interrupted):
+    """Killed ones leave no report; an interrupted one leaves a report that says so."""
+    folder, report = tmp_path / "out", json.dumps({"run": {"interrupted": True}})
+    finish(folder, "finished")
+    for _ in range(3):
+        finish(folder, "interrupted", report) if interrupted else begin(folder)
+        assert (tmp_path / "out.previous" / "run.json").read_text() == "finished"
+    assert finish(folder, "again") == tmp_path / "out.previous"
+    begin(folder)
+    assert (tmp_path / "out.previous" / "run.json").read_text() == "again"
+    names = [path.name for path in tmp_path.iterdir()]
+    assert sorted(names) == ["out", "out.previous", "out.unfinished"]
+
+
+@pytest.mark.parametrize("report", ["{", "[]", '{"run": null}', "\0"])
+def test_a_report_that_cannot_be_read_is_not_displaced(tmp_path, report):
+    finish(tmp_path / "out", "finished", report)
+    for _ in range(2):
+        begin(tmp_path / "out")
+    assert (tmp_path / "out.previous" / "report.json").read_text() == report
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_kill_at_any_step_of_the_move_leaves_a_finished_run_and_a_free_place(tmp_path, monkeypatch, at):
+    """`at` counts every change of the disk; from there on none of them is made, as after a kill."""
+    folder, left = tmp_path / "out", [at]
+    finish(folder, "older")
+    finish(folder, "finished")
+
+    class Killed(BaseException):
+        """Nobody catches it."""
+
+    def until_killed(real):
+        def step(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "mkdir"), (Path, "rename"), (Path, "unlink"), (os, "unlink"), (os, "rmdir")):
+            patch.setattr(owner, name, until_killed(getattr(owner, name)))
+        with suppress(Killed), fresh_folder(folder):
+            pass
+    found = [path / "run.json" for path in (folder, tmp_path / "out.previous")]
+    assert "finished" in [path.read_text() for path in found if path.exists()]
+    with fresh_folder(folder) as previous:
+        (folder / "run.json").write_text("next")
+        assert sorted(path.name for path in folder.iterdir()) == [
+            ".lock", "logs", "notebooks", "pages", "records", "run.json"]  # fmt: skip
+    assert (previous / "run.json").read_text() == "finished"
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "out.previous"} | {
+        path.name for path in tmp_path.glob(".out.*.tmp")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["out", "out.previous", "out.unfinished"])
 def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path, name):
     (tmp_path / name).mkdir()
     with fresh_folder(tmp_path / "out"):
