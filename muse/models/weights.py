@@ -49,7 +49,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """
     metadata = {METADATA_KEY: json.dumps(about, allow_nan=False)}
     with replaced(path) as temporary:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
+        try:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(f"{path}: {error}") from error
 
 
 def read_tensors(

@@ -167,7 +167,8 @@ def read_outcome(path: Path, log: Path, code: int, seconds: float) -> Ended:
     except (CheckpointError, KeyError, ValueError) as error:
         return Ended(seconds, error=f"no result: {error}; log: {log}")
     what = "diverged" if about["diverged"] else f"failed with exit code {code}"
-    return Ended(seconds, error=f"{what}: {lines[-1].strip()[:500]}; log: {log}", diverged=about["diverged"])
+    last = lines[-1].strip()[:500] if lines else "the log is empty, as on a full disk"
+    return Ended(seconds, error=f"{what}: {last}; log: {log}", diverged=about["diverged"])
 
 
 def train_side_by_side(
