@@ -79,8 +79,9 @@ def full_disk(tmp_path):
 def test_a_full_disk_leaves_the_old_file_alone(full_disk, what):
     path = full_disk / "old"
     path.write_text("old")
-    with pytest.raises(Exception, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         WRITERS[what](path)
+    assert str(path) in str(error.value)
     assert [p.name for p in full_disk.iterdir()] == ["old"]
     assert path.read_text() == "old"
 

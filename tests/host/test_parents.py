@@ -25,6 +25,20 @@ try:
 except KeyboardInterrupt:
     Path(sys.argv[1]).write_text("saved")
 """,
+    "the command": """
+import os, sys, time
+from pathlib import Path
+from muse import __main__, cli
+from muse.host.signals import Interruptions
+def train():
+    with Interruptions(wait=True) as signals:
+        print(os.getpid(), flush=True)
+        while not signals.received:
+            time.sleep(0.02)
+        Path(sys.argv[1]).write_text("saved")
+cli.main = train
+__main__.main()
+""",
     "following_parent": """
 import os, time
 from muse.host.parents import following_parent
@@ -52,7 +66,7 @@ def test_a_child_ends_soon_after_its_parent_was_killed(tmp_path, how):
         parent.kill()
         gone, _ = psutil.wait_procs([child], timeout=5)
         assert gone
-    assert file.exists() == (how == "follow_parent")
+    assert file.exists() == (how != "following_parent")
 
 
 ONCE = """

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from builders import fake_export, write_notebook
-from calls import die, hang, look_around
+from calls import die, hang, look_around, train
 
 from muse.catalog import STAGE_NAMES, usual_stages
 from muse.host import processes
@@ -352,6 +352,80 @@ def test_a_timeout_takes_detached_descendants_too(tmp_path):
         call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=4, tick=lambda: ticks.append(1))
     assert gone_within([int((tmp_path / "pid").read_text())], 1)
     assert len(ticks) > 3
+
+
+def test_what_a_stopped_call_has_started_saves_its_work_first(tmp_path):
+    file = tmp_path / "state"
+
+    def stop():
+        if file.exists() and file.read_text() == "training":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call(train, {"file": file}, tmp_path, tick=stop)
+    assert file.read_text() == "saved"
+
+
+DRIVES = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2]]
+import calls
+from muse.host import processes
+if __name__ == "__main__":
+    processes.warm_up(sys.argv[3:])
+    print("started", flush=True)
+    file, log = Path(sys.argv[1]), Path(sys.argv[1] + ".log")
+    processes.call(calls.train, {"file": file}, log=log, environment=os.environ)
+"""
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_nothing_outlives_a_driver_that_was_killed(tmp_path, early):
+    """Neither the server that still imports, nor what a call has started: that saves its work first."""
+    (tmp_path / "slow.py").write_text("import time\nfrom muse.host.processes import getting_ready\n"
+                                      "with getting_ready():\n    [time.sleep(0.1) for _ in range(600)]\n")  # fmt: skip
+    (tmp_path / "drives.py").write_text(DRIVES)
+    file = tmp_path / "state"
+    command = [sys.executable, tmp_path / "drives.py", file, Path(__file__).parent.parent, *["slow"] * early]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}, stdout=subprocess.PIPE
+    ) as driver:
+        driver.stdout.readline()
+        while not early and not file.exists():
+            time.sleep(0.02)
+        time.sleep(0.5)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+    assert gone_within([process.pid for process in below], 8)
+    assert len(below) >= (2 if early else 4)
+    assert early or file.read_text() == "saved"
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_server_that_still_imports():
+    program = """
+import os, signal, time
+from muse.host import processes
+try:
+    processes.warm_up(["muse.runner.warm"])
+    server = processes.forkserver._forkserver._forkserver_pid
+    for _ in range(40):
+        os.kill(server, signal.SIGINT)
+        time.sleep(0.01)
+finally:
+    print(os.waitpid(server, os.WNOHANG))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(0, 0)\n", "")
+
+
+def test_a_long_name_of_the_temporary_folder_leaves_room_for_sockets(tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    program = "from muse.host import processes; processes.warm_up([])"
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_sigterm_interrupts_like_ctrl_c():
