@@ -142,7 +142,22 @@ def _terminate(descendants: set) -> None:
     for descendant in descendants:
         with suppress(psutil.Error):
             descendant.terminate()
-    psutil.wait_procs(descendants, timeout=GRACE_SECONDS)
+    _still_running(descendants, GRACE_SECONDS)
+
+
+def _still_running(processes: set, seconds: float) -> set:
+    """Wait for processes to end and return those that have not; one that nobody has waited for has ended, too."""
+    import psutil
+
+    def runs(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    deadline = time.monotonic() + seconds
+    while (left := set(filter(runs, processes))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
 
 
 def _kill(process: multiprocessing.process.BaseProcess, descendants: set) -> None:
@@ -158,8 +173,7 @@ def _kill(process: multiprocessing.process.BaseProcess, descendants: set) -> Non
         for descendant in found:
             with suppress(psutil.Error):
                 descendant.kill()
-        _, found = psutil.wait_procs(found, timeout=5)
-        found = set() if all(not descendant.is_running() for descendant in found) else set(found)
+        found = _still_running(found, 5)
 
 
 def _child(

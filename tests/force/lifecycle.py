@@ -355,7 +355,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run trials until there were enough or the time is over; return 1 where any found a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=64, help="how many at most (default: 64)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no trial begins after so many")
+    words = "no trial but the first begins after so many"
+    parser.add_argument("--seconds", type=float, default=float("inf"), help=words)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -365,7 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
         force = Force(Path(folder), options.seed)
         kinds = (force.folders, force.trainings, force.streams, force.trainings, force.ignored, force.drivers,
                  force.trainings, force.pairs)  # fmt: skip
-        while force.trials < options.trials and time.monotonic() - began < options.seconds:
+        while not force.trials or (force.trials < options.trials and time.monotonic() - began < options.seconds):
             own = Path(folder) / f"trial-{force.trials}"
             own.mkdir()
             kinds[force.trials % len(kinds)](own)

@@ -348,10 +348,38 @@ def test_a_call_that_dies_says_so(tmp_path, how, code):
 
 def test_a_timeout_takes_detached_descendants_too(tmp_path):
     ticks = []
+    began = time.monotonic()
     with pytest.raises(TimeoutError):
-        call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=4, tick=lambda: ticks.append(1))
+        call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=3, tick=lambda: ticks.append(1))
     assert gone_within([int((tmp_path / "pid").read_text())], 1)
     assert len(ticks) > 3
+    assert time.monotonic() - began < 3 + processes.GRACE_SECONDS, "what has ended is not waited for"
+
+
+INHERITS = """
+import ctypes, os, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2]]
+import calls
+from muse.host import processes
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+    file = Path(sys.argv[1])
+    def tick():
+        if file.exists():
+            raise KeyboardInterrupt
+    processes.call(calls.hang, {"file": file}, log=file.with_name("log"), environment=os.environ, tick=tick)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to play the first process of a container")
+def test_a_driver_that_inherits_what_it_has_killed_does_not_wait_for_it(tmp_path):
+    """The first process of a container gets every orphan as a child, and a dead one stays until somebody asks."""
+    (tmp_path / "inherits.py").write_text(INHERITS)
+    command = [sys.executable, tmp_path / "inherits.py", tmp_path / "pid", Path(__file__).parent.parent]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert gone_within([int((tmp_path / "pid").read_text())], 1)
 
 
 def test_what_a_stopped_call_has_started_saves_its_work_first(tmp_path):
