@@ -146,7 +146,7 @@ def _terminate(descendants: set) -> None:
 
 
 def _still_running(processes: set, seconds: float) -> set:
-    """Wait for processes to end and return those that have not; one that nobody has waited for has ended, too."""
+    """Wait for processes to end and return those that have not; one that its parent has not asked for has ended, too."""
     import psutil
 
     def runs(process: psutil.Process) -> bool:
@@ -157,6 +157,7 @@ def _still_running(processes: set, seconds: float) -> set:
     deadline = time.monotonic() + seconds
     while (left := set(filter(runs, processes))) and time.monotonic() < deadline:
         time.sleep(0.02)
+    psutil.wait_procs(processes - left, timeout=0)  # the first process of a container has inherited them
     return left
 
 

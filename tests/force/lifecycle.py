@@ -31,8 +31,8 @@ TOKEN = "MUSE_FORCE"
 """A variable in the environment of all that a trial starts, by which it is found."""
 
 PROFILE = {
-    "train_tokens": 128 * 60, "batch_tokens": [128], "train_d_model": 8, "train_n_layers": 1, "train_n_seq": 16,
-    "evaluations": 3, "checkpoint_every_steps": 7, "models": ["gpt2"], "device": "cpu", "seeds": [0, 1],
+    "train_tokens": 128 * 40, "batch_tokens": [128], "train_d_model": 8, "train_n_layers": 1, "train_n_seq": 16,
+    "evaluations": 3, "checkpoint_every_steps": 5, "models": ["gpt2"], "device": "cpu", "seeds": [0, 1],
 }  # fmt: skip
 SENTENCE = "the sun and the moon go round and a cat looks at the moon \n"
 RECORD = """
@@ -231,8 +231,12 @@ class Child:
         folder.mkdir(exist_ok=True)
         sys.stdout.flush()
         self.code: int | None = None
+        ready, told = os.pipe()
         self.pid = os.fork()
         if self.pid:
+            os.close(told)
+            os.read(ready, 1)  # or nothing, where it ended before
+            os.close(ready)
             return
         code = 1
         try:
@@ -243,7 +247,7 @@ class Child:
                 signal.signal(number, signal.SIG_IGN if number in ignored else plain)
             os.environ |= {TOKEN: self.token, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             _open(1, out), _open(2, err)
-            code = _muse(arguments, books)
+            code = _muse(arguments, books, told)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -286,9 +290,12 @@ def _pipe_without_reader() -> int:
     return write
 
 
-def _muse(arguments: list[str], books: Path | None) -> int:
-    """Run the command line in this process."""
+def _muse(arguments: list[str], books: Path | None, told: int) -> int:
+    """Run the command line in this process, and tell when it hears signals."""
     from muse import __main__, cli
+    from muse.host import parents
+
+    parents.follow_parent = lambda: os.close(told)  # the first that it does then
 
     if books:
         from muse.runner.run import run

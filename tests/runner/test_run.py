@@ -363,22 +363,31 @@ sys.path[:0] = [sys.argv[2]]
 import calls
 from muse.host import processes
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
     file = Path(sys.argv[1])
     def tick():
         if file.exists():
             raise KeyboardInterrupt
+    if len(sys.argv) > 3:
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+    if sys.argv[3:] == ["parent"] and (driver := os.fork()):
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]))
     processes.call(calls.hang, {"file": file}, log=file.with_name("log"), environment=os.environ, tick=tick)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to play the first process of a container")
-def test_a_driver_that_inherits_what_it_has_killed_does_not_wait_for_it(tmp_path):
-    """The first process of a container gets every orphan as a child, and a dead one stays until somebody asks."""
+@pytest.mark.parametrize("first", ["driver", "parent"])
+def test_whoever_inherits_what_a_driver_has_killed_the_driver_does_not_wait_for_it(tmp_path, first):
+    """The first process of a container gets every orphan as a child, and a dead one stays until that one asks."""
     (tmp_path / "inherits.py").write_text(INHERITS)
-    command = [sys.executable, tmp_path / "inherits.py", tmp_path / "pid", Path(__file__).parent.parent]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+    command = [sys.executable, tmp_path / "inherits.py", tmp_path / "pid", Path(__file__).parent.parent, first]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            _, errors = process.communicate(timeout=20)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
     assert gone_within([int((tmp_path / "pid").read_text())], 1)
 
 
