@@ -146,7 +146,7 @@ def _terminate(descendants: set) -> None:
 
 
 def _still_running(processes: set, seconds: float) -> set:
-    """Wait for processes to end and return those that have not; one that its parent has not asked for has ended, too."""
+    """Wait for processes to end and return those that have not; one that its parent has not asked for has ended too."""
     import psutil
 
     def runs(process: psutil.Process) -> bool:

@@ -281,7 +281,7 @@ def _open(number: int, how: str) -> None:
         os.dup2(handle, number)
         os.close(handle)
     name = {1: "stdout", 2: "stderr"}[number]
-    setattr(sys, name, None if how == "closed" else open(number, "w", closefd=False))  # noqa: SIM115
+    setattr(sys, name, None if how == "closed" else open(number, "w", 1, closefd=False))  # noqa: SIM115
 
 
 def _pipe_without_reader() -> int:
