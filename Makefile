@@ -41,11 +41,15 @@ $(INTERPRETER): $(READY)
 	@$(PIP) --no-deps "$$(sed -n 's/^kernels = \["\(.*\)"\].*/\1/p' pyproject.toml)" >$(LOG) 2>&1 || $(EXPLAINED)
 	@touch $(INTERPRETER)
 
+# No look for updates, no news, no list of extensions: the server connects to nobody.
+OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
+	--LabApp.extension_manager=readonly
+
 lab: $(READY) ## open JupyterLab on notebooks/
-	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(OFFLINE)
 
 docs: $(READY) ## write docs/ and the README's table from the committed records
 	@$(BIN)/python -m muse.report.docs
 
 clean: ## remove caches and generated reports, keep .venv and checkpoints
-	@rm -rf reports/quick reports/quick.previous .pytest_cache .ruff_cache build *.egg-info
+	@rm -rf reports/quick reports/quick.previous reports/quick.unfinished .pytest_cache .ruff_cache build *.egg-info

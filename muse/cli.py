@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from muse.host.files import check_no_dangling_link
+from muse.host.output import kept_output
+from muse.host.paths import some_home
 from muse.host.signals import Interruptions
 from muse.runner.notebooks import find_notebooks, resolve_folders, stage_parameters
 from muse.runner.run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
@@ -41,12 +44,33 @@ exit codes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command line and return the exit code, which is that of the work: what cannot be printed changes none.
+
+    Only a command whose output is its product has not done its work where nobody could take it.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(arguments)
-    options.command = shlex.join(["muse", *arguments])
+    with kept_output() as output:
+        try:
+            options = _parser().parse_args(arguments)
+            options.command = shlex.join(["muse", *arguments])
+            code, product = _call(options), options.product
+        except SystemExit as end:  # of argparse, after its help or usage
+            output.flush()
+            if end.code or not output.error:
+                raise
+            code, product = OK, True
+        output.flush()
+        if product and output.error and code == OK:
+            print(f"muse: the output could not be written: {output.error}", file=sys.stderr)
+            return STAGE_FAILED
+    return code
+
+
+def _call(options: argparse.Namespace) -> int:
+    """Run a command and return its exit code, with a line on stderr for what kept it from its work."""
     try:
-        with Interruptions(wait=False):
+        with Interruptions(wait=False), some_home():
+            _check_place()
             return options.call(options)
     except ParamsError as error:
         print(f"muse: {error}", file=sys.stderr)
@@ -54,12 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("muse: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stdout = None  # the reader of a pipe is gone, and so is the place for anything more
-        return OK
+    except OSError as error:  # a full disk, say: no fault of the code, so no traceback
+        print(f"muse: {error}", file=sys.stderr)
+        return STAGE_FAILED
     except Exception:
         traceback.print_exc()  # a bug or a broken machine; Python's own exit code 1 would speak of a criterion
         return STAGE_FAILED
+
+
+def _check_place() -> None:
+    """Raise ParamsError where the working folder was deleted: names of files mean nothing there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ParamsError("the working folder is gone; expected one that is there") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,14 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_run, _add_train, _add_export, _add_eval, _add_bench, _add_params, _add_report, _add_check_pages):
         add(commands)
-    commands.add_parser("schema", help="print the JSON schema of report.json").set_defaults(call=_schema)
+    _add(commands, "schema", _schema, "print the JSON schema of report.json", product=True)
     return parser
 
 
-def _add(commands: Commands, name: str, call: Callable[[argparse.Namespace], int], words: str, **more) -> Argument:
-    """Add a command and return what adds an argument to it; `more` are argparse's."""
+def _add(
+    commands: Commands, name: str, call: Callable[[argparse.Namespace], int], words: str, product: bool = False, **more
+) -> Argument:
+    """Add a command and return what adds an argument to it; `more` are argparse's.
+
+    With `product` what it prints is what it was asked for, and nothing else keeps it.
+    """
     command = commands.add_parser(name, help=words, **more)
-    command.set_defaults(call=call)
+    command.set_defaults(call=call, product=product)
     return command.add_argument
 
 
@@ -200,6 +237,7 @@ def _add_eval(commands: Commands) -> None:
     add = _add(
         commands, "eval", _eval, "ask the lm-evaluation-harness about a saved model (extra: eval)",
         description="Run tasks of EleutherAI's lm-evaluation-harness on a saved model and print their results as JSON.",
+        product=True,
     )  # fmt: skip
     add("model", type=Path, metavar="MODEL", help="a folder that muse export wrote")
     add("--tokenizer", default="gpt2", metavar="FOLDER", help="gpt2 (from the hub, default) or a folder")
@@ -248,6 +286,7 @@ def _bench(options: argparse.Namespace) -> int:
     every = settings.model_dump()
     chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
     stage = Stage("bench", chosen | {"record_dir": options.out})
+    unfinished = stage.record_path.with_suffix(".unfinished.json")  # a bench that is cut displaces no finished one
     shown = 0
 
     def keep(so_far) -> None:
@@ -255,12 +294,13 @@ def _bench(options: argparse.Namespace) -> int:
         nonlocal shown
         metrics = so_far.metrics()
         record = BenchRecord(run=info.model_copy(update={"finished_utc": utc_now()}), stage=stage.record(metrics))
-        write_record(record, stage.record_path)
+        write_record(record, unfinished)
         lines = bench_tables(metrics)
         print("\n".join(lines[shown:]), flush=True)
         shown = len(lines)
 
     took = throughput.run_bench(stage, keep).seconds
+    unfinished.replace(stage.record_path)
     print(f"\ntook {took:.0f} s: {stage.record_path}")
     return OK
 
@@ -269,6 +309,7 @@ def _add_params(commands: Commands) -> None:
     add = _add(
         commands, "params", _params, "print the parameters of one stage's notebook, for plain papermill",
         description="Print the parameters of one stage as YAML: papermill notebooks/NN_STAGE.ipynb out.ipynb -f FILE",
+        product=True,
     )  # fmt: skip
     _add_settings(add)
     names = (*STAGE_NAMES, REPORT)

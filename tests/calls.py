@@ -24,3 +24,25 @@ def look_around(name):
     print("on stdout")
     print("on stderr", file=sys.stderr)
     return f"{os.environ.get(name)} {Path.cwd()}"
+
+
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+from muse.host.signals import Interrupted, Interruptions
+file = Path(sys.argv[1])
+try:
+    with Interruptions(wait=True) as signals:
+        file.write_text("training")
+        while True:
+            time.sleep(0.02)
+            signals.check()
+except Interrupted:
+    time.sleep(0.3)
+    file.write_text("saved")
+"""
+
+
+def train(file):
+    """Start what saves its work when it is told to end, and wait for it."""
+    subprocess.run([sys.executable, "-c", SAVES, str(file)], start_new_session=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -191,3 +192,60 @@ def test_a_link_to_nothing_as_out_does_not_make_its_target(tmp_path, params, com
     assert cli.main([command, params, "--out", str(link)]) == 2
     assert "a link to" in capsys.readouterr().err
     assert not (tmp_path / "target").exists()
+
+
+AFTERWARDS = """
+import atexit, os, signal, sys
+from muse import __main__, cli
+cli.main = lambda: 3
+atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), os.write(1, b"went on")))
+sys.exit(__main__.main())
+"""
+
+
+def test_a_signal_after_the_work_does_not_change_its_exit_code():
+    done = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+def test_a_signal_while_the_command_is_imported_gives_130(tmp_path):
+    lines = ["import os, signal", "os.kill(os.getpid(), signal.SIGTERM)", "os.write(1, b'went on')"]
+    (tmp_path / "pydantic.py").write_text("\n".join(lines))
+    program = "import runpy; runpy.run_module('muse', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_full_disk_gives_one_line_and_4(params, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "somewhere/record.json")
+
+    monkeypatch.setattr(cli, "run", full)
+    assert cli.main(["run", params]) == 4
+    assert capsys.readouterr().err == "muse: [Errno 28] No space left on device: 'somewhere/record.json'\n"
+
+
+def test_a_working_folder_that_is_gone_gives_one_line_and_2(tmp_path):
+    program = "import os, sys\nfrom muse import cli\nos.rmdir(os.getcwd())\nsys.exit(cli.main(['schema']))"
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "muse: the working folder is gone; expected one that is there\n"
+
+
+def test_who_has_no_home_gets_one_until_the_end(params, started, monkeypatch):
+    def nobody(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    def look(*arguments, **options):
+        homes.append(Path(os.environ["HOME"]))
+        assert homes[0].is_dir()
+        return 0
+
+    homes = []
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr(cli, "run", look)
+    assert cli.main(["run", params]) == 0
+    assert "HOME" not in os.environ
+    assert not homes[0].exists()

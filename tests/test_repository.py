@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import importlib.util
 import json
 import re
 import subprocess
@@ -256,3 +258,19 @@ def test_the_committed_comparison_is_what_its_params_file_makes():
     assert {k: v for k, v in train.items() if k in settings and k not in elsewhere} == {
         k: settings[k] for k in train if k in settings and k not in elsewhere
     }
+
+
+def test_jupyterlab_is_told_to_look_for_no_updates_news_or_extensions():
+    """Each of them connects to somebody when the page opens. The names are those that the installed version knows."""
+    planned = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    line = next(line for line in planned.replace("\\\n", " ").splitlines() if "jupyter lab" in line)
+    told = {"check_for_updates_class": "jupyterlab.NeverCheckForUpdate", "news_url": "None"}
+    told["extension_manager"] = "readonly"
+    spec = importlib.util.find_spec("jupyterlab")
+    for name, value in told.items():
+        assert f" --LabApp.{name}={value}" in line
+        assert spec is None or f"    {name} = " in Path(spec.origin).with_name("labapp.py").read_text(encoding="utf-8")
+    if spec:
+        assert "NeverCheckForUpdate" in Path(spec.origin).read_text(encoding="utf-8")
+        names = [entry.name for entry in importlib.metadata.entry_points(group="jupyterlab.extension_manager_v1")]
+        assert "readonly" in names

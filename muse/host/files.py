@@ -41,6 +41,10 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             with suppress(OSError):  # not every system can sync a folder
                 _sync(path.parent, os.O_RDONLY)
+    except OSError as error:
+        if error.filename is None and error.errno:  # of a write to an open file: say which
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

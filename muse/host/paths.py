@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 SHOWN = "..."
@@ -35,7 +38,8 @@ def _roots(folders: Iterable[str | Path | None]) -> list[tuple[str, str]]:
             roots.setdefault(str(path.resolve()), f"{SHOWN}/{path.name}")
     for prefix in (sys.prefix, sys.base_prefix):
         roots.setdefault(prefix, f"{SHOWN}/{Path(prefix).name}")
-    roots.setdefault(str(Path.home()), "~")
+    if _has_home():
+        roots.setdefault(str(Path.home()), "~")
     inside = [root for root in roots if root not in (str(cwd), str(checkout)) and _is_inside(root, (cwd, checkout))]
     known = {root: shown for root, shown in roots.items() if len(Path(root).parts) > 1 and root not in inside}
     return sorted(known.items(), key=lambda pair: -len(pair[0]))
@@ -59,3 +63,28 @@ def shorten_file(path: Path, folders: Iterable[str | Path | None] = ()) -> None:
         return
     if (short := shortened(text, folders)) != text:
         path.write_text(short, encoding="utf-8")
+
+
+@contextmanager
+def some_home() -> Iterator[None]:
+    """Within the block the user has a home: one without HOME and without a line in passwd gets an empty one until then.
+
+    Libraries look there for settings and caches, and end in a traceback where they find no place to look at.
+    """
+    if _has_home():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="muse-home-") as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+
+
+def _has_home() -> bool:
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True

@@ -6,25 +6,75 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from multiprocessing import connection, forkserver
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, forkserver, util
 from pathlib import Path
+
+from .parents import PARENT_VARIABLE, followed, following_parent
 
 CONTEXT = multiprocessing.get_context("forkserver")
 TICK_SECONDS = 0.25
 CENSUS_SECONDS = 2.0
 LONGEST_ERROR = 2000
+GRACE_SECONDS = 5.0
+"""How long what a stopped call has started has to save its work."""
+
+LONGEST_FOLDER_OF_SOCKETS = 60
+"""A socket's path has 103 bytes at most (macOS), of which its own name and folder take 35."""
 
 
 def warm_up(modules: Sequence[str]) -> None:
-    """Start the server that imports these modules once and forks a process for each call."""
+    """Start the server that imports these modules once, within `getting_ready`, and forks a process for each call."""
     CONTEXT.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    with _room_for_sockets(), _deaf_to_ctrl_c():
+        os.environ |= followed()
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.pop(PARENT_VARIABLE, None)
+
+
+@contextmanager
+def getting_ready() -> Iterator[None]:
+    """Within the block, which is all that the server does before it serves, it ends when the driver is gone."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # it is ignored by now, and no child expects a block
+    with following_parent():
+        yield
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Start a process that ignores Ctrl-C from its first moment, while this one only hears it later."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
+def _room_for_sockets() -> Iterator[None]:
+    """Have the server's sockets in /tmp where the folder for temporary files has too long a name for them."""
+    chosen = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER_OF_SOCKETS and os.path.isdir("/tmp"):
+        tempfile.tempdir = "/tmp"
+    try:
+        util.get_temp_dir()  # which keeps what it finds
+        yield
+    finally:
+        tempfile.tempdir = chosen
 
 
 def call(
@@ -39,7 +89,8 @@ def call(
     """Run `function(**arguments)` in a process whose output goes to `log` and return the error text, None for none.
 
     Neither the process nor any of its descendants outlives the call: not a failure, a timeout (TimeoutError) or an
-    exception in the caller such as KeyboardInterrupt.
+    exception in the caller such as KeyboardInterrupt. What it has started hears SIGTERM first: a training saves its
+    state.
     """
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_child, args=(function, dict(arguments), log, dict(environment), sender))
@@ -62,7 +113,7 @@ def call(
                 return receiver.recv()
         return f"the process that ran it died (exit code {process.exitcode})"
     finally:
-        _kill(process, descendants)
+        _end(process, descendants)
         receiver.close()
 
 
@@ -73,6 +124,41 @@ def _descendants(pid: int) -> set:
     with suppress(psutil.Error):
         return set(psutil.Process(pid).children(recursive=True))
     return set()
+
+
+def _end(process: multiprocessing.process.BaseProcess, descendants: set) -> None:
+    """End a call: what it started gets the time to save its work, unless the caller is interrupted once more."""
+    try:
+        if process.is_alive():
+            _terminate(descendants | _descendants(process.pid))
+    finally:
+        _kill(process, descendants)
+
+
+def _terminate(descendants: set) -> None:
+    """Ask processes to end and wait a little."""
+    import psutil
+
+    for descendant in descendants:
+        with suppress(psutil.Error):
+            descendant.terminate()
+    _still_running(descendants, GRACE_SECONDS)
+
+
+def _still_running(processes: set, seconds: float) -> set:
+    """Wait for processes to end and return those that have not; one that its parent has not asked for has ended too."""
+    import psutil
+
+    def runs(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    deadline = time.monotonic() + seconds
+    while (left := set(filter(runs, processes))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    psutil.wait_procs(processes - left, timeout=0)  # the first process of a container has inherited them
+    return left
 
 
 def _kill(process: multiprocessing.process.BaseProcess, descendants: set) -> None:
@@ -88,8 +174,7 @@ def _kill(process: multiprocessing.process.BaseProcess, descendants: set) -> Non
         for descendant in found:
             with suppress(psutil.Error):
                 descendant.kill()
-        _, found = psutil.wait_procs(found, timeout=5)
-        found = set() if all(not descendant.is_running() for descendant in found) else set(found)
+        found = _still_running(found, 5)
 
 
 def _child(
@@ -120,6 +205,7 @@ def _child(
 def _follow_parent() -> None:
     """End this process and all it started when the caller is gone, even when that was killed outright."""
     multiprocessing.parent_process().join()
+    _terminate(_descendants(os.getpid()))
     for descendant in _descendants(os.getpid()):
         with suppress(Exception):
             descendant.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -19,12 +20,14 @@ class Interruptions:
 
     With `wait` they are only noted, and `check`, or the end of the block, raises Interrupted; with `insist` a second
     one interrupts at once. A signal that was ignored stays ignored: a background job of a script ignores Ctrl-C, nohup
-    ignores SIGHUP. Only the main thread can have handlers: elsewhere the block changes nothing.
+    ignores SIGHUP. Only the main thread can have handlers: elsewhere the block changes nothing. Once `exit_code` is
+    set the work is done, and a signal ends the program with that code.
     """
 
     def __init__(self, *, wait: bool, insist: bool = True) -> None:
         self.wait, self.insist = wait, insist
         self.received: int | None = None
+        self.exit_code: int | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruptions:
@@ -34,6 +37,8 @@ class Interruptions:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code is not None:
+            os._exit(self.exit_code)
         again = self.received is not None
         if again and number == HANG_UP:
             return  # a terminal that closes sends two, and the second must not end what the first one began

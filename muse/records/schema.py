@@ -215,6 +215,7 @@ class RunInfo(_Record):
     profile: str
     started_utc: datetime
     finished_utc: datetime | None = None
+    interrupted: bool = Field(default=False, description="whether it was stopped before its last stage")
     git_commit: str | None
     git_dirty: bool | None
     versions: dict[str, str]

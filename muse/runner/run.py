@@ -20,6 +20,7 @@ from muse import catalog
 from muse.catalog import REPORT
 from muse.host import processes
 from muse.host.files import write_atomic
+from muse.host.parents import followed
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
@@ -33,7 +34,7 @@ from muse.report.assemble import add_companions, assemble, failed_record
 from muse.report.texts import texts
 
 from . import notebook_calls
-from .folder import check_folder, fresh_folder
+from .folder import REPORT_FILE, check_folder, fresh_folder
 from .notebooks import REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
 
 EXPORT_SECONDS = 600
@@ -58,11 +59,15 @@ def exit_code(report: Report, gate: bool) -> int:
 def run_info(settings: Settings, command: str) -> RunInfo:
     """Return what is known at the start; the hardware is asked in another process, which then frees the GPU."""
     started = utc_now()
-    question = "import json; from muse.records.environment import hardware; print(json.dumps(hardware()))"
+    question = (
+        "import json; from muse.host.parents import follow_parent; follow_parent(); "
+        "from muse.records.environment import hardware; print(json.dumps(hardware()))"
+    )
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", question], capture_output=True, text=True, timeout=120, check=True
-        )
+            [sys.executable, "-c", question], env=os.environ | followed(), capture_output=True, text=True,
+            timeout=120, check=True,
+        )  # fmt: skip
         hardware = json.loads(answer.stdout)
     except (subprocess.SubprocessError, ValueError) as error:
         hardware = {"unknown": str(error)}
@@ -261,8 +266,9 @@ class Run:
             shorten_file(self.log(notebook.stage), self.folders)
         if not (self.folder / "index.html").exists():
             self.plain_index(interrupted)
-        write_record(info.model_copy(update={"finished_utc": utc_now()}), self.folder / "run.json")
-        path = self.folder / "report.json"
+        ended = info.model_copy(update={"finished_utc": utc_now(), "interrupted": interrupted})
+        write_record(ended, self.folder / "run.json")
+        path = self.folder / REPORT_FILE
         write_record(assemble(self.folder), path)
         report = read_record(Report, path)
         for line in plain.verdict_table(report):
@@ -283,7 +289,8 @@ def run(
 ) -> int:
     """Run the notebooks of the settings' stages into the folder `out` and return the exit code.
 
-    Raises ParamsError before anything is started or moved. A run that is already in `out` moves to `<out>.previous`.
+    Raises ParamsError before anything is started or moved. A run that is already in `out` moves to `<out>.previous`,
+    one that was killed or interrupted to `<out>.unfinished`.
     """
     settings = resolve_folders(settings, Path.cwd())
     found = find_notebooks(settings.stages, notebooks)

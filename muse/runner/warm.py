@@ -9,12 +9,14 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-import nbformat
-import papermill  # noqa: F401  (imported for the processes to come)
+from muse.host.processes import getting_ready
 
 
 def export_example() -> None:
     """Export a notebook with one cell of each kind."""
+    import nbformat
+    import papermill  # noqa: F401  (imported for the processes to come)
+
     from muse.report.export import export_html
 
     v4 = nbformat.v4
@@ -27,5 +29,5 @@ def export_example() -> None:
         export_html(notebook, notebook.with_suffix(".html"), **arguments)
 
 
-with suppress(Exception):  # whatever is wrong shows again, with its stage, when a page is exported
+with getting_ready(), suppress(Exception):  # whatever is wrong shows again, with its stage, when a page is exported
     export_example()

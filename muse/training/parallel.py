@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from muse.host.files import write_atomic
+from muse.host.parents import followed
 from muse.host.signals import Interruptions
 from muse.models.weights import CheckpointError, read_json
 from muse.params import GRID, Settings
@@ -105,13 +106,17 @@ class Launcher:
         return [sys.executable, "-m", "muse", "train", *self.arguments, *chosen, "--json", str(outcome)]
 
     def __call__(self, job: Job, device: str | None) -> Poll:
-        """Start a training on a device; Ctrl-C does not reach it, since it leads a session of its own."""
+        """Start a training on a device; Ctrl-C does not reach it, since it leads a session of its own.
+
+        When this process is gone, the training is told to end as `__exit__` would tell it.
+        """
         log, outcome = self.logs / f"{job.name}.log", Path(self.outcomes.name) / f"{job.name}.json"
         command = self.command(job, outcome)
-        environment = self.defaults | os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
-        with log.open("ab") as stream:
-            stream.write(f"$ {shlex.join(command)}\n".encode())
-            stream.flush()
+        chosen = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        environment = self.defaults | os.environ | chosen | followed()
+        with log.open("ab", buffering=0) as stream:
+            with contextlib.suppress(OSError):  # a full disk: the training may still find room for what counts
+                stream.write(f"$ {shlex.join(command)}\n".encode())
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -163,7 +168,8 @@ def read_outcome(path: Path, log: Path, code: int, seconds: float) -> Ended:
     except (CheckpointError, KeyError, ValueError) as error:
         return Ended(seconds, error=f"no result: {error}; log: {log}")
     what = "diverged" if about["diverged"] else f"failed with exit code {code}"
-    return Ended(seconds, error=f"{what}: {lines[-1].strip()[:500]}; log: {log}", diverged=about["diverged"])
+    last = lines[-1].strip()[:500] if lines else "the log is empty, as on a full disk"
+    return Ended(seconds, error=f"{what}: {last}; log: {log}", diverged=about["diverged"])
 
 
 def train_side_by_side(

@@ -9,10 +9,11 @@ import shutil
 import statistics
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import corpus
+from builders import corpus, run_info
 from reference import rms_error
 
 from muse import cli
@@ -33,10 +34,11 @@ from muse.models.build import build_model
 from muse.ops import cross_entropy, planar
 from muse.params import Settings
 from muse.records.environment import utc_now
-from muse.records.schema import BenchRecord, StageRecord
+from muse.records.schema import BenchRecord, Metric, StageRecord
 from muse.records.store import read_record
 from muse.report.figures.bench import bench_figures
 from muse.report.plain import bench_tables
+from muse.stages import throughput
 
 SIZES = {"vocab_size": 53, "d_model": 6, "n_layers": 2, "n_seq": 13}
 TIMED = ["forward", "training", "head", "stack"]
@@ -348,6 +350,7 @@ def test_the_command_prints_tables_and_writes_a_record(tmp_path, capsys, without
     assert record.run.hardware["cpu"]
     assert record.run.command.startswith("muse bench --out")
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["schema_version"] == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
 
 
 @pytest.mark.parametrize(
@@ -366,3 +369,16 @@ def test_bad_parameters_give_2(arguments, message, capsys):
 
 def test_every_group_of_the_catalog_is_there():
     assert set(GROUPS) == set(BENCH_GROUPS)
+
+
+def test_a_bench_that_is_cut_keeps_what_it_has_and_the_finished_one(tmp_path, monkeypatch):
+    def cut(stage, keep):
+        keep(SimpleNamespace(metrics=lambda: [Metric(name="bench_seconds", value=1.0, unit="s")]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_info", lambda *_: run_info())
+    monkeypatch.setattr(throughput, "run_bench", cut)
+    (tmp_path / "bench.json").write_text("finished")
+    assert cli.main(["bench", "--out", str(tmp_path), "-p", "device=cpu"]) == 130
+    assert (tmp_path / "bench.json").read_text() == "finished"
+    assert read_record(BenchRecord, tmp_path / "bench.unfinished.json").stage.find("bench_seconds").value == 1.0

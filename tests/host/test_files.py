@@ -79,8 +79,9 @@ def full_disk(tmp_path):
 def test_a_full_disk_leaves_the_old_file_alone(full_disk, what):
     path = full_disk / "old"
     path.write_text("old")
-    with pytest.raises(Exception, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         WRITERS[what](path)
+    assert str(path) in str(error.value)
     assert [p.name for p in full_disk.iterdir()] == ["old"]
     assert path.read_text() == "old"
 
@@ -188,6 +189,7 @@ while wins < 12:
             mark.mkdir()  # fails where another holder is
             assert sorted(p.name for p in folder.iterdir()) == [".lock", "logs", "notebooks", "pages", "records"]
             (folder / "run.json").write_text("{}")
+            (folder / "report.json").write_text("{}")
             mark.rmdir()
             wins += 1
     except ParamsError:
@@ -221,6 +223,7 @@ def test_a_run_that_was_faster_while_the_folder_moved_keeps_it(tmp_path, monkeyp
 
     with fresh_folder(out):
         (out / "run.json").write_text("first")
+        (out / "report.json").write_text("{}")
     monkeypatch.setattr("muse.runner.folder.hold", slow)
     with pytest.raises(ParamsError, match="another run"), fresh_folder(out):
         pass

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from builders import fake_export, write_notebook
-from calls import die, hang, look_around
+from calls import die, hang, look_around, train
 
 from muse.catalog import STAGE_NAMES, usual_stages
 from muse.host import processes
@@ -277,7 +278,8 @@ def test_a_good_run_has_real_pages_and_keeps_the_run_before(good_run):
     assert "<html" in index.read_text()
     assert "../index.html" in page.read_text()
     assert any((good_run[1] / "assets").iterdir())
-    assert (good_run[1].with_name("out.previous") / "run.json").exists()
+    assert (good_run[1].with_name("out.unfinished") / "run.json").exists()
+    assert good_run[2].run.interrupted is False
     assert [stage.stage for stage in good_run[2].stages] == ["memory"]
     assert not (good_run[1] / ".lock").exists()
 
@@ -314,6 +316,7 @@ if __name__ == "__main__":
         "interrupted", "not run: the run was interrupted", "not run: the run was interrupted",
     ]  # fmt: skip
     assert [len(stage.metrics) for stage in report.stages] == [2, 0, 0], "what it had measured is kept"
+    assert report.run.interrupted
     assert "interrupted" in (out / "index.html").read_text()
     assert "[1/3] planar_complex ... interrupted" in printed
 
@@ -345,10 +348,121 @@ def test_a_call_that_dies_says_so(tmp_path, how, code):
 
 def test_a_timeout_takes_detached_descendants_too(tmp_path):
     ticks = []
+    began = time.monotonic()
     with pytest.raises(TimeoutError):
-        call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=4, tick=lambda: ticks.append(1))
+        call(hang, {"file": tmp_path / "pid"}, tmp_path, timeout_seconds=3, tick=lambda: ticks.append(1))
     assert gone_within([int((tmp_path / "pid").read_text())], 1)
     assert len(ticks) > 3
+    assert time.monotonic() - began < 3 + processes.GRACE_SECONDS, "what has ended is not waited for"
+
+
+INHERITS = """
+import ctypes, os, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2]]
+import calls
+from muse.host import processes
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    def tick():
+        if file.exists():
+            raise KeyboardInterrupt
+    if len(sys.argv) > 3:
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+    if sys.argv[3:] == ["parent"] and (driver := os.fork()):
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]))
+    processes.call(calls.hang, {"file": file}, log=file.with_name("log"), environment=os.environ, tick=tick)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to play the first process of a container")
+@pytest.mark.parametrize("first", ["driver", "parent"])
+def test_whoever_inherits_what_a_driver_has_killed_the_driver_does_not_wait_for_it(tmp_path, first):
+    """The first process of a container gets every orphan as a child, and a dead one stays until that one asks."""
+    (tmp_path / "inherits.py").write_text(INHERITS)
+    command = [sys.executable, tmp_path / "inherits.py", tmp_path / "pid", Path(__file__).parent.parent, first]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            _, errors = process.communicate(timeout=20)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert gone_within([int((tmp_path / "pid").read_text())], 1)
+
+
+def test_what_a_stopped_call_has_started_saves_its_work_first(tmp_path):
+    file = tmp_path / "state"
+
+    def stop():
+        if file.exists() and file.read_text() == "training":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call(train, {"file": file}, tmp_path, tick=stop)
+    assert file.read_text() == "saved"
+
+
+DRIVES = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2]]
+import calls
+from muse.host import processes
+if __name__ == "__main__":
+    processes.warm_up(sys.argv[3:])
+    print("started", flush=True)
+    file, log = Path(sys.argv[1]), Path(sys.argv[1] + ".log")
+    processes.call(calls.train, {"file": file}, log=log, environment=os.environ)
+"""
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_nothing_outlives_a_driver_that_was_killed(tmp_path, early):
+    """Neither the server that still imports, nor what a call has started: that saves its work first."""
+    (tmp_path / "slow.py").write_text("import time\nfrom muse.host.processes import getting_ready\n"
+                                      "with getting_ready():\n    [time.sleep(0.1) for _ in range(600)]\n")  # fmt: skip
+    (tmp_path / "drives.py").write_text(DRIVES)
+    file = tmp_path / "state"
+    command = [sys.executable, tmp_path / "drives.py", file, Path(__file__).parent.parent, *["slow"] * early]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}, stdout=subprocess.PIPE
+    ) as driver:
+        driver.stdout.readline()
+        while not early and not file.exists():
+            time.sleep(0.02)
+        time.sleep(0.5)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+    assert gone_within([process.pid for process in below], 8)
+    assert len(below) >= (2 if early else 4)
+    assert early or file.read_text() == "saved"
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_server_that_still_imports():
+    program = """
+import os, signal, time
+from muse.host import processes
+try:
+    processes.warm_up(["muse.runner.warm"])
+    server = processes.forkserver._forkserver._forkserver_pid
+    for _ in range(40):
+        os.kill(server, signal.SIGINT)
+        time.sleep(0.01)
+finally:
+    print(os.waitpid(server, os.WNOHANG))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(0, 0)\n", "")
+
+
+def test_a_long_name_of_the_temporary_folder_leaves_room_for_sockets(tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    program = "from muse.host import processes; processes.warm_up([])"
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_sigterm_interrupts_like_ctrl_c():
@@ -455,6 +569,19 @@ def run_info(stages, **params):
     )  # fmt: skip
 
 
+def begin(folder):
+    """A run that is killed before its report."""
+    with fresh_folder(folder):
+        (folder / "run.json").write_text("unfinished")
+
+
+def finish(folder, content, report="{}"):
+    with fresh_folder(folder) as previous:
+        (folder / "run.json").write_text(content)
+        (folder / "report.json").write_text(report)
+    return previous
+
+
 def test_an_earlier_run_moves_aside_and_replaces_the_one_before(tmp_path):
     folder, previous = tmp_path / "out", tmp_path / "out.previous"
     for content in ("first", "second", "third"):
@@ -463,13 +590,72 @@ def test_an_earlier_run_moves_aside_and_replaces_the_one_before(tmp_path):
             assert sorted(path.name for path in folder.iterdir()) == [".lock", "logs", "notebooks", "pages", "records"]
             assert list((folder / "records").iterdir()) == []
             (folder / "run.json").write_text(content)
+            (folder / "report.json").write_text("{}")
     assert (folder / "run.json").read_text() == "third"
     assert (previous / "run.json").read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.previous"]
     assert not (previous / ".lock").exists()
 
 
-@pytest.mark.parametrize("name", ["out", "out.previous"])
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_no_number_of_unfinished_runs_displaces_a_finished_one(tmp_path, interrupted):
+    """Killed ones leave no report; an interrupted one leaves a report that says so."""
+    folder, report = tmp_path / "out", json.dumps({"run": {"interrupted": True}})
+    finish(folder, "finished")
+    for _ in range(3):
+        finish(folder, "interrupted", report) if interrupted else begin(folder)
+        assert (tmp_path / "out.previous" / "run.json").read_text() == "finished"
+    assert finish(folder, "again") == tmp_path / "out.previous"
+    begin(folder)
+    assert (tmp_path / "out.previous" / "run.json").read_text() == "again"
+    names = [path.name for path in tmp_path.iterdir()]
+    assert sorted(names) == ["out", "out.previous", "out.unfinished"]
+
+
+@pytest.mark.parametrize("report", ["{", "[]", '{"run": null}', "\0"])
+def test_a_report_that_cannot_be_read_is_not_displaced(tmp_path, report):
+    finish(tmp_path / "out", "finished", report)
+    for _ in range(2):
+        begin(tmp_path / "out")
+    assert (tmp_path / "out.previous" / "report.json").read_text() == report
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_kill_at_any_step_of_the_move_leaves_a_finished_run_and_a_free_place(tmp_path, monkeypatch, at):
+    """`at` counts every change of the disk; from there on none of them is made, as after a kill."""
+    folder, left = tmp_path / "out", [at]
+    finish(folder, "older")
+    finish(folder, "finished")
+
+    class Killed(BaseException):
+        """Nobody catches it."""
+
+    def until_killed(real):
+        def step(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "mkdir"), (Path, "rename"), (Path, "unlink"), (os, "unlink"), (os, "rmdir")):
+            patch.setattr(owner, name, until_killed(getattr(owner, name)))
+        with suppress(Killed), fresh_folder(folder):
+            pass
+    found = [path / "run.json" for path in (folder, tmp_path / "out.previous")]
+    assert "finished" in [path.read_text() for path in found if path.exists()]
+    with fresh_folder(folder) as previous:
+        (folder / "run.json").write_text("next")
+        assert sorted(path.name for path in folder.iterdir()) == [
+            ".lock", "logs", "notebooks", "pages", "records", "run.json"]  # fmt: skip
+    assert (previous / "run.json").read_text() == "finished"
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "out.previous"} | {
+        path.name for path in tmp_path.glob(".out.*.tmp")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["out", "out.previous", "out.unfinished"])
 def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path, name):
     (tmp_path / name).mkdir()
     with fresh_folder(tmp_path / "out"):

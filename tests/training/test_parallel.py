@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from muse import cli
+from muse.host.parents import PARENT_VARIABLE
 from muse.params import Settings, load_params
 from muse.stages import train
 from muse.stages.stage import Stage
@@ -452,10 +453,11 @@ def launched(tmp_path, monkeypatch, program: str, device=None):
         yield launcher, launcher(job("gpt2", 0, 1e-3, 0.0, 512), device)
 
 
-def test_a_process_gets_its_device_and_its_share_of_the_threads(tmp_path, monkeypatch):
-    program = "import os; print(*(os.environ.get(n) for n in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')), flush=True)"
+def test_a_process_gets_its_device_its_share_of_the_threads_and_whom_to_follow(tmp_path, monkeypatch):
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", PARENT_VARIABLE)
+    program = f"import os; print(*(os.environ.get(name) for name in {names}), flush=True)"
     monkeypatch.setattr(os, "cpu_count", lambda: 9)
-    for threads, expected in ((None, "4 GPU-5f"), ("7", "7 GPU-5f")):
+    for threads, expected in ((None, f"4 GPU-5f {os.getpid()}"), ("7", f"7 GPU-5f {os.getpid()}")):
         monkeypatch.setenv("OMP_NUM_THREADS", threads) if threads else monkeypatch.delenv("OMP_NUM_THREADS")
         with launched(tmp_path, monkeypatch, program, "GPU-5f") as (_, poll):
             outcome = wait_for(poll)
@@ -534,6 +536,12 @@ def test_an_interrupt_ends_every_training_and_the_same_command_resumes(tmp_path,
     results = [json.loads(path.read_text()) for path in tmp_path.glob("checkpoints/*/result.json")]
     assert len(results) == 2
     assert any(result["resumed_from_steps"] for result in results)
+
+
+def test_a_training_that_could_not_write_its_log_is_a_failure_with_a_reason(tmp_path):
+    (tmp_path / "log").write_text("")
+    found = parallel.read_outcome(tmp_path / "none.json", tmp_path / "log", 4, 1.0)
+    assert found.error.startswith("failed with exit code 4: the log is empty")
 
 
 def test_a_training_overhears_what_was_ignored_and_saves_its_state_when_its_terminal_closes(tmp_path):
