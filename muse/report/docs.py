@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from muse import catalog
@@ -18,6 +18,7 @@ from muse.records.store import read_record
 
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
+from .tables import markdown as table
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
 JUDGED = (catalog.REFERENCE, catalog.WITH_MEMORY)
@@ -84,14 +85,6 @@ PATHS = (
 )
 MODEL_ROWS = (("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 1024", "models_eager_16x1024"))
 MODELS = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table without empty rows and columns; an empty text where nothing is left."""
-    rows = [row for row in rows if any(row[1:])]
-    filled = [at for at in range(len(head)) if at == 0 or any(row[at] for row in rows)]
-    lines = [[row[at] for at in filled] for row in (head, ["---"] * len(head), *rows) if rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def label(model: str) -> str:

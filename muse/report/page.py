@@ -72,22 +72,23 @@ def scale_notice(stages: Iterable[StageRecord], language: str = "en") -> str:
 
 def lead(report: Report, language: str = "en") -> Markup:
     """Return the title, the scale label, and the headline: how many criteria pass and which stages did not finish."""
-    words = texts(language)
-    if not report.stages:
-        headline = [words["summary.nothing"]]
-    elif len(report.judged) < 2:
-        headline = [_headline(report.criteria, words, "summary.counts")]
-    else:
-        headline = [
-            f"{style(one.model, language).label}{words['colon']} "
-            f"{_headline(one.criteria, words, 'summary.counts_of_model')}"
-            for one in report.judged
-        ]
     failed = sum(stage.status == "failed" for stage in report.stages)
     return render(
-        "lead", language, css=asset("parts.css"), notice=scale_notice(report.stages, language), headline=headline,
+        "lead", language, css=asset("parts.css"), notice=scale_notice(report.stages, language),
+        headline=headline(report, language),
         failed=failed, total=len(report.stages),
     )  # fmt: skip
+
+
+def headline(report: Report, language: str = "en") -> list[str]:
+    """Return for each candidate, in a sentence, how many of its criteria pass."""
+    words = texts(language)
+    if not report.stages:
+        return [words["summary.nothing"]]
+    if len(report.judged) < 2:
+        return [_headline(report.criteria, words, "summary.counts")]
+    counted = {one.model: _headline(one.criteria, words, "summary.counts_of_model") for one in report.judged}
+    return [f"{style(model, language).label}{words['colon']} {told}" for model, told in counted.items()]
 
 
 def _headline(criteria: Sequence[Criterion], words: Mapping[str, str], counted: str) -> str:
