@@ -19,6 +19,7 @@ from muse.records.criteria import CRITERIA
 from muse.records.store import RecordError
 
 from .assemble import stage_record
+from .frame import INDEX, TEXT_PAGE
 from .run_list import is_run_list
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
@@ -197,7 +198,8 @@ def check_run(folder: Path) -> list[str]:
 
 def pages_of(folder: Path) -> list[Path]:
     """Return the pages of a run folder, the index first."""
-    return [page for page in (folder / "index.html", *sorted((folder / "pages").glob("*.html"))) if page.exists()]
+    pages = (folder / INDEX, folder / TEXT_PAGE, *sorted((folder / "pages").glob("*.html")))
+    return [page for page in pages if page.exists()]
 
 
 def _main_of(page: Path) -> str:

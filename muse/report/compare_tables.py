@@ -9,7 +9,7 @@ from .compare import Comparison, Pair, Row
 from .figures.style import metric_label, style
 from .frame import write_page
 from .html import render
-from .numbers import alike, number
+from .numbers import alike, number, signed
 from .tables import Table
 from .texts import join, say, texts
 
@@ -106,14 +106,10 @@ def _values(row: Row, language: str) -> list[str]:
     found = row.difference
     ends = found.interval or ()
     base, value = alike([row.base, row.value])
-    difference, *interval = [_signed(text) for text in alike([found.value, *ends])]
+    difference, *interval = [signed(text) for text in alike([found.value, *ends])]
     paired = say(language, f"compare.paired.{found.paired_by}", n=found.seeds)
     least = "–" if found.detectable is None else number(found.detectable)
     return [base, value, difference, " – ".join(interval) or "–", least, paired]
-
-
-def _signed(text: str) -> str:
-    return "−" + text[1:] if text.startswith("-") else text if set(text) <= set("0.–") else f"+{text}"
 
 
 def _notes(pair: Pair, shown: int, language: str) -> Iterator[str]:

@@ -14,6 +14,9 @@ from muse.host.files import write_atomic
 
 from .html import asset, render
 
+INDEX, TEXT_PAGE = "index.html", "text.html"
+"""Pages of a run: its report, and losses by document and token."""
+
 
 def page_text(
     soup: BeautifulSoup,
@@ -25,20 +28,26 @@ def page_text(
     num_figures: int = 0,
     script: str = "",
     assets: str = "",
+    css: str = "",
 ) -> str:
-    """Return a whole page around the `main` of the soup, whose headings get ids; `links` are (label, href)."""
+    """Return a whole page around the `main` of the soup, whose headings get ids; `links` are (label, href).
+
+    `css` are rules beside those of all pages.
+    """
     contents = _contents(soup.main)
     main = Markup(soup)
     return render(
-        "page", language, title=title, links=links, here=here, num_figures=num_figures, css=_css(main),
+        "page", language, title=title, links=links, here=here, num_figures=num_figures, css=_css(main) + css,
         contents=contents, main=main, script=script, assets=assets,
     )  # fmt: skip
 
 
-def write_page(path: Path, main: str, title: str, *, links: Sequence[tuple[str, str]] = (), language: str) -> None:
+def write_page(
+    path: Path, main: str, title: str, *, links: Sequence[tuple[str, str]] = (), language: str, css: str = ""
+) -> None:
     """Write a page without figures, whole or not at all."""
     soup = BeautifulSoup(main, "html.parser")
-    write_atomic(Path(path), page_text(soup, title, links=links, language=language, here=Path(path).name))
+    write_atomic(Path(path), page_text(soup, title, links=links, language=language, here=Path(path).name, css=css))
 
 
 def _css(body: str) -> Markup:

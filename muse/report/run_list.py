@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from .companions import settings_of, stage_of
 from .figures.style import style
-from .frame import write_page
+from .frame import INDEX, TEXT_PAGE, write_page
 from .html import render
 from .numbers import number
 from .page import headline
@@ -18,7 +18,6 @@ from .runs import Checkpoint, Run
 from .tables import Table
 from .texts import join, say, texts
 
-INDEX = "index.html"
 MARK = '<main data-page="runs" id="content">'
 """By which the page of a folder of runs is known."""
 
@@ -107,7 +106,12 @@ def is_run_list(page: Path) -> bool:
         return False
 
 
-def index_link(run_folder: Path, language: str) -> list[tuple[str, str]]:
-    """Return the link from a run's page to that of all runs beside it, if there is one."""
-    found = is_run_list(run_folder.parent / INDEX)
-    return [(texts(language)["runs.title"], f"../{INDEX}")] if found else []
+def list_link(run_folder: Path, language: str) -> list[tuple[str, str]]:
+    """Return the link from a page of a run to the list of all runs, where there is one."""
+    return [(texts(language)["runs.title"], f"../{INDEX}")] if is_run_list(run_folder.parent / INDEX) else []
+
+
+def further_links(run_folder: Path, language: str) -> list[tuple[str, str]]:
+    """Return the links from a run's index.html to its page of text and to the list of all runs, as far as they are."""
+    found = [(texts(language)["text_page.short"], TEXT_PAGE)] if (run_folder / TEXT_PAGE).is_file() else []
+    return found + list_link(run_folder, language)

@@ -28,8 +28,9 @@ from muse.records.environment import git_state, utc_now, versions
 from muse.records.scale import reductions_of
 from muse.records.schema import Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
-from muse.report import plain
+from muse.report import plain, text_page
 from muse.report.assemble import add_companions, assemble, failed_record
+from muse.report.run_list import further_links
 from muse.report.texts import texts
 
 from . import notebook_calls
@@ -122,6 +123,8 @@ class Run:
         """Run one stage, or say why not, and leave its record and its page."""
         stage, started = notebook.stage, utc_now()
         self.lines.start(stage)
+        if stage == REPORT:
+            self.text_page()
         blocked = [needed for needed in catalog.stage(stage).needs if needed in self.errors]
         error = f"not run: needs {', '.join(blocked)}, which failed" if blocked else self.execute(notebook)
         shorten_file(self.executed(notebook), self.folders)
@@ -132,6 +135,14 @@ class Run:
         if stage != REPORT:
             self.pages[stage] = self.exporter.submit(self.page, notebook)
         self.lines.end("failed" if error else "ok", error or "")
+
+    def text_page(self) -> None:
+        """Write the page of losses by token, which the report links to; where it cannot be made, the log says why."""
+        try:
+            text_page.write(self.folder, self.settings.language)
+        except (RecordError, ParamsError) as error:
+            with self.log(REPORT).open("a", encoding="utf-8") as log:
+                log.write(f"text.html: {error}\n")
 
     def execute(self, notebook: Notebook) -> str | None:
         """Execute the notebook within the time limit; return how it failed, or None."""
@@ -187,6 +198,8 @@ class Run:
         pages = {other.stage: catalog.page(other.stage) for other in self.notebooks}
         up = "" if is_index else "../"
         links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
+        if is_index:
+            links += further_links(self.folder, self.settings.language)
         page = self.folder / pages[stage]
         arguments = {"notebook": source, "page": page, "links": links}
         arguments["inline_assets"] = is_index and not self.shared_script
@@ -267,7 +280,7 @@ class Run:
         report = read_record(Report, path)
         for line in plain.verdict_table(report):
             self.lines.line(line)
-        self.lines.line(str(self.folder / "index.html"))
+        self.lines.line((self.folder / "index.html").as_uri())
         return report
 
 
@@ -352,7 +365,7 @@ def render(
         this = Run(settings, folder, found, info.command, export, lines, shared_script, errors=failed)
         problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
         this.stage(found[-1])
-        lines.line(str(folder / "index.html"))
+        lines.line((folder / "index.html").as_uri())
     return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
 
 

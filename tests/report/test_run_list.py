@@ -63,7 +63,7 @@ def test_the_page_of_all_runs_links_to_those_that_have_one(tmp_path, language, c
     for name in ("with <page>", "without"):
         write_finished(tmp_path / name)
     (tmp_path / "with <page>" / "index.html").write_text("x")
-    assert run_list.index_link(tmp_path / "without", language) == []
+    assert run_list.further_links(tmp_path / "without", language) == []
     assert cli.main(["list", "reports", str(tmp_path), "--html", "--language", language]) == 0
     page = tmp_path / "index.html"
     assert capsys.readouterr().out.splitlines()[-1] == page.as_uri()
@@ -73,10 +73,10 @@ def test_the_page_of_all_runs_links_to_those_that_have_one(tmp_path, language, c
         ("with <page>", "with%20%3Cpage%3E/index.html")
     ]
     assert "<text>" in shown.table.get_text()
-    ((label, href),) = run_list.index_link(tmp_path / "without", language)
+    ((label, href),) = run_list.further_links(tmp_path / "without", language)
     assert (label, href) == (shown.h1.get_text(), "../index.html")
     page.write_text("the page of something else")
-    assert run_list.index_link(tmp_path / "without", language) == []
+    assert run_list.further_links(tmp_path / "without", language) == []
 
 
 def test_trainings_are_listed_with_their_loss(tmp_path, capsys):

@@ -219,7 +219,7 @@ def test_the_terminal_tells_the_story(bad_run):
     assert lines[3].endswith("s: ValueError: seven is too")
     names = ["perplexity", "vram", "vram_recomputed", "stability", "gradients", "layout"]
     assert [line.split()[0] for line in lines[-7:-1]] == names
-    assert lines[-1] == str(bad_run[1] / "index.html")
+    assert lines[-1] == (bad_run[1] / "index.html").as_uri()
 
 
 def test_no_file_of_a_run_tells_where_it_was_made(bad_run, good_run):
