@@ -287,9 +287,17 @@ def _add_report(commands: Commands) -> None:
     add("--with", dest="companions", nargs="+", type=Path, default=[], metavar="OTHER", help=words)
     words = "let index.html load assets/figures.js as the stages' pages do: 2 MB less, but it must stay in its folder"
     add("--shared-script", action="store_true", help=words)
+    words = "print the table of models and the citation instead; no page is made"
+    add("--format", dest="form", choices=("md", "tex", "csv"), help=words)
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.form:
+        from muse.report.citation import exported
+        from muse.report.runs import read_run
+
+        print(exported(read_run(options.folder), options.form))
+        return OK
     given = {"companions": options.companions, "shared_script": options.shared_script}
     return render(options.folder, options.language, **given)
 

@@ -19,7 +19,7 @@ from typing import TextIO
 from muse import catalog
 from muse.catalog import REPORT
 from muse.host import processes
-from muse.host.files import write_atomic
+from muse.host.files import sha256_of, write_atomic
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
@@ -30,6 +30,7 @@ from muse.records.schema import Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain, text_page
 from muse.report.assemble import add_companions, assemble, failed_record
+from muse.report.citation import PENDING
 from muse.report.run_list import further_links
 from muse.report.texts import texts
 
@@ -263,6 +264,12 @@ class Run:
         if current is not None:
             self.lines.end("interrupted")
 
+    def cite(self, report: Path) -> None:
+        """Put the hash of the finished report into the citation on the page, which was made before it."""
+        page = self.folder / "index.html"
+        text = page.read_text(encoding="utf-8")
+        write_atomic(page, text.replace(PENDING, sha256_of(report)))
+
     def finish(self, info: RunInfo, interrupted: bool) -> Report:
         """Write what is still missing: a plain index where the report failed, the end of run.json, and report.json."""
         made = {stage: page.result() for stage, page in self.pages.items()}
@@ -278,6 +285,7 @@ class Run:
         path = self.folder / "report.json"
         write_record(assemble(self.folder), path)
         report = read_record(Report, path)
+        self.cite(path)
         for line in plain.verdict_table(report):
             self.lines.line(line)
         self.lines.line((self.folder / "index.html").as_uri())
