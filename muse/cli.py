@@ -376,7 +376,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.form == "json":
         print(json.dumps(asdict(found), indent=1, allow_nan=False, default=str))
     else:
-        made = compare_tables.tables(found, headlines=options.form is None)
+        made = compare_tables.tables(found, shown="all" if options.form else "headlines")
         print(tables.written(made, options.form or "terminal"))
     if options.out:
         page = options.out if options.out.suffix == ".html" else options.out / "compare.html"

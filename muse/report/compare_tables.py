@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from .compare import Comparison, Pair, Row
 from .figures.style import metric_label, style
@@ -17,28 +18,33 @@ HEADLINES = ("perplexity", "word_perplexity", "bits_per_byte", "validation_loss"
 """What a terminal shows of the common numbers, where they differ, and all that is named after these."""
 
 
-def tables(comparison: Comparison, language: str = "en", *, headlines: bool = False) -> list[Table]:
-    """Return ties first, then for each pair what differs in settings and code, and the numbers that both have."""
+Shown = Literal["all", "changed", "headlines"]
+
+
+def tables(comparison: Comparison, language: str = "en", *, shown: Shown = "all") -> list[Table]:
+    """Return ties first, then for each pair what differs in settings and code, and the numbers that both have.
+
+    `shown` leaves out identical numbers, or all but the headlines of the others.
+    """
     found = [_standings(comparison, language)] if comparison.standings else []
     for pair in comparison.pairs:
         about = {"base": comparison.baseline, "run": pair.run}
         found += [_settings(pair, language, about), _code(pair, language, about)]
-        found.append(_numbers(pair, language, about, headlines))
+        found.append(_numbers(pair, language, about, shown))
     return found
 
 
 def _standings(comparison: Comparison, language: str) -> Table:
     words = texts(language)
-    values = alike([standing.perplexity for standing in comparison.standings])
     rows = [
         (
             " ".join(standing.groups) or "–",
             standing.run,
             style(standing.model, language).label,
-            value,
+            number(standing.perplexity),
             _reasons(standing.reasons, language),
         )
-        for standing, value in zip(comparison.standings, values, strict=True)
+        for standing in comparison.standings
     ]
     keys = ("compare.group", "compare.run", "numbers.model", "criterion.perplexity", "compare.apart")
     return Table(words["compare.ties"], [words[key] for key in keys], rows, {3}, words["compare.ties_note"])
@@ -71,22 +77,23 @@ def _code(pair: Pair, language: str, about: dict[str, str]) -> Table:
                  note=note)  # fmt: skip
 
 
-def _numbers(pair: Pair, language: str, about: dict[str, str], headlines: bool) -> Table:
+def _numbers(pair: Pair, language: str, about: dict[str, str], which: Shown) -> Table:
     words = texts(language)
-    shown = [row for row in pair.rows if not headlines or _is_headline(row)]
+    shown = [row for row in pair.rows if _is_shown(row, which)]
     rows = [_row(row, language) for row in shown]
-    keys = ("numbers.model", "numbers.name", "numbers.unit")
-    later = ("repeat.difference", "numbers.interval", "compare.detectable", "compare.paired", "compare.reading")
+    keys = ("numbers.model", "numbers.name", "numbers.unit", "compare.reading")
+    later = ("repeat.difference", "numbers.interval", "compare.detectable", "compare.paired")
     head = [*(words[key] for key in keys), about["base"], pair.run, *(words[key] for key in later)]
     return Table(
-        say(language, "compare.numbers", **about), head, rows, {3, 4, 5, 6, 7},
+        say(language, "compare.numbers", **about), head, rows, {4, 5, 6, 7, 8},
         " ".join(_notes(pair, len(shown), language)),
     )  # fmt: skip
 
 
-def _is_headline(row: Row) -> bool:
-    is_identical = row.difference is not None and row.difference.identical
-    return not is_identical and any(row.metric == name or row.metric.startswith(f"{name}_") for name in HEADLINES)
+def _is_shown(row: Row, which: Shown) -> bool:
+    if which == "all" or (row.difference is not None and row.difference.identical):
+        return which == "all"
+    return which == "changed" or any(row.metric == name or row.metric.startswith(f"{name}_") for name in HEADLINES)
 
 
 def _row(row: Row, language: str) -> list[str]:
@@ -98,7 +105,8 @@ def _row(row: Row, language: str) -> list[str]:
     else:
         values = _values(row, language)
         reading = words[f"compare.zero_possible.{found.is_zero_possible}"]
-    return [*about, *values, reading + "".join(f" ({_reasons(row.reasons, language)})" for _ in row.reasons[:1])]
+    why = f" ({_reasons(row.reasons, language)})" if row.reasons else ""
+    return [*about, reading + why, *values]
 
 
 def _values(row: Row, language: str) -> list[str]:
@@ -130,5 +138,6 @@ def page(comparison: Comparison, path: Path, language: str, links: Sequence[tupl
     lines = [say(language, "compare.lead", base=comparison.baseline)]
     lines += [say(language, "compare.pair_identical", run=p.run, base=comparison.baseline)
               for p in comparison.pairs if p.identical]  # fmt: skip
-    main = render("tables", language, title=title, lines=lines, notice="", tables=tables(comparison, language))
+    made = tables(comparison, language, shown="changed")
+    main = render("tables", language, title=title, lines=lines, notice="", tables=made)
     write_page(path, main, title, links=links, language=language)

@@ -162,7 +162,7 @@ def test_the_command_prints_every_form_and_writes_a_page(tmp_path, capsys):
     assert cli.main(["compare", *folders, "--out", str(tmp_path)]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == (tmp_path / "compare.html").as_uri()
-    (line,) = [line for line in lines if "differs" in line]
+    (line,) = [line for line in lines if "  differs  " in line]
     assert line.split()[:4] == ["Stage", "1", "perplexity", "per"]
     assert cli.main(["compare", *folders, "--baseline", folders[1], "--format", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -170,7 +170,7 @@ def test_the_command_prints_every_form_and_writes_a_page(tmp_path, capsys):
     assert told["pairs"][0]["rows"][0]["difference"]["value"] > 0
     assert cli.main(["compare", *folders, "--format", "csv"]) == 0
     numbers = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert ["Stage 1", "peak memory", "GiB", "1.5", "1.5"] in [row[:5] for row in numbers]
+    assert ["Stage 1", "peak memory", "GiB", "identical", "1.5", "1.5"] in [row[:6] for row in numbers]
     for form, sign in (("md", "| Stage 1 |"), ("tex", r"\begin{tabular}")):
         assert cli.main(["compare", *folders, "--format", form]) == 0
         assert sign in capsys.readouterr().out
