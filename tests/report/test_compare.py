@@ -101,6 +101,12 @@ def test_a_changed_method_is_no_changed_model(tmp_path, changes, comparable, rea
     assert (found.difference is None) == (comparable == "no")
 
 
+@pytest.mark.parametrize("unknown", [{"git_dirty": None}, {"git_dirty": True}, {"git_commit": None}])
+def test_one_commit_is_one_code_only_where_both_trees_are_known_to_be_clean(tmp_path, unknown):
+    found = rows([write_run(tmp_path / name, run=unknown) for name in "ab"])["perplexity", "stage1"]
+    assert (found.comparable, found.reasons) == ("unknown", ("code",))
+
+
 def test_memory_is_that_of_a_machine_and_of_a_batch(tmp_path):
     base = write_run(tmp_path / "a", memory_batch_size=2)
     other_machine = {"run": {"hardware": {"cpu": "fast"}}}
