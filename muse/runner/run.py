@@ -28,10 +28,8 @@ from muse.records.environment import git_state, utc_now, versions
 from muse.records.scale import reductions_of
 from muse.records.schema import Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
-from muse.report import plain, text_page
+from muse.report import plain
 from muse.report.assemble import add_companions, assemble, failed_record
-from muse.report.citation import PENDING
-from muse.report.run_list import further_links
 from muse.report.texts import texts
 
 from . import notebook_calls
@@ -139,6 +137,8 @@ class Run:
 
     def text_page(self) -> None:
         """Write the page of losses by token, which the report links to; where it cannot be made, the log says why."""
+        from muse.report import text_page  # it takes a while to import, as do the others
+
         try:
             text_page.write(self.folder, self.settings.language)
         except (RecordError, ParamsError) as error:
@@ -200,6 +200,8 @@ class Run:
         up = "" if is_index else "../"
         links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
         if is_index:
+            from muse.report.run_list import further_links
+
             links += further_links(self.folder, self.settings.language)
         page = self.folder / pages[stage]
         arguments = {"notebook": source, "page": page, "links": links}
@@ -266,6 +268,8 @@ class Run:
 
     def cite(self, report: Path) -> None:
         """Put the hash of the finished report into the citation on the page, which was made before it."""
+        from muse.report.citation import PENDING
+
         page = self.folder / "index.html"
         text = page.read_text(encoding="utf-8")
         write_atomic(page, text.replace(PENDING, sha256_of(report)))
