@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from muse.host.files import check_no_dangling_link
@@ -99,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="muse", description="Measure planar complex half-precision language models against real ones."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_train, _add_export, _add_eval, _add_bench, _add_params, _add_report, _add_check_pages):
+    for add in (_add_run, _add_train, _add_export, _add_eval, _add_bench, _add_params, _add_report, _add_check_pages,
+                _add_list, _add_compare):
         add(commands)
     _add(commands, "schema", _schema, "print the JSON schema of report.json", product=True)
     return parser
@@ -339,9 +341,17 @@ def _add_report(commands: Commands) -> None:
     add("--with", dest="companions", nargs="+", action="extend", type=Path, default=[], metavar="OTHER", help=words)
     words = "let index.html load assets/figures.js as the stages' pages do: 2 MB less, but it must stay in its folder"
     add("--shared-script", action="store_true", help=words)
+    words = "print the table of models and the citation instead; no page is made"
+    add("--format", dest="form", choices=("md", "tex", "csv"), help=words)
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.form:
+        from muse.report.citation import exported
+        from muse.report.runs import read_run
+
+        print(exported(read_run(options.folder), options.form))
+        return OK
     given = {"companions": options.companions, "shared_script": options.shared_script}
     return render(options.folder, options.language, **given)
 
@@ -353,16 +363,80 @@ def _add_check_pages(commands: Commands) -> None:
         description="Check the pages of runs: nothing remote, nothing lost, nothing cut on paper.",
         epilog="exit codes: 0 no problem, 1 a problem, 2 bad parameters",
     )  # fmt: skip
-    add("folders", **FOLDER, nargs="+", help="a run's folder: reports/quick")
+    add("folders", **FOLDER, nargs="+", help="a run's folder: reports/quick; or that of runs, for their list")
 
 
 def _check_pages(options: argparse.Namespace) -> int:
     from muse.report.check import check_folders
+    from muse.report.run_list import is_run_list
 
     for folder in options.folders:
-        if not (folder / "run.json").is_file():
+        if not (folder / "run.json").is_file() and not is_run_list(folder / "index.html"):
             raise ParamsError(f"{folder}: got no run.json, expected the folder of a run")
     return check_folders(options.folders)
+
+
+def _add_list(commands: Commands) -> None:
+    add = _add(
+        commands, "list", _list, "list the runs of a folder, or the trainings of one",
+        description="List runs (date, models, scale, text, verdict, end) or trainings (model, seed, tokens, loss).",
+    )  # fmt: skip
+    add("what", nargs="?", choices=("reports", "checkpoints"), default="reports", help="default: reports")
+    add("folder", **FOLDER, nargs="?", help="where they lie (default: reports or checkpoints)")
+    add("--html", action="store_true", help="write the list of runs as index.html of the folder")
+    add("--language", choices=LANGUAGES, default="en", help="language of that page (default: en)")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from muse.report import run_list, runs, tables
+
+    folder, problems = options.folder or Path(options.what), []
+    if options.what == "checkpoints":
+        if options.html:
+            raise ParamsError("--html: got checkpoints, expected reports: only runs have a page")
+        table = run_list.checkpoints_table(runs.find_checkpoints(folder, problems.append))
+    else:
+        found = runs.find_runs(folder, problems.append)
+        table = run_list.runs_table(found, folder)
+    print(tables.written([table], "terminal"))
+    for problem in problems:
+        print(f"muse: {problem}", file=sys.stderr)
+    if options.html:
+        print(run_list.write_index(found, folder, options.language, problems).resolve().as_uri())
+    return OK
+
+
+def _add_compare(commands: Commands) -> None:
+    add = _add(
+        commands, "compare", _compare, "compare runs: settings, code, and paired differences of what can be compared",
+        description="Compare finished runs with one of them. A number counts as another one only where both were "
+        "measured in the same way; models that are not shown to differ are one group.",
+    )  # fmt: skip
+    add("folders", **FOLDER, nargs="+", help="two or more folders of runs")
+    add("--baseline", **FOLDER, help="the run that the others are compared with (default: the first)")
+    add("--out", type=Path, metavar="FOLDER|FILE", help="write a page there: FILE.html or FOLDER/compare.html")
+    add("--format", dest="form", choices=("md", "tex", "csv", "json"), help="print every number in this form")
+    add("--language", choices=LANGUAGES, default="en", help="language of the page (default: en)")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from muse.report import compare, compare_tables, tables
+    from muse.report.runs import read_run
+
+    base = options.baseline or options.folders[0]
+    others = [folder for folder in options.folders if folder.resolve() != base.resolve()]
+    others += [base] * (options.folders.count(base) - 1)  # a run beside itself is asked for on purpose
+    found = compare.compare([read_run(folder) for folder in (base, *others)])
+    if options.form == "json":
+        print(json.dumps(asdict(found), indent=1, allow_nan=False, default=str))
+    else:
+        made = compare_tables.tables(found, shown="all" if options.form else "headlines")
+        print(tables.written(made, options.form or "terminal"))
+    if options.out:
+        page = options.out if options.out.suffix == ".html" else options.out / "compare.html"
+        compare_tables.page(found, page, options.language)
+        print(page.resolve().as_uri(), file=sys.stderr if options.form else sys.stdout)
+    return OK
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -11,9 +11,9 @@ from typing import Self
 import numpy as np
 
 from muse.data.corpus import TokenSplit
+from muse.records.bootstrap import INTERVAL, resampled_losses
 from muse.records.schema import Metric
 
-from .bootstrap import INTERVAL, resampled_losses
 from .perplexity import WITHOUT_UNK, PerplexityResult, average_probabilities
 
 Seeds = Mapping[int, PerplexityResult]

@@ -17,9 +17,9 @@ from torch import nn
 
 from muse.data.batches import evaluation_batches
 from muse.data.corpus import TokenSplit
+from muse.records.bootstrap import loss_interval
 from muse.records.schema import Metric, Series
 
-from .bootstrap import loss_interval
 from .common import Progress, device_of, passthrough, safe_exp, training_mode
 
 WITHOUT_UNK = "perplexity_without_unk"

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 
+NOT_INSTALLED = "not installed"
+"""Version of a package that is not there."""
+
+
 def utc_now() -> datetime:
     """Return the present time in UTC, to the second."""
     return datetime.now(UTC).replace(microsecond=0)
@@ -50,7 +54,7 @@ def versions() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            found[name] = NOT_INSTALLED
     return found
 
 

@@ -19,6 +19,8 @@ from muse.records.criteria import CRITERIA
 from muse.records.store import RecordError
 
 from .assemble import stage_record
+from .frame import INDEX, TEXT_PAGE
+from .run_list import is_run_list
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 BROWSER_FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -59,7 +61,7 @@ def check_page(page: Path) -> list[str]:
         problems.append("no table of contents")
     problems += ["code that is not folded" for block in soup.select("div.highlight") if _unfolded(block)]
     problems += [f"error output: {block.b.get_text() if block.b else ''}" for block in soup.select(".failure.raised")]
-    if page.name == "index.html":
+    if page.name == "index.html" and not is_run_list(page):
         problems += [f"no verdict on {name}" for name in CRITERIA if name not in _verdicts(soup)]
     return [f"{page.name}: {problem}" for problem in problems]
 
@@ -196,7 +198,8 @@ def check_run(folder: Path) -> list[str]:
 
 def pages_of(folder: Path) -> list[Path]:
     """Return the pages of a run folder, the index first."""
-    return [page for page in (folder / "index.html", *sorted((folder / "pages").glob("*.html"))) if page.exists()]
+    pages = (folder / INDEX, folder / TEXT_PAGE, *sorted((folder / "pages").glob("*.html")))
+    return [page for page in pages if page.exists()]
 
 
 def _main_of(page: Path) -> str:

@@ -31,6 +31,9 @@ from .texts import join, say, texts
 VERDICTS = {True: ("pass", "within"), False: ("fail", "outside"), None: ("not_measured", "unknown")}
 """Of a repeated training, by whether it lies within the spread of the seeds: kind of the badge, key of its words."""
 
+IDENTICAL = ("pass", "identical")
+"""The same of one that gives the very same number."""
+
 
 def lines(main: Report, companions: Sequence[Companion], language: str = "en") -> Markup:
     """Return the section's heading and, for each companion, what it is, where, when and from what, and what is odd."""
@@ -101,7 +104,7 @@ def _repeat_row(found: Repeat, language: str) -> list[object]:
     values = [found.first, found.again, abs(found.difference), *found.of_seeds]
     first, again, difference, *of_seeds = alike(values, decimals(values, marks=(0,)))
     sign = "−" if found.difference < 0 else "+" if found.difference > 0 else ""
-    kind_of, key = VERDICTS[found.within]
+    kind_of, key = VERDICTS[found.within] if found.difference else IDENTICAL
     row = [style(found.model, language).label, found.seed, first, again, sign + difference]
     return [*row, _spread(found, of_seeds, language), (kind_of, texts(language)[f"repeat.{key}"])]
 

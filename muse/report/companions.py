@@ -41,10 +41,18 @@ class Companion:
 def read_companion(path: Path, name: str) -> Companion:
     """Read a report; ParamsError names the file, what was got and what is expected."""
     try:
-        return Companion(name, read_record(Report, path))
+        return Companion(name, read_report(path))
+    except ParamsError as error:
+        raise ParamsError(f"companion {name}: {error}") from error
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.json; ParamsError names the file, what was got and what is expected, in one line."""
+    try:
+        return read_record(Report, path)
     except (RecordError, OSError) as error:
         expected = "expected the report.json that muse run writes into its folder"
-        raise ParamsError(f"companion {name}: {path}: got {_found(error)}; {expected}") from error
+        raise ParamsError(f"{path}: got {_found(error)}; {expected}") from error
 
 
 def _found(error: Exception) -> str:
@@ -92,10 +100,10 @@ def settings_of(report: Report, stage: str = "perplexity") -> Mapping[str, objec
 
 def context(report: Report) -> int | None:
     """Return the number of tokens in a window of the perplexity stage; None where the record does not say."""
-    return _trained(settings_of(report), "n_seq")
+    return trained_size(settings_of(report), "n_seq")
 
 
-def _trained(settings: Mapping[str, object], size: str) -> object:
+def trained_size(settings: Mapping[str, object], size: str) -> object:
     """A size of the models whose perplexity is measured: that of the training where one is given."""
     return (settings.get(f"train_{size}") if settings.get("train_tokens") else None) or settings.get(size)
 
@@ -103,7 +111,7 @@ def _trained(settings: Mapping[str, object], size: str) -> object:
 def changed_settings(main: Report, other: Report) -> dict[str, tuple[object, object]]:
     """Return {setting: (its value, the main run's)} where the recipes differ, the length of the context aside."""
     theirs, ours = (
-        {size: _trained(settings, size) for size in ("d_model", "n_layers")}
+        {size: trained_size(settings, size) for size in ("d_model", "n_layers")}
         | {key: settings[key] for key in RECIPE if key in settings}
         for settings in (settings_of(other), settings_of(main))
     )

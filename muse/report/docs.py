@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from muse import catalog
@@ -18,6 +19,7 @@ from muse.records.store import read_record
 
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
+from .tables import markdown as table
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
 JUDGED = (catalog.REFERENCE, catalog.WITH_MEMORY)
@@ -86,14 +88,6 @@ MODEL_ROWS = (("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 
 MODELS = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table without empty rows and columns; an empty text where nothing is left."""
-    rows = [row for row in rows if any(row[1:])]
-    filled = [at for at in range(len(head)) if at == 0 or any(row[at] for row in rows)]
-    lines = [[row[at] for at in filled] for row in (head, ["---"] * len(head), *rows) if rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def label(model: str) -> str:
     """Return a model's name as readers know it."""
     return style(model).label
@@ -106,7 +100,9 @@ def shown(metric: Metric | None, form: str) -> str:
 
 def ratio(metric: Metric | None) -> str:
     """Return a ratio with its interval; 1 for what is divided by itself."""
-    return "1" if metric is None else "{:.3f} ({:.3f} to {:.3f})".format(metric.value, *metric.interval)
+    if metric is None or metric.value is None:
+        return "1" if metric is None else ""
+    return f"{metric.value:.3f}" + (" ({:.3f} to {:.3f})".format(*metric.interval) if metric.interval else "")
 
 
 def made(run: RunInfo) -> str:
@@ -150,18 +146,34 @@ def results(reports: Path) -> str:
 
 def comparison(report: Report) -> str:
     """Return the table of all models."""
+    return table(*main_table(report, COMPARED))
+
+
+def main_table(report: Report, models: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the table of models, a column each; a row without any value is left out."""
     settings = settings_of(report, "train")
+
+    def cells(stage: str, name: str, form: Callable[[Metric | None], str]) -> list[str]:
+        record = stage_of(report, stage)
+        return [form(record.find(name, model)) if record else "" for model in models]
+
     rows = [
-        [text, *(shown(stage_of(report, stage).find(name, model), form) for model in COMPARED)]
+        [text, *cells(stage, name, partial(shown, form=form))]
         for text, stage, name, form in ROWS
         if name not in GRID or len(settings.get(GRID[name], ())) > 1
     ]
-    perplexity = stage_of(report, "perplexity")
-    intervals = [perplexity.find("perplexity", model).interval for model in COMPARED]
-    interval = ["95 % over documents and seeds", *("{:.4g} to {:.4g}".format(*ends) for ends in intervals)]
-    pairs = [ratio(perplexity.find(f"{RATIO}{catalog.BASELINE}", model)) for model in COMPARED]
-    paired = [f"perplexity over {label(catalog.BASELINE)}'s, paired", *pairs]
-    return table(["", *map(label, COMPARED)], [rows[0], interval, *rows[1:4], paired, *rows[4:]])
+    interval = ["95 % over documents and seeds", *cells("perplexity", "perplexity", _ends)]
+    over = f"{RATIO}{catalog.BASELINE}"
+    found = dict(zip(models, cells("perplexity", over, lambda metric: ratio(metric) if metric else ""), strict=True))
+    if any(found.values()):
+        found |= {model: "1" for model in models if model == catalog.BASELINE}  # divided by itself
+    paired = [f"perplexity over {label(catalog.BASELINE)}'s, paired", *found.values()]
+    rows = [rows[0], interval, *rows[1:4], paired, *rows[4:]]
+    return ["", *map(label, models)], [row for row in rows if any(row[1:])]
+
+
+def _ends(metric: Metric | None) -> str:
+    return "" if metric is None or metric.interval is None else "{:.4g} to {:.4g}".format(*metric.interval)
 
 
 def verdicts(report: Report) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pygments
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from latex2mathml.converter import convert as latex_to_mathml
 from markupsafe import Markup
 from nbconvert.filters.ansi import ansi2html
@@ -26,6 +26,7 @@ from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Reduction
 
 from .figures.style import PLOTLY_MIME, figure_html
+from .frame import page_text
 from .html import asset, render
 from .texts import texts
 
@@ -122,14 +123,12 @@ def export_html(
     )  # fmt: skip
     soup = BeautifulSoup(shown, "html.parser")
     question = _put_results_first(soup, title)
-    contents = _contents(soup.main)
-    main = Markup(soup)
-    text = render(
-        "page", language, title=title if question == title else f"{question} – {title}", links=links,
-        here=Path(page).name, num_figures=num_figures, css=_css(main), contents=contents, main=main,
+    framed = page_text(
+        soup, title if question == title else f"{question} – {title}", links=links, language=language,
+        here=Path(page).name, num_figures=num_figures,
         script=figures_script() if inline_assets and num_figures else "", assets=assets_folder(Path(page)),
     )  # fmt: skip
-    write_atomic(Path(page), text)
+    write_atomic(Path(page), framed)
 
 
 def _failure(notebook: NotebookNode) -> tuple[NotebookNode, str] | tuple[None, None]:
@@ -155,19 +154,6 @@ def _prepare(notebook: NotebookNode) -> int:
     return count
 
 
-def _css(body: str) -> Markup:
-    """Return the page's style sheet, with the syntax colours that occur in it, for light and dark."""
-    used = set(re.findall(r'<span class="([a-z0-9]{1,3})">', body))
-
-    def rules(style: str) -> str:
-        lines = HtmlFormatter(style=style).get_style_defs(".highlight").splitlines()
-        kept = [line for line in lines if (found := re.match(r"\.highlight \.(\w+) \{", line)) and found[1] in used]
-        return "\n".join(re.sub(r" /\*.*\*/", "", line) for line in kept)
-
-    dark = f"@media screen and (prefers-color-scheme: dark) {{\n{rules('github-dark')}\n}}"
-    return Markup("\n").join([asset("parts.css"), asset("page.css"), Markup(rules("default")), Markup(dark)])
-
-
 def _put_results_first(soup: BeautifulSoup, title: str) -> str:
     """Put the title first, the page's where the notebook has none, and code behind its results; return the title."""
     main = soup.main
@@ -183,27 +169,3 @@ def _put_results_first(soup: BeautifulSoup, title: str) -> str:
             main.append(section)  # parameters that stand before the title
     main.insert(0, heading)
     return heading.get_text().strip()
-
-
-def _contents(main: Tag) -> list[tuple[tuple[str, str], list[tuple[str, str]]]]:
-    """Give every heading an id of its own and return the table of contents: those of level 2 with those below them."""
-    headings, found = main.find_all(["h1", "h2", "h3"]), []
-    taken = {main["id"], *(tag["id"] for tag in main.find_all(id=True) if tag not in headings)}
-    for heading in headings:
-        text = heading.get_text().strip()
-        heading["id"] = _slug(text, taken)
-        if heading.name == "h3" and found:
-            found[-1][1].append((heading["id"], text))
-        elif heading.name != "h1":
-            found.append(((heading["id"], text), []))
-    return found
-
-
-def _slug(text: str, taken: set[str]) -> str:
-    slug = base = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
-    count = 1
-    while slug in taken:
-        count += 1
-        slug = f"{base}-{count}"
-    taken.add(slug)
-    return slug

@@ -63,6 +63,12 @@ def alike(values: Iterable[float | None], places: int | None = None) -> list[str
     ]
 
 
+def signed(text: str) -> str:
+    """Return a number's text with its sign in front, a minus as long as a plus; none where it reads as zero."""
+    digits = text.removeprefix("-")
+    return digits if set(digits) <= set("0.–") else f"−{digits}" if digits != text else f"+{digits}"
+
+
 def rounded(values: Iterable[float]) -> list[float | None]:
     """Return the values with five significant digits: what a picture can show, at a fraction of the bytes."""
     return [float(f"{float(value):.5g}") if math.isfinite(value) else None for value in values]

@@ -21,6 +21,7 @@ from .assemble import assemble, companions_of
 from .export import scale_label
 from .figures.companions import of_companions
 from .figures.style import metric_label, mimebundle, style
+from .frame import TEXT_PAGE
 from .html import asset, render
 from .numbers import alike, column_decimals, decimals, number, told
 from .provenance import provenance
@@ -52,7 +53,7 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
     for stage in report.stages:
         read = f" ({stage.text})" if stage.text else ""
         title = render("heading", level=3, text=stage_title(stage.stage, words) + read)
-        blocks.append(title + real_baseline_note(stage, language, companions))
+        blocks.append(title + real_baseline_note(stage, language, companions) + text_link(stage, folder, language))
         blocks += [*figures.of_stage(stage, language), numbers_table(stage, language)]
     if companions:
         blocks.append(companion_tables.lines(report, companions, language))
@@ -60,6 +61,15 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
         blocks.append(companion_tables.tables(report, companions, language))
     blocks.append(provenance(report, folder, language, [companion.name for companion in companions]))
     return [{"text/html": block} if isinstance(block, str) else mimebundle(block) for block in blocks]
+
+
+def text_link(stage: StageRecord, folder: Path, language: str = "en") -> Markup:
+    """Return the way from the perplexities to the page of losses by token; an empty text where there is none."""
+    if stage.stage != "perplexity" or not (folder / TEXT_PAGE).is_file():
+        return Markup()
+    words = texts(language)
+    link = Markup('<a href="{}">{}</a> {}').format(TEXT_PAGE, words["text_page.link"], words["text_page.about"])
+    return render("note", language, title="", text=link)
 
 
 def scale_notice(stages: Iterable[StageRecord], language: str = "en") -> str:
@@ -79,6 +89,17 @@ def lead(report: Report, language: str = "en") -> Markup:
         answer=first_screen.answer(report, language), run=first_screen.run_line(report, language),
         models=first_screen.models_table(report, language), failed=failed, total=len(report.stages),
     )  # fmt: skip
+
+
+def headline(report: Report, language: str = "en") -> list[str]:
+    """Return for each candidate, in a sentence, how many of its criteria pass."""
+    words = texts(language)
+    if not report.stages:
+        return [words["summary.nothing"]]
+    if len(report.judged) < 2:
+        return [_counts(report.criteria, words)]
+    counted = {one.model: _counts(one.criteria, words) for one in report.judged}
+    return [f"{style(model, language).label}{words['colon']} {told}" for model, told in counted.items()]
 
 
 def verdicts(report: Report, language: str = "en") -> Markup:

@@ -10,6 +10,7 @@ from muse.catalog import GATE_STATES
 from muse.records.schema import Criterion, Metric, Report
 
 from .html import render
+from .tables import aligned
 
 Row = tuple[str, str, str, str]  # a stage's title and outcome, links to its page or '' and to its log
 
@@ -26,7 +27,7 @@ def verdict_table(report: Report) -> list[str]:
     first, *others = report.judged
     asked = [(c.name, c) for c in first.in_order()]
     asked += [(f"{other.model} {c.name}", c) for other in others for c in other.in_order()]
-    return _aligned("<<>", [
+    return aligned("<<>", [
         (name, c.verdict.replace("_", " "), "-" if c.value is None else f"{c.value:.4g}", c.target) for name, c in asked
     ])  # fmt: skip
 
@@ -51,7 +52,7 @@ def bench_tables(metrics: Sequence[Metric]) -> list[str]:
     for group in groups:
         paths = [m for m in metrics if m.name == f"{group}_speed"]
         rows = [_bench_row(group, path, values) for path in paths]
-        lines += ["", group.removeprefix("bench_").replace("_", " "), *_aligned("<" + ">" * 7, [BENCH_COLUMNS, *rows])]
+        lines += ["", group.removeprefix("bench_").replace("_", " "), *aligned("<" + ">" * 7, [BENCH_COLUMNS, *rows])]
     for metric in metrics:
         if metric.name == "bench_peak_memory":
             text = metric.note if metric.value is None else f"{metric.value / 2**20:.1f} MiB ({metric.note})"
@@ -81,10 +82,3 @@ def _bench_row(group: str, speed: Metric, values: dict[tuple[str, str], Metric])
         text("extra_memory", ".0f", 2**-20),
         f"ok: {', '.join(errors)}" if speed.value is not None else speed.note,
     )
-
-
-def _aligned(sides: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines; `sides` has < or > for each column but the last."""
-    columns = list(zip(sides, zip(*rows, strict=True), strict=False))
-    forms = [f"{{:{side}{max(map(len, cells))}}}" for side, cells in columns]
-    return ["  ".join([*map(str.format, forms, row), row[-1]]) for row in rows]

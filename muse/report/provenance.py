@@ -10,6 +10,7 @@ from markupsafe import Markup
 from muse import catalog
 from muse.records.schema import Report
 
+from .citation import bibtex
 from .html import render
 from .numbers import number
 from .texts import stage_title, texts
@@ -34,7 +35,8 @@ def provenance(report: Report, folder: str | Path, language: str = "en", compani
     }
     return render(
         "provenance", language, run=run, about={words[f"provenance.{key}"]: value for key, value in about.items()},
-        files=list(inputs), links=_downloads(report, Path(folder), language, companions),
+        files=list(inputs), citation=bibtex(report, Path(folder) / "report.json"),
+        links=_downloads(report, Path(folder), language, companions),
     )  # fmt: skip
 
 

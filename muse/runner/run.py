@@ -19,7 +19,7 @@ from typing import TextIO
 from muse import catalog
 from muse.catalog import REPORT
 from muse.host import processes
-from muse.host.files import write_atomic
+from muse.host.files import sha256_of, write_atomic
 from muse.host.parents import followed
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
@@ -127,6 +127,8 @@ class Run:
         """Run one stage, or say why not, and leave its record and its page."""
         stage, started = notebook.stage, utc_now()
         self.lines.start(stage)
+        if stage == REPORT:
+            self.text_page()
         blocked = [needed for needed in catalog.stage(stage).needs if needed in self.errors]
         error = f"not run: needs {', '.join(blocked)}, which failed" if blocked else self.execute(notebook)
         shorten_file(self.executed(notebook), self.folders)
@@ -137,6 +139,16 @@ class Run:
         if stage != REPORT:
             self.pages[stage] = self.exporter.submit(self.page, notebook)
         self.lines.end("failed" if error else "ok", error or "")
+
+    def text_page(self) -> None:
+        """Write the page of losses by token, which the report links to; where it cannot be made, the log says why."""
+        from muse.report import text_page  # it takes a while to import, as do the others
+
+        try:
+            text_page.write(self.folder, self.settings.language)
+        except (RecordError, ParamsError) as error:
+            with self.log(REPORT).open("a", encoding="utf-8") as log:
+                log.write(f"text.html: {error}\n")
 
     def execute(self, notebook: Notebook) -> str | None:
         """Execute the notebook within the time limit; return how it failed, or None."""
@@ -192,6 +204,10 @@ class Run:
         pages = {other.stage: catalog.page(other.stage) for other in self.notebooks}
         up = "" if is_index else "../"
         links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
+        if is_index:
+            from muse.report.run_list import further_links
+
+            links += further_links(self.folder, self.settings.language)
         page = self.folder / pages[stage]
         arguments = {"notebook": source, "page": page, "links": links}
         arguments["inline_assets"] = is_index and not self.shared_script
@@ -255,6 +271,14 @@ class Run:
         if current is not None:
             self.lines.end("interrupted")
 
+    def cite(self, report: Path) -> None:
+        """Put the hash of the finished report into the citation on the page, which was made before it."""
+        from muse.report.citation import PENDING
+
+        page = self.folder / "index.html"
+        text = page.read_text(encoding="utf-8")
+        write_atomic(page, text.replace(PENDING, sha256_of(report)))
+
     def finish(self, info: RunInfo, interrupted: bool) -> Report:
         """Write what is still missing: a plain index where the report failed, the end of run.json, and report.json."""
         made = {stage: page.result() for stage, page in self.pages.items()}
@@ -271,9 +295,10 @@ class Run:
         path = self.folder / REPORT_FILE
         write_record(assemble(self.folder), path)
         report = read_record(Report, path)
+        self.cite(path)
         for line in plain.verdict_table(report):
             self.lines.line(line)
-        self.lines.line(str(self.folder / "index.html"))
+        self.lines.line((self.folder / "index.html").as_uri())
         return report
 
 
@@ -359,7 +384,7 @@ def render(
         this = Run(settings, folder, found, info.command, export, lines, shared_script, errors=failed)
         problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
         this.stage(found[-1])
-        lines.line(str(folder / "index.html"))
+        lines.line((folder / "index.html").as_uri())
     return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
 
 

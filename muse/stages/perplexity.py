@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
 from muse import measure
-from muse.catalog import REFERENCE, comparisons
+from muse.catalog import CANDIDATES, REFERENCE, comparisons
 from muse.data import grammar
 from muse.host.progress import track
+from muse.measure import windows
 from muse.models.pretrained import has_complex32
 from muse.ops import planar
 from muse.records.losses import write_losses
 from muse.records.schema import Artifact, Metric, StageRecord
+from muse.records.text_sample import TextSample, Window, write_sample
 
 from .stage import Stage
 
@@ -40,6 +43,8 @@ def run(stage: Stage) -> StageRecord:
             series += next(iter(by_seed.values())).series(name)
         shown = ", ".join(f"seed {seed}: {result.perplexity:.2f}" for seed, result in by_seed.items())
         print(f"{name:14}", shown or "not finite")
+    if sample := text_sample(stage, results):
+        write_sample(stage.run_dir, sample)
     in_formats = list(results) if settings.formats and settings.train_tokens else []
     for name in stage.keeping(in_formats, metrics, "models measured in formats", series=series):
         metrics += evaluate_formats(stage, name)
@@ -76,6 +81,35 @@ def keep_losses(stage: Stage, name: str, by_seed: Mapping[int, measure.Perplexit
     """Write the losses of a model's seeds on every target into the run's folder; return the file as records name it."""
     losses = {seed: result.target_loss_nats for seed, result in by_seed.items()}
     return write_losses(stage.run_dir, name, losses, next(iter(by_seed.values())).target_documents)
+
+
+def text_sample(stage: Stage, results: Mapping[str, Mapping[int, measure.PerplexityResult]]) -> TextSample | None:
+    """Return where the best candidate differs most from the baseline, with the text; None without two models."""
+    pairs = comparisons(list(results))
+    if not pairs:
+        return None
+    base = pairs[0][1]
+    compared = [name for name, other in pairs if other == base]
+    losses = {name: np.mean([r.target_loss_nats for r in results[name].values()], axis=0) for name in (*compared, base)}
+    candidates = [name for name in compared if name in CANDIDATES] or compared
+    candidate = min(candidates, key=lambda name: losses[name].mean())
+    test, decode = stage.corpus.splits["test"], stage.corpus.decode
+    ids, documents = test.ids.tolist(), next(iter(results[base].values())).target_documents
+
+    def window(first: int) -> Window:
+        after = first + 1  # a target is the next token
+        shown = windows.pieces(ids[after : after + windows.WINDOW], decode)
+        return Window(document=int(documents[first]), first=first, pieces=shown)
+
+    gains, lost = windows.extreme_windows(losses[candidate] - losses[base], documents, windows.WINDOW)
+    starts = test.document_starts.tolist()
+    return TextSample(
+        candidate=candidate,
+        baseline=base,
+        titles=[windows.title(ids[start : start + windows.TITLE_TOKENS], decode) for start in starts],
+        gains=list(map(window, gains)),
+        losses=list(map(window, lost)),
+    )
 
 
 def evaluate_formats(stage: Stage, name: str) -> list[Metric]:

@@ -11,8 +11,8 @@ import torch
 from measure_toys import Causal, Fixed, Toy
 
 from muse.data.corpus import TokenSplit
-from muse.measure.bootstrap import loss_interval
 from muse.measure.perplexity import NonFiniteBatchError, average_probabilities, measure_perplexity
+from muse.records.bootstrap import loss_interval
 
 
 def split_of(ids, document_starts=(0,), num_words=10, num_bytes=40) -> TokenSplit:

@@ -100,6 +100,12 @@ def test_a_repeat_is_held_against_the_spread_of_the_seeds():
     assert found.within is None
 
 
+def test_a_training_that_gives_the_very_same_number_again_is_identical():
+    one = make_report(perplexities((50.0,), ("stage1_memory",)))
+    shown = soup(companion_tables.tables(one, beside(one)))
+    assert shown.select_one(".muse-badge").get_text(" ", strip=True) == "✓ identical"
+
+
 # --- figures
 
 

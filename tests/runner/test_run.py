@@ -21,6 +21,7 @@ from calls import die, hang, look_around, train
 
 from muse.catalog import STAGE_NAMES, usual_stages
 from muse.host import processes
+from muse.host.files import sha256_of
 from muse.host.signals import Interruptions
 from muse.params import ParamsError, Settings
 from muse.records.criteria import judge, summarise
@@ -29,6 +30,7 @@ from muse.records.schema import Metric, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
 from muse.report.assemble import assemble
+from muse.report.citation import PENDING
 from muse.report.texts import texts
 from muse.runner.folder import check_folder, fresh_folder
 from muse.runner.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
@@ -220,7 +222,21 @@ def test_the_terminal_tells_the_story(bad_run):
     assert lines[3].endswith("s: ValueError: seven is too")
     names = ["perplexity", "vram", "vram_recomputed", "stability", "gradients", "layout"]
     assert [line.split()[0] for line in lines[-7:-1]] == names
-    assert lines[-1] == str(bad_run[1] / "index.html")
+    assert lines[-1] == (bad_run[1] / "index.html").as_uri()
+
+
+def test_the_page_is_given_the_hash_of_the_finished_report(tmp_path):
+    books, out = tmp_path / "notebooks", tmp_path / "out"
+    books.mkdir()
+    write_notebook(books, "04_memory.ipynb", writes("memory"))
+    write_notebook(books, "07_report.ipynb", "1")
+
+    run(Settings(stages=["memory"]), out=out, notebooks=books, export=citing_export, stream=io.StringIO())
+    assert (out / "index.html").read_text() == f"cite {sha256_of(out / 'report.json')}"
+
+
+def citing_export(notebook, page, **about):
+    page.write_text(f"cite {PENDING}")
 
 
 def test_no_file_of_a_run_tells_where_it_was_made(bad_run, good_run):

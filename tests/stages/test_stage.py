@@ -23,6 +23,7 @@ from muse.records.criteria import judge, summarise
 from muse.records.losses import read_losses
 from muse.records.schema import Metric, Series, StageRecord
 from muse.records.store import read_record
+from muse.records.text_sample import read_sample
 from muse.report.figures.style import MODELS
 from muse.report.texts import texts
 from muse.runner.notebooks import REPOSITORY
@@ -413,6 +414,24 @@ def test_kept_losses_belong_to_the_documents_of_the_split(namespace, tmp_path):
     expected = [next(i for i, end in enumerate(ends) if target < end) for target in range(1, len(test.ids))]
     assert kept.documents.tolist() == expected
     assert record.find("ensemble_loss", "stage1") is None
+    assert not (stage.run_dir / "losses" / "text.json").exists(), "one model differs from none"
+
+
+def test_the_text_where_two_models_differ_most_is_kept(namespace, tmp_path, monkeypatch):
+    monkeypatch.setattr("muse.measure.windows.WINDOW", 5)
+    stage = Stage("perplexity", namespace | TRAIN | {"max_ppl_batches": 20, "checkpoint_dir": str(tmp_path / "ck")})
+    perplexity.run(stage)
+    sample, test = read_sample(stage.run_dir), stage.corpus.splits["test"]
+    assert (sample.candidate, sample.baseline) == ("stage1", "phase2")
+    assert len(sample.titles) == len(test.document_starts)
+    kept = {name: read_losses(tmp_path / "losses" / f"{name}.npz") for name in (sample.candidate, sample.baseline)}
+    ours, theirs = (next(iter(losses.by_seed.values())).astype(float) for losses in kept.values())
+    assert sample.gains
+    for window in sample.gains:
+        span = slice(window.first, window.first + 5)
+        assert (ours - theirs)[span].mean() < 0
+        assert set(kept["stage1"].documents[span]) == {window.document}
+        assert "".join(window.pieces) == stage.corpus.decode(test.ids[window.first + 1 :][:5].tolist())
 
 
 def test_every_training_of_a_comparison_is_recorded_tries_included(namespace, tmp_path):
