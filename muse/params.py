@@ -210,7 +210,8 @@ class Settings(BaseModel):
                 raise ValueError(f"at most {LONGEST_LIST} values, not {len(value)}")
             twice = [at for at, entry in enumerate(value) if entry in value[:at]]
             if twice:
-                raise NamedTwiceError(f"names one {LISTED.get(info.field_name, 'value')} twice: {shown(value[twice[0]])}")
+                word = LISTED.get(info.field_name, "value")
+                raise NamedTwiceError(f"names one {word} twice: {shown(value[twice[0]])}")
         return value
 
 

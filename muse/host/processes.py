@@ -24,7 +24,13 @@ LONGEST_ERROR = 2000
 def warm_up(modules: Sequence[str]) -> None:
     """Start the server that imports these modules once and forks a process for each call."""
     CONTEXT.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"  # or the server would import from the working folder before the packages
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONSAFEPATH")
+        os.environ |= {"PYTHONSAFEPATH": before} if before is not None else {}
 
 
 def call(

@@ -13,6 +13,8 @@ from muse.params import ParamsError
 
 def check_folder(folder: Path) -> None:
     """Raise ParamsError unless `folder`, and the place an earlier run moves to, are free or folders of runs."""
+    if folder == Path(folder.anchor):
+        raise ParamsError(f"--out: got {folder}, the root of the file system, expected a folder of its own")
     for path in (folder, previous_folder(folder)):
         names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""} if path.exists() else set()
         if names - {LOCK} and "run.json" not in names:

@@ -66,6 +66,14 @@ def find_notebooks(stages: list[str], folder: Path | None = None) -> list[Notebo
 
 def resolve_folders(settings: Settings, base: Path) -> Settings:
     """Return settings whose folders are absolute; ParamsError for an unknown corpus or tokenizer that is no folder."""
+    settings, problems = folders_and_problems(settings, base)
+    if problems:
+        raise ParamsError("\n".join(problems))
+    return settings
+
+
+def folders_and_problems(settings: Settings, base: Path) -> tuple[Settings, list[str]]:
+    """Return settings whose folders are absolute where they can be, and a line for each that cannot be one."""
     changes, problems = {}, []
     for name, known in (("corpus", CORPORA), ("tokenizer", TOKENIZERS)):
         value = getattr(settings, name)
@@ -88,9 +96,7 @@ def resolve_folders(settings: Settings, base: Path) -> Settings:
         except (OSError, RuntimeError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
             problems.append(f"{name}: got {shown(value)}, expected a folder; {why}")
-    if problems:
-        raise ParamsError("\n".join(problems))
-    return settings.model_copy(update=changes)
+    return settings.model_copy(update=changes), problems
 
 
 def stage_parameters(settings: Settings, notebook: Notebook, record_dir: Path) -> dict[str, object]:
