@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="muse", description="Measure planar complex half-precision language models against real ones."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_check, _add_train, _add_export, _add_eval, _add_bench, _add_params, _add_report, _add_check_pages):
+    first = (_add_run, _add_check, _add_train, _add_export, _add_eval, _add_bench)
+    for add in (*first, _add_params, _add_report, _add_check_pages):
         add(commands)
     commands.add_parser("schema", help="print the JSON schema of report.json").set_defaults(call=_schema)
     return parser

@@ -22,15 +22,20 @@ LONGEST_ERROR = 2000
 
 
 def warm_up(modules: Sequence[str]) -> None:
-    """Start the server that imports these modules once and forks a process for each call."""
+    """Start the server that imports these modules once and forks a process for each call.
+
+    It imports what the installed packages hold and this one, not what lies in the working folder or on PYTHONPATH.
+    """
     CONTEXT.set_forkserver_preload(list(modules))
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"  # or the server would import from the working folder before the packages
+    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    before = {name: os.environ.get(name) for name in safe}
+    os.environ.update(safe)  # the server takes them over; there is no other way to give it some
     try:
         forkserver.ensure_running()
     finally:
-        os.environ.pop("PYTHONSAFEPATH")
-        os.environ |= {"PYTHONSAFEPATH": before} if before is not None else {}
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({name: value} if value is not None else {})
 
 
 def call(

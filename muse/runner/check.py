@@ -44,7 +44,10 @@ class Question:
 
 @contextmanager
 def asked(settings: Settings, stages: Sequence[str], readable: bool = True) -> Iterator[Question]:
-    """Start to ask about settings, and the corpus where it is known to be `readable`; the process is gone when the context ends."""
+    """Start to ask about settings, and about the corpus unless it is known not to be `readable`.
+
+    The process that answers is gone when the context ends.
+    """
     with tempfile.TemporaryDirectory(prefix="muse-check-") as own:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes |= {"errors": "replace", "env": surroundings(Path(own))}

@@ -48,7 +48,7 @@ def examine(
 ) -> Found:
     """Return what keeps these stages from running with these settings; `load` gives the corpus where a caller has it.
 
-    Where it is known not to be `readable` the corpus is left alone. A stage called `bench` reads the corpus for its gradients' group only.
+    A corpus that is known not to be `readable` is left alone; a stage called `bench` reads it for gradients only.
     """
     problems, num_bytes, read = [], 0, None
     trains = settings.train_tokens > 0 and bool({*READING} & {*stages})
