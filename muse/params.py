@@ -57,7 +57,8 @@ Norm = Annotated[float, Field(gt=0, le=1e6)]
 Seconds = Annotated[float, Field(gt=0, le=24 * 60 * 60)]
 Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
 Profile = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=100)]
-Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_plain)]
+Text = Annotated[str, Field(max_length=4096), AfterValidator(_plain)]
+Folder = Annotated[Text, Field(min_length=1)]
 StageName = Literal[STAGE_NAMES]
 ModelName = Literal[MODEL_NAMES]
 
@@ -125,7 +126,7 @@ class Settings(BaseModel):
     tokenizer: Text = Field(
         "corpus", description="gpt2 (from the hub), a folder with vocab.json and merges.txt, or corpus"
     )
-    cache_dir: Text | None = Field(None, description="folder of tokenized corpora; null takes the user's cache folder")
+    cache_dir: Folder | None = Field(None, description="folder of tokenized corpora; null: the user's cache folder")
 
     vocab_size: Vocabulary = Field(50257, description="vocabulary of the measured models")
     d_model: Width = Field(512, description="complex channels per token")
@@ -189,8 +190,8 @@ class Settings(BaseModel):
     gradient_clip: Norm = Field(1.0, description="largest global gradient norm")
     evaluations: Passes = Field(10, description="validation passes, evenly spaced; the best one is kept")
     checkpoint_every_steps: Steps = Field(200, description="an interruption loses at most so many steps")
-    checkpoint_dir: Text = Field("checkpoints", description="where trainings keep their state and results")
-    results_dir: Text | None = Field(
+    checkpoint_dir: Folder = Field("checkpoints", description="where trainings keep their state and results")
+    results_dir: Folder | None = Field(
         None, description="where finished trainings leave their numbers; a try that is known there is not done again"
     )
     compile: bool = Field(False, description="torch.compile the training step")

@@ -364,5 +364,5 @@ def test_the_text_of_an_override_is_meant(tmp_path, text):
 def test_quotes_around_a_text_are_yaml(tmp_path):
     assert load(tmp_path, "", "corpus='null'", 'cache_dir="null"').cache_dir == "null"
     assert load(tmp_path, "", "corpus=''''").corpus == "'"
-    refusal(lambda: load(tmp_path, "", "corpus="))
+    refusal(lambda: load(tmp_path, "", "checkpoint_dir="))
     refusal(lambda: load(tmp_path, "", 'corpus="a\\0"'))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -79,12 +78,21 @@ def place_problem(path: Path) -> str:
             return "is the root of the file system"
         for there in (path, *path.parents):
             if there.is_dir():
-                return "" if os.access(there, os.W_OK | os.X_OK) else f"{cut(str(there), 100)} cannot be written to"
+                return _refusal(there)
             if there.exists() or there.is_symlink():
                 return f"{cut(str(there), 100)} is no folder"
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
     return ""
+
+
+def _refusal(folder: Path) -> str:
+    """Return why a folder takes no file; asked with a file that has no name, since not every mode tells."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"{cut(str(folder), 100)}: {error.strerror}"
 
 
 def file_problem(path: Path) -> str:

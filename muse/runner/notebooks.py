@@ -81,7 +81,7 @@ def folders_and_problems(settings: Settings, base: Path) -> tuple[Settings, list
             continue
         try:
             folder = base / Path(value).expanduser()
-            problem = "" if folder.is_dir() else f"there is no folder {cut(str(folder), 120)}"
+            problem = "" if value and folder.is_dir() else f"there is no folder {cut(str(folder), 120)}"
             changes[name] = str(folder.resolve())
         except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, ~ of nobody
             problem = getattr(error, "strerror", None) or str(error)
