@@ -12,16 +12,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from muse.host.files import check_no_dangling_link
+from muse.host.lines import one_line
 from muse.host.output import kept_output
 from muse.host.paths import some_home
 from muse.host.signals import Interruptions
-from muse.runner.notebooks import find_notebooks, resolve_folders, stage_parameters
-from muse.runner.run import BAD_PARAMETERS, INTERRUPTED, OK, STAGE_FAILED, default_out, render, run, run_info
+from muse.runner.check import disk_problems, place_problems, raise_problems, resolved
+from muse.runner.notebooks import find_notebooks, stage_parameters
+from muse.runner.run import (
+    BAD_PARAMETERS,
+    INTERRUPTED,
+    OK,
+    STAGE_FAILED,
+    check,
+    default_out,
+    render,
+    run,
+    run_info,
+)
 
 from .catalog import LANGUAGES, REPORT, STAGE_NAMES
 from .params import ParamsError, Settings, load_params
+
+if TYPE_CHECKING:
+    from muse.stages.stage import Stage
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
 Argument = Callable[..., argparse.Action]
@@ -100,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="muse", description="Measure planar complex half-precision language models against real ones."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_train, _add_export, _add_eval, _add_bench, _add_params, _add_report, _add_check_pages,
-                _add_list, _add_compare):
+    first = (_add_run, _add_check, _add_train, _add_export, _add_eval, _add_bench)
+    for add in (*first, _add_params, _add_report, _add_list, _add_compare, _add_check_pages):
         add(commands)
     _add(commands, "schema", _schema, "print the JSON schema of report.json", product=True)
     return parser
@@ -143,6 +159,23 @@ def _run(options: argparse.Namespace) -> int:
     return run(settings, out=options.out, gate=options.gate, command=options.command)
 
 
+def _add_check(commands: Commands) -> None:
+    add = _add(
+        commands, "check", _check, "look at everything that can be wrong before a run, and start nothing",
+        description="Check parameters, corpus, tokenizer, sizes, folders and disk as muse run does at its start.",
+        epilog="exit codes: 0 no problem, 2 bad parameters, one line each",
+    )  # fmt: skip
+    _add_settings(add)
+    add("--out", **FOLDER, help="where the report would go (default: reports/<profile>)")
+
+
+def _check(options: argparse.Namespace) -> int:
+    settings = load_params(options.params, options.overrides)
+    check(settings, options.out)
+    print(f"{one_line(str(options.params))}: no problem found; stages: {', '.join(settings.stages)}")
+    return OK
+
+
 def _add_train(commands: Commands) -> None:
     add = _add(
         commands, "train", _train, "train the models of a params file, or go on where an interrupted training stopped",
@@ -160,6 +193,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     if options.processes is not None and options.processes < 1:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
+    problems = place_problems(settings, {}, {"--json": options.json})
     from muse.data.hub import CorpusUnavailable
     from muse.models.build import build_model
     from muse.stages.stage import Stage
@@ -169,6 +203,7 @@ def _train(options: argparse.Namespace) -> int:
     from muse.training.tuning import known_tries, result_line
 
     stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
+    _checked(settings, stage, None, problems)
     finished, tries, failed = [], {}, None
     try:
         if options.processes:
@@ -195,7 +230,15 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resolved(options: argparse.Namespace) -> Settings:
-    return resolve_folders(load_params(options.params, options.overrides), Path.cwd())
+    return resolved(load_params(options.params, options.overrides))
+
+
+def _checked(settings: Settings, stage: Stage, out: Path | None, problems: list[str]) -> None:
+    """Raise ParamsError of these problems and of what packages and data tell, in this process, of one stage."""
+    from muse.stages.check import examine
+
+    found = examine(stage.settings, [stage.name], lambda: stage.corpus)
+    raise_problems([*problems, *found.problems] or disk_problems(settings, out, found.num_bytes))
 
 
 def _check_out(path: Path | None) -> None:
@@ -273,21 +316,21 @@ def _add_bench(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    settings = load_params(options.params, options.overrides)
+    settings = _resolved(options)
     _check_out(options.out)
-    from muse.records.environment import utc_now
+    problems = place_problems(settings, {"--out": options.out}, {})
+    from muse.records.environment import hardware, utc_now
     from muse.records.schema import BenchRecord
     from muse.records.store import write_record
     from muse.report.plain import bench_tables
     from muse.stages import throughput
     from muse.stages.stage import Stage
 
-    if options.out.exists() and not options.out.is_dir():
-        raise ParamsError(f"--out: {options.out} is a file, expected a folder")
-    info = run_info(settings, options.command)
+    info = run_info(settings, options.command, hardware())
     every = settings.model_dump()
     chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
     stage = Stage("bench", chosen | {"record_dir": options.out})
+    _checked(settings, stage, options.out.absolute(), problems)
     unfinished = stage.record_path.with_suffix(".unfinished.json")  # a bench that is cut displaces no finished one
     shown = 0
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from muse.host.lines import cut, near, one_line, shown
+from muse.host.plain_yaml import TextError, parse, read_text
 
 from .catalog import (
     BASELINE,
@@ -30,10 +31,34 @@ from .catalog import (
     usual_stages,
 )
 
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+LONGEST_LIST = 100
+MOST_LINES = 20
+
+
+def _plain(text: str) -> str:
+    """Refuse characters that no name of a folder can have or that only do something to a terminal."""
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
+        raise ValueError("text in UTF-8 without control characters")
+    return text
+
+
+def _count(most: int, least: int = 1) -> type[int]:
+    return Annotated[int, Field(ge=least, le=most)]
+
+
+Width = Annotated[int, Field(ge=2, le=2**16, multiple_of=2)]
+Layers, Length, Batch, Repeats = _count(1024), _count(2**20, 2), _count(2**16), _count(10**6)
+Tokens, Budget, StepTokens = _count(2**20), _count(10**13, 0), _count(2**26)
+Vocabulary, Passes, Steps, Seed = _count(2**24), _count(10**4), _count(10**9), _count(2**63 - 1, 0)
+Rate = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Decay = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, le=100)]
+Norm = Annotated[float, Field(gt=0, le=1e6)]
+Seconds = Annotated[float, Field(gt=0, le=24 * 60 * 60)]
+Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
+Profile = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=100)]
+Text = Annotated[str, Field(max_length=4096), AfterValidator(_plain)]
+Folder = Annotated[Text, Field(min_length=1)]
 StageName = Literal[STAGE_NAMES]
 ModelName = Literal[MODEL_NAMES]
 
@@ -57,7 +82,17 @@ NO_CUDA = "device: got cuda, expected auto or cpu: torch finds no CUDA device on
 
 
 class ParamsError(ValueError):
-    """Bad settings; the message names the file, the key, what was got and what is expected."""
+    """Bad settings; each line of the message names the file, the key, what was got and what is expected.
+
+    Whatever is said about values of others: a line is short, and what it holds is only shown.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(cut(one_line(line)) for line in message.split("\n")))
+
+
+class NamedTwiceError(ValueError):
+    """A list of settings that holds a value twice."""
 
 
 class Settings(BaseModel):
@@ -65,7 +100,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    profile: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = Field("custom", description="name of the run's profile")
+    profile: Profile = Field("custom", description="name of the run's profile")
     models: list[ModelName] = Field(
         [REFERENCE, BASELINE, YARDSTICK], min_length=1, description="models that are trained"
     )
@@ -81,69 +116,69 @@ class Settings(BaseModel):
         description="which stages run; all, but dynamics only where a model has a complex memory",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models live; auto takes CUDA if present")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights and random inputs of measurements")
+    seed: Seed = Field(0, description="seed of weights and random inputs of measurements")
 
-    corpus: str = Field(
+    corpus: Text = Field(
         SYNTHETIC,
         description=f"{SYNTHETIC}, a folder of text or parquet, or from the hub {', '.join(HUB_CORPORA)}; {WIKITEXT} "
         f"stands for {HUB_CORPORA[WIKITEXT]}",
     )
-    tokenizer: str = Field(
+    tokenizer: Text = Field(
         "corpus", description="gpt2 (from the hub), a folder with vocab.json and merges.txt, or corpus"
     )
-    cache_dir: str | None = Field(None, description="folder of tokenized corpora; null takes the user's cache folder")
+    cache_dir: Folder | None = Field(None, description="folder of tokenized corpora; null: the user's cache folder")
 
-    vocab_size: Count = Field(50257, description="vocabulary of the measured models")
-    d_model: Annotated[int, Field(ge=2, multiple_of=2)] = Field(512, description="complex channels per token")
-    n_layers: Count = Field(6, description="blocks")
-    n_seq: Annotated[int, Field(ge=2)] = Field(1024, description="longest sequence, and the evaluation window")
+    vocab_size: Vocabulary = Field(50257, description="vocabulary of the measured models")
+    d_model: Width = Field(512, description="complex channels per token")
+    n_layers: Layers = Field(6, description="blocks")
+    n_seq: Length = Field(1024, description="longest sequence, and the evaluation window")
     skip_phase2: bool = Field(False, description="leave the baseline out; ratios are then not measured")
 
-    ppl_batch_size: Count = Field(4, description="windows per perplexity batch")
-    max_ppl_batches: Count | None = Field(None, description="stop after so many batches; null measures the whole split")
+    ppl_batch_size: Batch = Field(4, description="windows per perplexity batch")
+    max_ppl_batches: Repeats | None = Field(None, description="stop after so many batches; null: the whole split")
     formats: list[Literal["float32", "bfloat16"]] = Field(
         [], description="further number formats in which trained complex models are measured, beside complex32"
     )
-    memory_batch_size: Count = Field(2, description="sequences of n_seq tokens in the memory protocol")
-    throughput_batch_size: Count = Field(4, description="sequences in the throughput protocol")
-    throughput_n_tokens: Count = Field(1024, description="tokens per sequence in the throughput protocol")
-    throughput_warmups: Count = Field(10, description="untimed calls before the timed ones")
-    throughput_samples: Count = Field(30, description="timed calls per path")
+    memory_batch_size: Batch = Field(2, description="sequences of n_seq tokens in the memory protocol")
+    throughput_batch_size: Batch = Field(4, description="sequences in the throughput protocol")
+    throughput_n_tokens: Tokens = Field(1024, description="tokens per sequence in the throughput protocol")
+    throughput_warmups: Repeats = Field(10, description="untimed calls before the timed ones")
+    throughput_samples: Repeats = Field(30, description="timed calls per path")
     bench: bool = Field(False, description="race fast paths, naive ones and peers in the throughput stage")
     bench_groups: list[Literal[BENCH_GROUPS]] = Field(list(BENCH_GROUPS), min_length=1, description="what is raced")
-    bench_seconds: Rate = Field(2.0, description="a path that has been timed for so long gets fewer samples")
-    bench_forward_batches: list[Count] | None = Field(None, description="raced batches; null: 4 and 64, or 4 on a CPU")
-    bench_training_batches: list[Count] | None = Field(
+    bench_seconds: Seconds = Field(2.0, description="a path that has been timed for so long gets fewer samples")
+    bench_forward_batches: list[Batch] | None = Field(None, description="raced batches; null: 4 and 64, or 4 on a CPU")
+    bench_training_batches: list[Batch] | None = Field(
         None, description="raced batches; null: 16 and 64, or 1 on a CPU"
     )
-    bench_head_tokens: Count = Field(2048, description="tokens in the race of heads")
-    bench_stack_batch_size: Count = Field(2, description="sequences in the race of complex stacks")
-    gradient_batch_size: Count = Field(2, description="sequences in the gradient check")
-    gradient_n_tokens: Count = Field(128, description="tokens per sequence in the gradient check")
-    stability_trials: Count = Field(100, description="random forward and backward trials")
-    stability_batch_size: Count = Field(2, description="sequences per stability trial")
-    stability_n_tokens: Count = Field(128, description="tokens per sequence in a stability trial")
-    dynamics_windows: Count = Field(4, description="windows of the test split on which a memory is watched")
-    excerpt_tokens: Count = Field(200, description="tokens that the trained memory model writes")
+    bench_head_tokens: Tokens = Field(2048, description="tokens in the race of heads")
+    bench_stack_batch_size: Batch = Field(2, description="sequences in the race of complex stacks")
+    gradient_batch_size: Batch = Field(2, description="sequences in the gradient check")
+    gradient_n_tokens: Tokens = Field(128, description="tokens per sequence in the gradient check")
+    stability_trials: Repeats = Field(100, description="random forward and backward trials")
+    stability_batch_size: Batch = Field(2, description="sequences per stability trial")
+    stability_n_tokens: Tokens = Field(128, description="tokens per sequence in a stability trial")
+    dynamics_windows: Repeats = Field(4, description="windows of the test split on which a memory is watched")
+    excerpt_tokens: Tokens = Field(200, description="tokens that the trained memory model writes")
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+    seeds: list[Seed] = Field(
         [0], min_length=1, description="one training run per model and seed"
     )
-    train_tokens: Annotated[int, Field(ge=0)] = Field(
+    train_tokens: Budget = Field(
         0, description="token budget of each training run; 0 trains nothing"
     )
-    train_d_model: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(None, description="null: d_model")
-    train_n_layers: Count | None = Field(None, description="null: n_layers")
-    train_n_seq: Annotated[int, Field(ge=2)] | None = Field(None, description="null: n_seq")
+    train_d_model: Width | None = Field(None, description="null: d_model")
+    train_n_layers: Layers | None = Field(None, description="null: n_layers")
+    train_n_seq: Length | None = Field(None, description="null: n_seq")
     learning_rates: list[Rate] = Field([1e-3], min_length=1, description="tries per model, chosen on validation")
     dropouts: list[Share] = Field([0.0], min_length=1, description="tries per model, chosen on validation")
-    batch_tokens: list[Count] = Field(
+    batch_tokens: list[StepTokens] = Field(
         [16384], min_length=1, description="tokens per optimizer step; tries per model, chosen on validation"
     )
     weight_decays: list[Decay] = Field(
         [0.1], min_length=1, description="AdamW, on matrices and tables only; tries per model, chosen on validation"
     )
-    tune_tokens: Annotated[int, Field(ge=0)] = Field(0, description="token budget of each try; 0 takes train_tokens")
+    tune_tokens: Budget = Field(0, description="token budget of each try; 0 takes train_tokens")
     optimizer: Literal[OPTIMIZERS] = Field(
         "adamw", description="adamw, or muon for the matrices of blocks and adamw for the rest"
     )
@@ -152,11 +187,11 @@ class Settings(BaseModel):
         [0.1], min_length=1, description="of what muon trains; tries per model, chosen on validation"
     )
     warmup_share: Share = Field(0.05, description="share of the steps with a rising learning rate")
-    gradient_clip: Rate = Field(1.0, description="largest global gradient norm")
-    evaluations: Count = Field(10, description="validation passes, evenly spaced; the best one is kept")
-    checkpoint_every_steps: Count = Field(200, description="an interrupted training loses at most so many steps")
-    checkpoint_dir: str = Field("checkpoints", description="where trainings keep their state and results")
-    results_dir: str | None = Field(
+    gradient_clip: Norm = Field(1.0, description="largest global gradient norm")
+    evaluations: Passes = Field(10, description="validation passes, evenly spaced; the best one is kept")
+    checkpoint_every_steps: Steps = Field(200, description="an interruption loses at most so many steps")
+    checkpoint_dir: Folder = Field("checkpoints", description="where trainings keep their state and results")
+    results_dir: Folder | None = Field(
         None, description="where finished trainings leave their numbers; a try that is known there is not done again"
     )
     compile: bool = Field(False, description="torch.compile the training step")
@@ -165,37 +200,80 @@ class Settings(BaseModel):
     )
 
     language: Literal[LANGUAGES] = Field("en", description="language of the report")
-    stage_timeout_minutes: Rate = Field(60.0, description="a stage that takes longer is stopped and shown as failed")
+    stage_timeout_minutes: Minutes = Field(60.0, description="a stage that takes longer is stopped and shown as failed")
+
+    @field_validator("*")
+    @classmethod
+    def _each_once(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse a list that is too long or that holds a value twice: what is named twice would count twice."""
+        if isinstance(value, list):
+            if len(value) > LONGEST_LIST:
+                raise ValueError(f"at most {LONGEST_LIST} values, not {len(value)}")
+            twice = [at for at, entry in enumerate(value) if entry in value[:at]]
+            if twice:
+                word = LISTED.get(info.field_name, "value")
+                raise NamedTwiceError(f"names one {word} twice: {shown(value[twice[0]])}")
+        return value
+
+
+LISTED = {"stages": "stage", "models": "model", "candidates": "model"}
+"""What lists of names are of, where a message speaks of it."""
 
 
 def load_params(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
     """Read a params file and apply `key=value` overrides; ParamsError says what is wrong and what is expected.
 
-    Without a path the defaults, which are the published sizes, take the place of the file.
+    Without a path the defaults, which are the published sizes, take the place of the file. The value of an override is
+    YAML, but for a setting that is a text: that takes what stands there, or what stands between quotes around it all.
     """
-    given, path = path is not None, Path(path or "parameters")
+    given, where = path is not None, _where(str(path or "parameters"))
     try:
-        values = _yaml(path.read_text(encoding="utf-8")) if given else {}
-    except OSError as error:
-        raise ParamsError(f"{path}: cannot be read ({error.strerror}); expected a YAML file of settings") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not YAML: {error}") from error
+        values = parse(read_text(path)) if given else {}
+    except TextError as error:
+        expected = "" if "not YAML" in str(error) else "; expected a YAML file of settings"
+        raise ParamsError(f"{where}: {error}{expected}") from error
     if not isinstance(values, dict):
-        raise ParamsError(f"{path}: got {type(values).__name__}, expected a mapping of setting to value")
-    sources = dict.fromkeys(values, str(path))
+        raise ParamsError(f"{where}: got {type(values).__name__}, expected a mapping of setting to value")
+    values, sources = dict(values), dict.fromkeys(values, where)
     for override in overrides:
         key, separator, text = override.partition("=")
+        here = _where(f"-p {override}")
         if not separator or not key:
-            raise ParamsError(f"-p {override}: expected key=value")
+            raise ParamsError(f"{here}: expected key=value")
         try:
-            values[key] = _yaml(text)
-        except YAMLError as error:
-            raise ParamsError(f"-p {override}: the value is not YAML: {error}") from error
-        sources[key] = f"-p {override}"
-    settings = validate(values, sources, default_source=str(path))
+            values[key] = _text_meant(key, text) if _is_text(key) else parse(text)
+        except TextError as error:
+            raise ParamsError(f"{here}: {error}") from error
+        sources[key] = here
+    settings = validate(values, sources, default_source=where)
     if problems := _contradictions(settings):
-        raise ParamsError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise ParamsError("\n".join(f"{where}: {problem}" for problem in problems))
     return settings
+
+
+def _where(text: str) -> str:
+    """Return where a value came from, short enough to leave room for what is wrong with it."""
+    return cut(one_line(text), 120)
+
+
+def _kinds(key: str) -> tuple[object, ...]:
+    """Return the types that a setting may have: those of its annotation, one by one."""
+    field = Settings.model_fields.get(key)
+    return (get_args(field.annotation) or (field.annotation,)) if field else ()
+
+
+def _is_text(key: str) -> bool:
+    return any(kind is str or isinstance(kind, str) or get_args(kind)[:1] == (str,) for kind in _kinds(key))
+
+
+def _text_meant(key: str, text: str) -> str | None:
+    """Return the text of an override as it stands; `null` is none where the setting knows it, quotes are YAML's."""
+    if text == "null" and type(None) in _kinds(key):
+        return None
+    if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
+        quoted = parse(text)
+        return quoted if isinstance(quoted, str) else text
+    return text
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -204,10 +282,6 @@ def _contradictions(settings: Settings) -> list[str]:
     for name in ("throughput_n_tokens", "gradient_n_tokens", "stability_n_tokens"):
         if getattr(settings, name) > settings.n_seq:
             found.append(f"{name} = {getattr(settings, name)} is more than n_seq = {settings.n_seq}")
-    if len(set(settings.stages)) != len(settings.stages):
-        found.append(f"stages names one stage twice: {settings.stages}")
-    if len(set(settings.candidates)) != len(settings.candidates):
-        found.append(f"candidates names one model twice: {settings.candidates}")
     for name in settings.stages:
         if stage(name).needs_memory and not memory_models(settings.models):
             found.append(f"stages names {name}, but none of models has a complex memory: {settings.models}")
@@ -232,30 +306,50 @@ def validate(
     values: Mapping[str, object], sources: Mapping[str, str] | None = None, default_source: str = "parameters"
 ) -> Settings:
     """Return the settings for these values, each checked by itself; `sources` tells for each key where it came from."""
+    sources = sources or {}
+    known = {key: value for key, value in values.items() if isinstance(key, str) and key in Settings.model_fields}
+    lines = [_unknown(key, sources.get(key, default_source)) for key in values if key not in known]
     try:
-        return Settings(**values)
+        settings = Settings(**known)
     except ValidationError as error:
-        lines = [_explain(problem, sources or {}, default_source) for problem in error.errors()]
-        raise ParamsError("\n".join(lines)) from error
+        problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+        lines += [_explain(problem, sources, default_source) for problem in problems]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"{default_source}: and {len(lines) - MOST_LINES} more that are wrong"]
+    if lines:
+        raise ParamsError("\n".join(lines))
+    return settings
 
 
-def _yaml(text: str) -> object:
-    """Parse YAML 1.2, where 1e-3 is a float, 010 is ten and yes is a word."""
-    return YAML(typ="safe", pure=True).load(text)
+def _unknown(key: object, where: str) -> str:
+    """Return what to say of a key that is no setting."""
+    if not isinstance(key, str):
+        return f"{where}: key {shown(key)} ({type(key).__name__}), expected the name of a setting"
+    if key in RENAMED:
+        return f"{where}: unknown key {key}: it is {RENAMED[key]} now, a list of values to try"
+    names = sorted(Settings.model_fields)
+    hint = near(key, names) or f"expected one of {', '.join(names[:8])}, ... ({len(names)} in all)"
+    return f"{where}: unknown key {cut(one_line(key), 60)}: {hint}"
 
 
 def _explain(problem: Mapping[str, object], sources: Mapping[str, str], default_source: str) -> str:
-    if not problem["loc"]:
-        return f"{default_source}: {str(problem['msg']).removeprefix('Value error, ')}"
-    key = str(problem["loc"][0])
-    where = sources.get(key, default_source)
-    if problem["type"] == "extra_forbidden" and key in RENAMED:
-        return f"{where}: unknown key {key}: it is {RENAMED[key]} now, a list of values to try"
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Settings.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(Settings.model_fields))}"
-        return f"{where}: unknown key {key}: {hint}"
-    got = problem["input"]
-    at = key + "".join(f"[{part}]" for part in problem["loc"][1:] if isinstance(part, int))
-    expected = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{where}: {at}: got {got!r} ({type(got).__name__}), expected {expected}"
+    key, *inside = problem["loc"]
+    where, got = sources.get(key, default_source), problem["input"]
+    at = f"{key}" + "".join(f"[{part}]" for part in inside if isinstance(part, int))
+    if isinstance(twice := problem.get("ctx", {}).get("error"), NamedTwiceError):
+        return f"{where}: {at} {twice} in {shown(got)}, expected each once"
+    expected = str(problem["msg"])
+    for words in ("Value error, ", "Input should be ", "a valid "):
+        expected = expected.removeprefix(words)
+    if problem["type"] == "literal_error":
+        known = _choices(key)
+        if hint := near(got, known):
+            expected = f"{hint} Expected {expected}" if len(expected) < 80 else f"{hint} Expected one of {len(known)}"
+        expected = expected if len(expected) < 130 else f"{', '.join(known[:6])} or another of {len(known)}"
+    return f"{where}: {at}: got {shown(got)} ({type(got).__name__}), expected {expected}"
+
+
+def _choices(key: str) -> list[str]:
+    """Return the words that a setting, or an entry of its list, may be."""
+    kinds = [inner for kind in _kinds(key) for inner in (kind, *get_args(kind))]
+    return [kind for kind in kinds if isinstance(kind, str)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,143 @@ def test_the_length_study_is_valid_and_published_at_every_length(n_seq):
     assert str(n_seq) in path.read_text()
     assert reductions_of(settings.model_dump()) == []
     assert all(tokens % n_seq == 0 for tokens in settings.batch_tokens)
+
+
+def refusal(load) -> list[str]:
+    """The lines of a refusal, each of them short and printable."""
+    with pytest.raises(ParamsError) as error:
+        load()
+    lines = str(error.value).split("\n")
+    assert all(len(line) <= 300 and line.isprintable() for line in lines), lines
+    assert "Pydantic" not in str(error.value)
+    return lines
+
+
+def test_keys_that_are_no_text_are_refused_beside_all_else(tmp_path):
+    lines = refusal(lambda: load(tmp_path, "7: 2\ntrue: 2\n[a, b]: 1\nnull: 3\n3.5: x\nseed: -1\nmodels: [stage1]\n"))
+    assert len(lines) == 6
+    assert "key 7 (int), expected the name of a setting" in lines[0]
+    assert "key True (bool)" in lines[1]
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{this}: &{this} [{','.join(['*' + before] * 9)}]\n" for before, this in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: " + "9" * 4301, "4301 digits"),
+        ("seed: 0x" + "f" * 5000, "bits"),
+        ("seed: 1" + "0" * 1200, "seed: got"),
+        ("bench_seconds: 1" + "0" * 1000, "bench_seconds: got"),
+        ("seeds: " + "[" * 500 + "]" * 500, "levels"),
+        ("[" * 100_000, "levels"),
+        (BOMB, "values"),
+        ("seeds: &a [*a]", "not defined before it"),
+        ("".join(f"k{i}: 1\n" for i in range(100_000)), "larger than"),
+        ("".join(f"k{i}: 1\n" for i in range(20_000)), "values"),
+        ("# " + "x" * 2**20, "larger than"),
+        ("seed: !!bool 7", "not YAML"),
+        ("seed: 2001-99-99", "not YAML"),
+        ("seed: !!python/object/apply:os.system [true]", "not YAML"),
+        ("%YAML 1.1\n---\nskip_phase2: yes\n", "directive"),
+        ('corpus: "a\\0b"', "corpus: got 'a\\x00b' (str), expected text in UTF-8 without control characters"),
+        ('corpus: "a\\ud800b"', "corpus: got"),
+        ("corpus: " + "x" * 5000, "corpus: got"),
+        ('profile: "a\\n"', "profile: got"),
+        ("profile: " + "x" * 5000, "profile: got"),
+        ('"\\e[31m\\u202Ekey": 1', "unknown key \\x1b[31m\\u202ekey"),
+        ('device: "\\e[2J"', "device: got '\\x1b[2J'"),
+        ("x" * 900 + ": 1", "unknown key"),
+        ("seed: " + "{a: " * 9 + "1" + "}" * 9, "seed: got"),
+    ],
+    ids=lambda value: value[:24].strip() if isinstance(value, str) else None,
+)
+def test_hostile_texts_are_refused_at_once_and_in_short(tmp_path, text, words):
+    lines = refusal(lambda: load(tmp_path, text))
+    assert any(words in line for line in lines), lines
+    assert len(lines) <= 21
+    if "\n" not in text and ": " in text:
+        key, _, value = text.partition(": ")
+        refusal(lambda: load(tmp_path, "", f"{key}={value}"))
+
+
+def test_only_small_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero", "/dev/null", "a\0b", "x" * 5000):
+        assert "cannot be read" in refusal(lambda path=path: load_params(path))[0]
+    (tmp_path / "aliases.yaml").write_text("models: &m [stage1, phase2]\nbench_groups: [memory]\nformats: []\n")
+    assert load_params(tmp_path / "aliases.yaml").models == ["stage1", "phase2"]
+
+
+def test_every_number_has_an_upper_limit():
+    """Asked of the schema, so that a new setting needs one too: no number, alone or in a list, goes without."""
+
+    def numbers(kind):
+        for inner in (kind, *kind.get("anyOf", ()), kind.get("items", {})):
+            if inner.get("type") in ("integer", "number"):
+                yield inner
+
+    def nested(kind):
+        return (inner for other in kind.get("anyOf", ()) for inner in numbers(other))
+
+    schema = Settings.model_json_schema()["properties"]
+    found = [(key, inner) for key, kind in schema.items() for inner in (*numbers(kind), *nested(kind))]
+    without = [key for key, inner in found if not {"maximum", "exclusiveMaximum"} & set(inner)]
+    assert without == []
+    assert sum(bool([*numbers(kind)]) for kind in schema.values()) > 35
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train_n_layers=1000000000", "less than or equal to 1024"),
+        ("batch_tokens=[1000000000]", "less than or equal to 67108864"),
+        ("learning_rates=[1e308]", "less than or equal to 100"),
+        ("seeds=[18446744073709551616]", "less than or equal to 9223372036854775807"),
+        ("seed=18446744073709551616", "less than or equal to 9223372036854775807"),
+        ("seeds=[0, 0]", "seeds names one value twice: 0 in [0, 0], expected each once"),
+        ("models=[stage1, phase2, stage1]", "models names one model twice: 'stage1'"),
+        ("learning_rates=[1e-3, 0.001]", "learning_rates names one value twice: 0.001"),
+        ("dropouts=[0, 0.0]", "dropouts names one value twice"),
+        ("formats=[float32, float32]", "formats names one value twice"),
+        ("bench_groups=[head, head]", "bench_groups names one value twice"),
+        ("bench_forward_batches=[4, 4]", "bench_forward_batches names one value twice"),
+        (f"seeds={list(range(101))}", "at most 100 values, not 101"),
+        ("models=[stage_1]", "did you mean stage1? Expected one of"),
+        ("models=[stage7]", "did you mean stage1?"),
+        ("models=[zzz]", "expected stage1, "),
+        ("formats=[flaot32]", "did you mean float32?"),
+        ("bench_groups=[gradient]", "did you mean gradients?"),
+        ("optimizer=adam", "did you mean adamw?"),
+        ("optimizer=MUON", "did you mean muon?"),
+        ("stages=[trian]", "did you mean train?"),
+    ],
+)
+def test_limits_repetitions_and_near_matches_are_said(tmp_path, override, words):
+    assert words in refusal(lambda: load(tmp_path, "", override))[0]
+
+
+def test_one_wrong_setting_is_one_line(tmp_path):
+    """The default of `candidates` follows from the settings before it; where one of those is wrong it is not asked."""
+    assert len(refusal(lambda: load(tmp_path, "models: [stage7]\n"))) == 1
+    assert len(refusal(lambda: load(tmp_path, "profile: A B\n"))) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["data/run #3", "007", "null", "~", ": ", "a: b", "[x]", "{", "1e3", "true", "- a", "&x", "'", "a'b'"]
+)
+def test_the_text_of_an_override_is_meant(tmp_path, text):
+    assert load(tmp_path, "", f"corpus={text}").corpus == text
+    assert load(tmp_path, "", f"checkpoint_dir={text}").checkpoint_dir == text
+    assert load(tmp_path, "", f"cache_dir={text}").cache_dir == (None if text == "null" else text)
+
+
+def test_quotes_around_a_text_are_yaml(tmp_path):
+    assert load(tmp_path, "", "corpus='null'", 'cache_dir="null"').cache_dir == "null"
+    assert load(tmp_path, "", "corpus=''''").corpus == "'"
+    refusal(lambda: load(tmp_path, "", "checkpoint_dir="))
+    refusal(lambda: load(tmp_path, "", 'corpus="a\\0"'))

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver, util
 from pathlib import Path
 
-from .parents import PARENT_VARIABLE, followed, following_parent
+from .parents import followed, following_parent
 
 CONTEXT = multiprocessing.get_context("forkserver")
 TICK_SECONDS = 0.25
@@ -31,14 +31,21 @@ LONGEST_FOLDER_OF_SOCKETS = 60
 
 
 def warm_up(modules: Sequence[str]) -> None:
-    """Start the server that imports these modules once, within `getting_ready`, and forks a process for each call."""
+    """Start the server that imports these modules once, within `getting_ready`, and forks a process for each call.
+
+    It imports what the installed packages hold and this one, not what lies in the working folder or on PYTHONPATH.
+    """
     CONTEXT.set_forkserver_preload(list(modules))
+    own = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent), **followed()}
+    before = {name: os.environ.get(name) for name in own}
     with _room_for_sockets(), _deaf_to_ctrl_c():
-        os.environ |= followed()
+        os.environ.update(own)  # the server takes them over; there is no other way to give it some
         try:
             forkserver.ensure_running()
         finally:
-            os.environ.pop(PARENT_VARIABLE, None)
+            for name, value in before.items():
+                os.environ.pop(name)
+                os.environ.update({name: value} if value is not None else {})
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from muse.ops.cross_entropy import head_loss
 from muse.ops.logits import head_logits
 
 from .layers import check_token_ids, keep_input_only
+from .sizes import check_largest
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Gpt2Config:
         for name in ("vocab_size", "d_model", "n_layers", "n_seq", "n_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_largest(self)
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
         if not 0 <= self.dropout < 1:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from muse.ops.linear_attention import CHUNK_TOKENS
 
+from .sizes import check_largest
+
 FIRST_RATE_CAP = 4.0  # largest gamma of the first layer: exp(-4) keeps 2 %
 CHOICES = {
     "numbers": ("complex", "real"),
@@ -56,6 +58,7 @@ class MemoryOptions:
         for name, least in (("n_heads", 0), ("d_ff", 0), ("convolution", 1), ("chunk_tokens", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_largest(self)
         if self.table_rank and (self.table_rank % 2 or self.table_rank < 2 or not self.tied):
             raise ValueError(
                 "table_rank must be 0 or an even number of at least 2, of a tied table: got "

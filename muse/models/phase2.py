@@ -29,6 +29,7 @@ from muse.ops.logits import head_logits
 
 from .hebbian import HebbianMemory
 from .layers import check_token_ids, compute_again, run_blocks
+from .sizes import check_largest
 from .zeta import position_table
 
 LEAST_RATE = 1e-3  # Gamma >= this, so the BK core is bounded: |G| <= 1 / (Gamma + Im z)
@@ -57,6 +58,7 @@ class Phase2Config:
         for name in ("vocab_size", "d_model", "n_layers", "n_seq", "n_heads", "d_ff", "n_chains"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_largest(self)
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
         if self.table_rank and not (2 <= self.table_rank <= self.d_model and self.table_rank % 2 == 0):

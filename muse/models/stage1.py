@@ -29,6 +29,7 @@ from . import layers, memory_block, zeta
 from .generate import generate
 from .linear_attention import reading
 from .memory_options import MemoryOptions
+from .sizes import check_largest
 
 MIXERS = ("none", "memory")
 
@@ -50,6 +51,7 @@ class Phase3Stage1Config:
         for name in ("vocab_size", "d_model", "n_layers", "n_seq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_largest(self)
         if self.d_model % 2:
             raise ValueError(f"d_model must be even, got {self.d_model}")
         if not 0 <= self.dropout < 1:

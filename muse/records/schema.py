@@ -125,6 +125,14 @@ class Reduction(_Record):
     published: int | float | str | None
 
 
+class Imported(_Record):
+    """What the process of a stage really imported; a run whose driver has something else fails."""
+
+    package: str = Field(description="folder of the package, seen from the driver's")
+    git_commit: str | None
+    versions: dict[str, str]
+
+
 class StageRecord(_Record):
     """Everything one stage measured, or how it failed."""
 
@@ -147,6 +155,7 @@ class StageRecord(_Record):
     excerpts: list[Excerpt] = Field(default_factory=list)
     artifacts: list[Artifact] = Field(default_factory=list)
     trainings: list[TrainingRun] = Field(default_factory=list, description="all that were needed, tries included")
+    imported: Imported | None = Field(None, description="the code that ran; null in records of before")
 
     @model_validator(mode="before")
     @classmethod

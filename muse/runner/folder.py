@@ -20,6 +20,8 @@ REPORT_FILE = "report.json"
 
 def check_folder(folder: Path) -> None:
     """Raise ParamsError unless `folder`, and the places an earlier run moves to, are free or folders of runs."""
+    if folder == Path(folder.anchor):
+        raise ParamsError(f"--out: got {folder}, the root of the file system, expected a folder of its own")
     for path in (folder, previous_folder(folder), unfinished_folder(folder)):
         if path.exists() and (not path.is_dir() or (_is_used(path) and not (path / "run.json").exists())):
             raise ParamsError(f"--out: {path} is there but holds no run; expected a new folder or that of a run")

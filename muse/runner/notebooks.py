@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muse.catalog import CORPORA, REPORT, STAGE_NAMES, TOKENIZERS, stem
+from muse.host.lines import cut, near, shown
 from muse.params import ParamsError, Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -65,22 +66,37 @@ def find_notebooks(stages: list[str], folder: Path | None = None) -> list[Notebo
 
 def resolve_folders(settings: Settings, base: Path) -> Settings:
     """Return settings whose folders are absolute; ParamsError for an unknown corpus or tokenizer that is no folder."""
-    changes: dict[str, str] = {}
+    settings, problems = folders_and_problems(settings, base)
+    if problems:
+        raise ParamsError("\n".join(problems))
+    return settings
+
+
+def folders_and_problems(settings: Settings, base: Path) -> tuple[Settings, list[str]]:
+    """Return settings whose folders are absolute where they can be, and a line for each that cannot be one."""
+    changes, problems = {}, []
     for name, known in (("corpus", CORPORA), ("tokenizer", TOKENIZERS)):
         value = getattr(settings, name)
         if value in known:
             continue
-        folder = base / Path(value).expanduser()
-        if not value or not folder.is_dir():
-            raise ParamsError(
-                f"{name}: got {value!r}, expected {', '.join(known)} or a folder; there is no folder {folder}"
-            )
-        changes[name] = str(folder.resolve())
+        try:
+            folder = base / Path(value).expanduser()
+            problem = "" if value and folder.is_dir() else f"there is no folder {cut(str(folder), 120)}"
+            changes[name] = str(folder.resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, ~ of nobody
+            problem = getattr(error, "strerror", None) or str(error)
+        if problem:
+            hint = near(value, known)
+            expected = f"{', '.join(known)} or a folder" + (f"; {hint}" if hint else "")
+            problems.append(f"{name}: got {shown(value)}, expected {expected}; {problem}")
     for name in ("cache_dir", "checkpoint_dir", "results_dir"):
         value = getattr(settings, name)
-        if value is not None:
-            changes[name] = str((base / Path(value).expanduser()).resolve())
-    return settings.model_copy(update=changes)
+        try:
+            changes |= {name: str((base / Path(value).expanduser()).resolve())} if value is not None else {}
+        except (OSError, RuntimeError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            problems.append(f"{name}: got {shown(value)}, expected a folder; {why}")
+    return settings.model_copy(update=changes), problems
 
 
 def stage_parameters(settings: Settings, notebook: Notebook, record_dir: Path) -> dict[str, object]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,22 +17,23 @@ from muse import catalog
 from muse.catalog import REPORT
 from muse.host import processes
 from muse.host.files import sha256_of, write_atomic
-from muse.host.parents import followed
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
 from muse.params import NO_CUDA, ParamsError, Settings, of_today, validate
 from muse.records.environment import git_state, utc_now, versions
 from muse.records.scale import reductions_of
-from muse.records.schema import Report, RunInfo, StageRecord
+from muse.records.schema import Imported, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
 from muse.report.assemble import add_companions, assemble, failed_record
 from muse.report.texts import texts
 
 from . import notebook_calls
+from .check import asked, disk_problems, place_problems, raise_problems, working_folder
 from .folder import REPORT_FILE, check_folder, fresh_folder
-from .notebooks import REPOSITORY, Notebook, find_notebooks, resolve_folders, stage_parameters
+from .notebooks import REPOSITORY, Notebook, find_notebooks, folders_and_problems, stage_parameters
+from .surroundings import PACKAGE, surroundings
 
 EXPORT_SECONDS = 600
 
@@ -56,21 +54,9 @@ def exit_code(report: Report, gate: bool) -> int:
     return CRITERION_FAILED if "fail" in verdicts else NOT_MEASURED if "not_measured" in verdicts else OK
 
 
-def run_info(settings: Settings, command: str) -> RunInfo:
-    """Return what is known at the start; the hardware is asked in another process, which then frees the GPU."""
+def run_info(settings: Settings, command: str, hardware: dict[str, str]) -> RunInfo:
+    """Return what is known at the start; the hardware was asked in another process, which then freed the GPU."""
     started = utc_now()
-    question = (
-        "import json; from muse.host.parents import follow_parent; follow_parent(); "
-        "from muse.records.environment import hardware; print(json.dumps(hardware()))"
-    )
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-c", question], env=os.environ | followed(), capture_output=True, text=True,
-            timeout=120, check=True,
-        )  # fmt: skip
-        hardware = json.loads(answer.stdout)
-    except (subprocess.SubprocessError, ValueError) as error:
-        hardware = {"unknown": str(error)}
     commit, dirty = git_state(REPOSITORY)
     return RunInfo(
         id=f"{settings.profile}-{started:%Y%m%dT%H%M%SZ}",
@@ -86,6 +72,41 @@ def run_info(settings: Settings, command: str) -> RunInfo:
     )
 
 
+def check(
+    settings: Settings, out: str | Path | None, preloaded: Sequence[str] = ()
+) -> tuple[Settings, dict[str, str]]:
+    """Return settings with absolute folders and the hardware; ParamsError says all that keeps a run from starting.
+
+    Nothing is started or moved but one process that asks; the modules `preloaded` are imported meanwhile.
+    """
+    settings, problems = folders_and_problems(settings, working_folder())
+    readable = not any(line.startswith(("corpus:", "tokenizer:")) for line in problems)
+    out = working_folder() / (out or default_out(settings))
+    with asked(settings, settings.stages, readable) as question:
+        if places := place_problems(settings, {"--out": out}, {}):
+            problems += places
+        else:
+            check_folder(out.resolve())
+        if preloaded:
+            processes.warm_up(preloaded)
+        answer = question.answer()
+    problems += answer["problems"]
+    if settings.device == "cuda" and "gpu" not in answer["hardware"]:
+        problems.append(NO_CUDA)
+    raise_problems(problems or disk_problems(settings, out, answer["num_bytes"]))
+    return settings, answer["hardware"]
+
+
+def other_code(imported: Imported | None, info: RunInfo) -> str | None:
+    """Return in which way a stage ran other code than its run says, or None."""
+    if imported is None:
+        return None
+    expected = {"muse": PACKAGE.name, "commit": info.git_commit, **info.versions}
+    got = {"muse": imported.package, "commit": imported.git_commit, **imported.versions}
+    found = [f"{name} {got[name]}, not {expected[name]}" for name in got if got[name] != expected.get(name, got[name])]
+    return f"the notebook imported other code than run.json says: {'; '.join(found)}" if found else None
+
+
 def folders_of(settings: Settings) -> list[str]:
     """Return the folders that settings name, which may lie anywhere."""
     named = (settings.corpus, settings.tokenizer, settings.cache_dir, settings.checkpoint_dir, settings.results_dir)
@@ -97,6 +118,7 @@ class Run:
     """One run on its way: where it writes, what it runs, and how each stage has ended."""
 
     settings: Settings
+    info: RunInfo
     folder: Path
     notebooks: list[Notebook]
     command: str
@@ -106,6 +128,7 @@ class Run:
     errors: dict[str, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     pages: dict[str, Future[str | None]] = field(default_factory=dict)  # of finished stages, made while the next runs
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the processes that execute notebooks
     exporter: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1))
 
     @property
@@ -163,7 +186,7 @@ class Run:
                     "parameters": stage_parameters(self.settings, notebook, self.records),
                 },
                 log=self.log(notebook.stage),
-                environment=os.environ | {PROGRESS_FILE_VARIABLE: str(self.lines.progress_file)},
+                environment=self.environment,
                 timeout_seconds=60 * minutes,
                 tick=self.lines.tick,
             )
@@ -179,7 +202,9 @@ class Run:
             return error or f"the notebook ran but left no valid record: {problem}"
         if record.stage != stage:
             return error or f"the notebook wrote the record of {record.stage}, expected {stage}"
-        return error or (None if record.status == "ok" else record.error or "the record says failed")
+        if record.status != "ok":
+            return error or record.error or "the record says failed"
+        return error or other_code(record.imported, self.info)
 
     def fail(self, stage: str, started: datetime, error: str) -> None:
         """Record that a stage failed; what it had measured before stays in the record."""
@@ -317,14 +342,10 @@ def run(
     Raises ParamsError before anything is started or moved. A run that is already in `out` moves to `<out>.previous`,
     one that was killed or interrupted to `<out>.unfinished`.
     """
-    settings = resolve_folders(settings, Path.cwd())
     found = find_notebooks(settings.stages, notebooks)
+    settings, hardware = check(settings, out, notebook_calls.PRELOADED)
     folder = Path(out or default_out(settings)).resolve()
-    check_folder(folder)
-    processes.warm_up(notebook_calls.PRELOADED)
-    info = run_info(settings, command)
-    if settings.device == "cuda" and "gpu" not in info.hardware:
-        raise ParamsError(NO_CUDA)
+    info = run_info(settings, command, hardware)
     with (
         fresh_folder(folder) as previous,
         tempfile.TemporaryDirectory(prefix="muse-") as temporary,
@@ -333,7 +354,8 @@ def run(
         write_record(info, folder / "run.json")
         stages = [notebook.stage for notebook in found]
         lines = StageLines(stages, previous_seconds(previous, settings), Path(temporary) / "progress.json", stream)
-        this = Run(settings, folder, found, command, export, lines)
+        own = surroundings(Path(temporary), **{PROGRESS_FILE_VARIABLE: str(lines.progress_file)})
+        this = Run(settings, info, folder, found, command, export, lines, environment=own)
         interrupted = False
         try:
             for notebook in found:
@@ -381,7 +403,10 @@ def render(
         lines = StageLines([REPORT], {}, Path(temporary) / "progress.json", stream)
         failed = {record.stage: record.error or "" for record in assemble(folder).stages if record.status != "ok"}
         failed.pop(REPORT, None)  # it is made anew
-        this = Run(settings, folder, found, info.command, export, lines, shared_script, errors=failed)
+        own = surroundings(Path(temporary), **{PROGRESS_FILE_VARIABLE: str(lines.progress_file)})
+        this = Run(
+            settings, info, folder, found, info.command, export, lines, shared_script, errors=failed, environment=own
+        )
         problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
         this.stage(found[-1])
         lines.line((folder / "index.html").as_uri())

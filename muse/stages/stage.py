@@ -20,7 +20,7 @@ from muse.models.build import build_model
 from muse.models.pretrained import served
 from muse.models.weights import WithoutDraws, load_trained
 from muse.params import NO_CUDA, ParamsError, Settings, validate
-from muse.records.environment import utc_now
+from muse.records.environment import imported, utc_now
 from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Artifact, Excerpt, InputFile, Metric, Series, StageRecord, TrainingRun
 from muse.records.store import write_record
@@ -204,6 +204,7 @@ class Stage:
                 *self.artifacts,
             ],
             trainings=list(self.trainings),
+            imported=imported(),
         )
 
     def keep(self, metrics: Iterable[Metric], progress: str, *, series: Iterable[Series] = ()) -> None:

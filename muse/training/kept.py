@@ -31,7 +31,7 @@ class Kept:
 
 def keep(folder: Path, config: Mapping[str, object], result: TrainingResult) -> None:
     """Write a finished training's result beside what it was asked for, whole or not at all."""
-    commit, dirty = git_state(Path(__file__).resolve().parent)
+    commit, dirty = git_state(Path(__file__).resolve().parent.parent.parent)
     dropped = {"weights": None, "reused": False, "training_curve": (), "tokens_per_second_samples": ()}
     code = "" if commit is None else f"{commit} with changes" if dirty else commit
     values = {"config": config, "commit": code, "result": asdict(result) | dropped}

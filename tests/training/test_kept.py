@@ -56,7 +56,7 @@ def test_a_try_of_another_machine_is_not_repeated_but_the_chosen_one_is_trained(
     assert len(files) == 3, "one for each training"
     assert not any(run.commit for run in first.runs)
 
-    commit, dirty = git_state(Path(kept.__file__).parent)
+    commit, dirty = git_state(Path(kept.__file__).resolve().parents[2])
     told = {json.loads(path.read_text())["commit"] for path in files}
     assert told == {f"{commit} with changes" if dirty else commit or ""}
 
