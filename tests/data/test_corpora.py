@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+import muse.data.corpora
 import muse.data.tokenizers
 from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
-from muse.data.corpora import load_corpus, text_of
+from muse.data.corpora import SPLITS, load_corpus, text_of
 from muse.data.grammar import Grammar
 from muse.data.tokenizers import tokenize_dataset, word_tokenizer
 
@@ -25,7 +26,7 @@ ARTICLES = (
     " \n = First = \n \n A café is a place . \n The sum k \n = 1 = \n is one . \n \n = = Notes = = \n \n More text . \n"
     " \n = Second , or other = \n \n The <unk> end . \n"
 )
-PARAGRAPHS = "one two\nthree\n\n\nfour five\n\nsix\r seven\x85eight"
+PARAGRAPHS = "one two\nthree\n\n\nfour five\n\nsix seven\x85\u2028\x0beight"
 
 
 def write_corpus(folder: Path, text: str) -> Path:
@@ -88,7 +89,7 @@ def test_documents_are_paragraphs_elsewhere(tmp_path, bpe_folder):
     corpus = load_corpus(str(write_corpus(tmp_path / "plain", PARAGRAPHS)), str(bpe_folder), splits=("test",))
     split = corpus.splits["test"]
     texts = [corpus.decode(part.tolist()) for part in np.split(split.ids.numpy(), split.document_starts[1:])]
-    assert texts == ["one two\nthree\n\n\n", "four five\n\n", "six\r seven\x85eight"]
+    assert texts == ["one two\nthree\n\n\n", "four five\n\n", "six seven\x85\u2028\x0beight"]
     assert split.num_words == 8 + 6
 
 
@@ -98,8 +99,10 @@ def test_documents_are_paragraphs_elsewhere(tmp_path, bpe_folder):
     (" \n = Title = \n \n A <unk> here . \n" * 59, "another text with <unk>"),
     (" \n A rare one . \n" * 60, "another text"),
 ])  # fmt: skip
-def test_a_folders_text_is_told_by_what_it_holds(tmp_path, content, text):
-    """By the articles of each split that was read, whatever the folder's name."""
+def test_a_folders_text_is_told_by_what_it_holds(tmp_path, monkeypatch, content, text):
+    """By the articles of each split that was read and by their size, whatever the folder's name."""
+    assert text_of({"test": content.splitlines(keepends=True)}).startswith("another text")
+    monkeypatch.setattr(muse.data.corpora, "WIKITEXT_CHARACTERS", dict.fromkeys(SPLITS, len(content)))
     folder = write_corpus(tmp_path / "wikitext-2-v1", content)
     assert text_of({"test": content.splitlines(keepends=True)}) == text
     train = content * 10 if "= Title =" in content else content  # 600 articles
