@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
 from muse.catalog import HUB_CORPORA, RAW, SYNTHETIC, WITH_UNK
 from muse.host.files import replaced
@@ -180,9 +179,10 @@ def _inside_unk(ids: np.ndarray, unk_pieces: Sequence[Sequence[int]]) -> torch.T
     """bool (tokens,): second and later pieces of an `<unk>`, of which `unk_pieces` are the ids; None without any."""
     inside = np.zeros(len(ids), bool)
     for pieces in unk_pieces:
-        if len(pieces) <= len(ids):
-            starts = np.flatnonzero((sliding_window_view(ids, len(pieces)) == pieces).all(1))
-            inside[starts[:, None] + np.arange(1, len(pieces))] = True
+        starts = np.flatnonzero(ids[: max(0, len(ids) - len(pieces) + 1)] == pieces[0])
+        for place, piece in enumerate(pieces):
+            starts = starts[ids[starts + place] == piece]
+        inside[starts[:, None] + np.arange(1, len(pieces))] = True
     return torch.from_numpy(inside) if inside.any() else None
 
 

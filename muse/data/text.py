@@ -34,8 +34,8 @@ def normalized(text: str) -> tuple[str, tuple[str, ...]]:
         text = text.replace(CR + LINE_END, LINE_END)
         replaced += ["cr"] if CR in text else []
         text = text.replace(CR, LINE_END)
-    if MARK in text and (without := MARKS.sub("", text)) != text:
-        text, replaced = without, [*replaced, "byte_order_mark"]
+    if text.startswith(MARK) or LINE_END + MARK in text:
+        text, replaced = MARKS.sub("", text), [*replaced, "byte_order_mark"]
     return text, tuple(replaced)
 
 

@@ -449,11 +449,16 @@ def test_users_errors_are_named(articles, tmp_path, bpe_folder):
         TrainingBatches(ids, 10, 1, seed=0)
 
 
-def test_a_tokenizer_that_loses_text_is_refused(articles, tmp_path):
-    """transformers makes a silent, empty tokenizer of such files."""
+def test_a_tokenizer_that_loses_text_is_refused(articles, tmp_path, bpe_folder):
+    """transformers makes a silent, empty tokenizer of no words, and one with a prefix of a setting."""
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(ValueError, match="must give back the text it is given, got ''"):
+    with pytest.raises(ValueError, match=r"vocab.json must map words to ids, got none"):
+        load_corpus(str(articles), str(tmp_path))
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((bpe_folder / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    with pytest.raises(ValueError, match="must give back the text it is given, got . A title"):
         load_corpus(str(articles), str(tmp_path))
 
 
