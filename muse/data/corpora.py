@@ -68,7 +68,7 @@ def load_corpus(
     else:
         encoder = gpt2_tokenizer(tokenizer, hub_timeout_seconds)
     cache_dir = Path(cache_dir or _default_cache_dir())
-    token_splits = {name: _tokenized(name, lines[name], encoder, cache_dir) for name in splits}
+    token_splits = {name: _tokenized(corpus, name, lines[name], encoder, cache_dir) for name in splits}
     text, files = HUB_CORPORA.get(corpus) or text_of(lines), files + encoder.files
     return Corpus(corpus, tokenizer, encoder.vocab_size, token_splits, files, None, encoder.decode, text)
 
@@ -190,19 +190,19 @@ def _sha256_of_ids(ids: np.ndarray) -> str:
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
 
 
-def _tokenized(name: str, lines: list[str], tokenizer: Tokenizer, cache_dir: Path) -> TokenSplit:
+def _tokenized(corpus: str, name: str, lines: list[str], tokenizer: Tokenizer, cache_dir: Path) -> TokenSplit:
     """Ids and document starts of a split, from the cache where the same text met the same tokenizer before."""
     text = "".join(lines)
     content = text.encode()
     if not content:
-        raise ValueError(f"split {name!r} of the corpus is empty")
+        raise ValueError(f"{corpus}: split {name!r} is empty")
     key = f"{CACHE_FORMAT} {hashlib.sha256(content).hexdigest()} {tokenizer.sha256}"
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
     cached = _read_cache(path)
     if cached is None:
         ids, lengths = tokenizer.encode(lines)
         if len(ids) < 2:
-            raise ValueError(f"split {name!r} must have at least 2 tokens to have a target, got {len(ids)}")
+            raise ValueError(f"{corpus}: split {name!r} must have at least 2 tokens to have a target, got {len(ids)}")
         cached = ids, (np.cumsum(lengths) - lengths)[_first_lines(lines)]
         _write_cache(path, *cached)
     return _token_split(name, *cached, text, len(content), tokenizer.unk_pieces)

@@ -47,8 +47,9 @@ def read_folder(folder: Path, splits: Sequence[str]) -> Texts:
             continue
         read = [_table_file(path) for path in paths]
         lines[name] = _lines_of_rows([row for rows, _ in read for row in rows])
-        if problem := binary("".join(lines[name])):
-            raise ValueError(f"{paths[0].parent}/{name} must be a corpus, got {problem}")
+        text = "".join(lines[name])
+        if problem := "an empty text" if not text or text.isspace() else binary(text):
+            raise ValueError(f"{paths[0]} must be a corpus, got {problem}")
         files += [file for _, file in read]
     return lines, tuple(files)
 
@@ -62,7 +63,7 @@ def _text_file(path: Path) -> tuple[list[str], SourceFile]:
     if "\r\r\n" in text:
         raise ValueError(f"{path} must have line ends that can be told apart, got '\\r\\r\\n', which is one or two")
     text, replaced = normalized(text)
-    if text and (problem := no_text(text)):
+    if problem := no_text(text):
         raise ValueError(f"{path} must be a corpus, got {problem}")
     return _lines(text), SourceFile.of_bytes(path, content, replaced)
 

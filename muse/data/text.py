@@ -42,7 +42,7 @@ def normalized(text: str) -> tuple[str, tuple[str, ...]]:
 def no_text(text: str) -> str | None:
     """What a file of text is where it is no corpus, such as "a git-lfs pointer" or "an HTML or XML page"; None else."""
     if not text or text.isspace():
-        return "no word of text"
+        return "an empty text"
     if problem := binary(text):
         return problem
     whole = text.strip()

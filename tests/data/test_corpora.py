@@ -436,7 +436,7 @@ def test_users_errors_are_named(articles, tmp_path, bpe_folder):
     (articles / "test.txt").write_bytes(b"caf\xe9\n")
     fails("test.txt must be UTF-8", splits=("test",))
     (articles / "test.txt").write_bytes(b"")
-    fails("split 'test' of the corpus is empty", splits=("test",))
+    fails("test.txt must be a corpus, got an empty text", splits=("test",))
     (articles / "test.txt").write_text("one")
     fails("split 'test' must have at least 2 tokens to have a target, got 1", splits=("test",))
     ids = torch.arange(10)
@@ -458,7 +458,7 @@ def test_a_tokenizer_that_loses_text_is_refused(articles, tmp_path, bpe_folder):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((bpe_folder / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
-    with pytest.raises(ValueError, match="must give back the text it is given, got . A title"):
+    with pytest.raises(ValueError, match=r"must give back the text it is given, got . A title"):
         load_corpus(str(articles), str(tmp_path))
 
 

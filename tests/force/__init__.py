@@ -1,0 +1,1 @@
+"""Trials by force: run as modules, each prints counts."""
