@@ -23,11 +23,12 @@ def read_wikitext(name: str, splits: Sequence[str], hub_timeout_seconds: float) 
     """Lines of the text that a name of `catalog.HUB_CORPORA` stands for."""
     import datasets
 
-    def load(local_only: bool):
-        with quiet_datasets(local_only):
+    def load():
+        with quiet_datasets(local_only=True):
             return datasets.load_dataset(WIKITEXT_HUB_ID, HUB_CORPORA[name])
 
-    found = from_cache_or_hub(f"corpus {name!r}", WIKITEXT_HUB_ID, "dataset", load, hub_timeout_seconds)
+    fetch = f"import datasets; datasets.load_dataset({WIKITEXT_HUB_ID!r}, {HUB_CORPORA[name]!r})"
+    found = from_cache_or_hub(f"corpus {name!r}", WIKITEXT_HUB_ID, "dataset", load, fetch, hub_timeout_seconds)
     source, lines, files = f"{WIKITEXT_HUB_ID}/{HUB_CORPORA[name]}", {}, []
     for split in splits:
         rows, replaced = _normalized(found[split]["text"])

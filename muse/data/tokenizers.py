@@ -36,10 +36,11 @@ def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
         return _folder_tokenizer(Path(source))
     from transformers import GPT2TokenizerFast
 
-    def load(local_only: bool):
-        return _checked(GPT2TokenizerFast.from_pretrained(GPT2_HUB_ID, local_files_only=local_only), GPT2_HUB_ID)
+    def load():
+        return _checked(GPT2TokenizerFast.from_pretrained(GPT2_HUB_ID, local_files_only=True), GPT2_HUB_ID)
 
-    tokenizer = from_cache_or_hub("the gpt2 tokenizer", GPT2_HUB_ID, "model", load, hub_timeout_seconds)
+    fetch = f"from transformers import GPT2TokenizerFast; GPT2TokenizerFast.from_pretrained({GPT2_HUB_ID!r})"
+    tokenizer = from_cache_or_hub("the gpt2 tokenizer", GPT2_HUB_ID, "model", load, fetch, hub_timeout_seconds)
     return _wrap(tokenizer, files=())
 
 

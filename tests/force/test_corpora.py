@@ -34,7 +34,8 @@ def test_the_trials_count_what_goes_wrong(tmp_path, monkeypatch):
     (tmp_path / "c" / "test.txt").unlink()
     assert judge(expected, True) is None
     assert judge(expected, False)[0] == "refused"
-    for error, kind in ((KeyError("x"), "traceback"), (ValueError("of no file"), "traceback"), (corpora.Hang(), "hang")):
+    errors = {KeyError("x"): "traceback", ValueError("of no file"): "traceback", corpora.Hang(): "hang"}
+    for error, kind in errors.items():
 
         def fails(*_, error=error, **__):
             raise error
