@@ -46,12 +46,14 @@ def read_folder(folder: Path, splits: Sequence[str]) -> Texts:
             lines[name], file = _text_file(paths[0])
             files.append(file)
             continue
-        read = [_table_file(path) for path in paths]
+        contents = [_table_content(path) for path in paths]
+        read = [_normalized(rows) for rows in text_rows(paths)]
         lines[name] = _lines_of_rows([row for rows, _ in read for row in rows])
         text = "".join(lines[name])
         if problem := "an empty text" if not text or text.isspace() else binary(text):
             raise ValueError(f"{paths[0]} must be a corpus, got {problem}")
-        files += [file for _, file in read]
+        parts = zip(paths, contents, read, strict=True)
+        files += [SourceFile.of_bytes(path, content, replaced) for path, content, (_, replaced) in parts]
     return lines, tuple(files)
 
 
@@ -69,12 +71,11 @@ def _text_file(path: Path) -> tuple[list[str], SourceFile]:
     return _lines(text), SourceFile.of_bytes(path, content, replaced)
 
 
-def _table_file(path: Path) -> tuple[list[str], SourceFile]:
+def _table_content(path: Path) -> bytes:
     content = _content(path)
     if not content.startswith(b"PAR1") and (problem := no_text(content[:HEAD_BYTES].decode("latin-1"))):
         raise ValueError(f"{path} must be a parquet file, got {problem}")
-    rows, replaced = _normalized(text_rows(path))
-    return rows, SourceFile.of_bytes(path, content, replaced)
+    return content
 
 
 def _normalized(rows: Sequence[str]) -> tuple[list[str], list[str]]:

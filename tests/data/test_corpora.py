@@ -470,7 +470,7 @@ def test_parquet_without_text_is_named(tmp_path):
     parquet.write_table(table({"text": ["a", None]}), tmp_path / "validation.parquet")
     with pytest.raises(ValueError, match=r"must have a column 'text', got \['body'\]"):
         load_corpus(str(tmp_path), "gpt2", splits=("test",))
-    with pytest.raises(ValueError, match="must hold text in every row"):
+    with pytest.raises(ValueError, match="must hold text in every row of its column 'text', got missing values"):
         load_corpus(str(tmp_path), "gpt2", splits=("validation",))
 
 
