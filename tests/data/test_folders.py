@@ -232,7 +232,7 @@ def test_damaged_tables_are_one_line(folder):
 def test_a_damage_that_ends_the_reader_is_one_line(folder, monkeypatch):
     write_table(folder / "test.parquet", LINES)
     reader = folder / "reader.py"
-    reader.write_text("import os, sys\nprint('[\"half', flush=True)\nos.abort()\n")
+    reader.write_text("import os, sys\nprint('[\"half', end='', flush=True)\nos.abort()\n")
     monkeypatch.setattr(muse.data.tables, "__file__", str(reader))
     assert "test.parquet must be a readable parquet file: its reader ended with -6" in refused(folder)
     reader.write_text("import time\ntime.sleep(60)\n")
@@ -276,10 +276,10 @@ def test_a_folder_that_is_none_is_one_line(tmp_path, name):
 def test_a_driver_can_ask_before_anything_starts(folder):
     (folder / "test.txt").write_bytes(TEXT.encode())
     found = check_corpus(str(folder), "corpus", splits=["train", "test"], vocab_size=12, train_n_seq=20)
-    assert (found.vocab_size, len(found.splits["train"].ids)) == (12, 24)
+    assert (found.vocab_size, len(found.splits["train"].ids)) == (12, 23)
     for sizes, message in (
         ({"vocab_size": 11}, "vocab_size must be at least the tokenizer's 12, got 11"),
-        ({"train_n_seq": 24}, "training needs more than n_seq = 24 tokens, got 24"),
+        ({"train_n_seq": 23}, "training needs more than n_seq = 23 tokens, got 23"),
         ({"splits": ["validation"]}, "must hold either validation.txt"),
     ):
         with pytest.raises(ValueError, match=message):
