@@ -136,6 +136,17 @@ def test_a_setting_below_the_published_one_is_reduced():
     assert [smaller.setting for smaller in reductions_of({"d_model": 64, "n_seq": 128})] == ["d_model", "n_seq"]
 
 
+def test_any_text_but_wikitext_is_reduced():
+    sizes = {"corpus": "folder", "n_seq": 1024}
+    (found,) = reductions_of(sizes, "another text with <unk>")
+    assert (found.setting, found.value, found.published) == ("corpus", "another text with <unk>", "wikitext-2")
+    assert in_words([found], texts("en")) == "another text (published: WikiText-2)"
+    assert "別のテキスト" in in_words([found], texts("ja"))
+    for text in ("wikitext-2-v1", "wikitext-2-raw-v1", ""):
+        assert reductions_of(sizes, text) == []
+    assert [smaller.value for smaller in reductions_of({"corpus": "synthetic"}, "synthetic")] == ["synthetic"]
+
+
 def test_reductions_are_said_in_each_language():
     smaller = reductions_of({"corpus": "synthetic", "max_ppl_batches": 10, "n_seq": 8}) * 2
     assert in_words(smaller, texts("en")) == (

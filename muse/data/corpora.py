@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
 from muse.catalog import HUB_CORPORA, RAW, SYNTHETIC, WITH_UNK
 from muse.host.files import replaced
@@ -32,7 +31,9 @@ SYNTHETIC_SEED = 77  # of the first 150 the one whose validation and test sample
 CACHE_FORMAT = 1  # part of every cache key: raise it when ids or document starts of the same text change
 ARTICLE_TITLE = re.compile(r" = [^=](.*[^=])? = \n?")  # of WikiText; section titles have two or more signs on each side
 WIKITEXT_ARTICLES = {"train": 600, "validation": 60, "test": 60}
+WIKITEXT_CHARACTERS = {"train": 10_000_000, "validation": 1_000_000, "test": 1_200_000}  # either text has some more
 OTHER_TEXT = "another text"
+SAMPLE = 100_000  # characters of a split whose words tell the median
 
 
 def load_corpus(
@@ -47,8 +48,8 @@ def load_corpus(
     """Reads a corpus (a name of the catalog or a folder) with a tokenizer ("gpt2", "corpus" or a folder).
 
     Token ids are kept in `cache_dir` (default $MUSE_CACHE_DIR, else the user's cache), keyed by the SHA-256 of text and
-    tokenizer. Raises ValueError for names and files that do not fit, CorpusUnavailable within seconds where the hub is
-    needed and away.
+    tokenizer. Raises ValueError, in one line with the file, for names and files that do not fit, CorpusUnavailable
+    within seconds where the hub is needed and away.
     """
     unknown = [name for name in splits if name not in SPLITS]
     if unknown or not splits:
@@ -67,26 +68,57 @@ def load_corpus(
     else:
         encoder = gpt2_tokenizer(tokenizer, hub_timeout_seconds)
     cache_dir = Path(cache_dir or _default_cache_dir())
-    token_splits = {name: _tokenized(name, lines[name], encoder, cache_dir) for name in splits}
+    token_splits = {name: _tokenized(corpus, name, lines[name], encoder, cache_dir) for name in splits}
     text, files = HUB_CORPORA.get(corpus) or text_of(lines), files + encoder.files
     tokens = encoder.vocab_size, token_splits, files, None, encoder.decode
     return Corpus(corpus, tokenizer, *tokens, text, encoder.vocabulary_sha256)
 
 
 def text_of(lines: Mapping[str, Sequence[str]]) -> str:
-    """Which text these lines of splits are: WikiText-2 by its numbers of articles, with rare words or `<unk>` instead.
+    """Which text these lines of splits are: WikiText-2 by articles and size, with rare words or `<unk>` instead.
 
     Of any other text no more than that is said, and whether it holds `<unk>`.
     """
     has_unk = any(UNKNOWN in line for split in lines.values() for line in split)
-    if all(len(_titles(split)[0]) == WIKITEXT_ARTICLES[name] for name, split in lines.items()):
+    if all(_is_wikitext(name, split) for name, split in lines.items()):
         return WITH_UNK if has_unk else RAW
     return f"{OTHER_TEXT} with {UNKNOWN}" if has_unk else OTHER_TEXT
+
+
+def check_corpus(
+    corpus: str,
+    tokenizer: str,
+    *,
+    splits: Sequence[str] = SPLITS,
+    cache_dir: Path | None = None,
+    hub_timeout_seconds: float = 10,
+    vocab_size: int | None = None,
+    train_n_seq: int | None = None,
+) -> Corpus:
+    """What `load_corpus` loads, where models of `vocab_size` can read it and `train_n_seq` tokens make a window.
+
+    Seconds where its tokens are cached, and afterwards they are. Raises ValueError in one line: for a folder that is
+    none, a split that is missing or no text, a tokenizer that is none or damaged, "gpt2" with the synthetic corpus, ids
+    beyond `vocab_size`, a training split of at most `train_n_seq` tokens; CorpusUnavailable where the hub is away.
+    """
+    found = load_corpus(
+        corpus, tokenizer, splits=splits, cache_dir=cache_dir, hub_timeout_seconds=hub_timeout_seconds
+    )
+    if vocab_size is not None and found.vocab_size > vocab_size:
+        raise ValueError(f"vocab_size must be at least the tokenizer's {found.vocab_size}, got {vocab_size}")
+    train = found.splits.get("train")
+    if train_n_seq is not None and train is not None and len(train.ids) <= train_n_seq:
+        raise ValueError(f"training needs more than n_seq = {train_n_seq} tokens, got {len(train.ids)} in {corpus}")
+    return found
 
 
 def canonical_words(text: str) -> int:
     """Whitespace-separated words plus one for each end of line."""
     return len(text.split()) + text.count("\n")
+
+
+def _is_wikitext(name: str, lines: Sequence[str]) -> bool:
+    return sum(map(len, lines)) >= WIKITEXT_CHARACTERS[name] and len(_titles(lines)[0]) == WIKITEXT_ARTICLES[name]
 
 
 def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, int]) -> Corpus:
@@ -100,9 +132,9 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
     for name in splits:
         seed = [SYNTHETIC_SEED, SPLITS.index(name)]
         ids = grammar.sample({**SYNTHETIC_TOKENS, **sizes}[name], seed)
-        text = grammar.decode(ids.tolist()).encode()
-        made[name] = _token_split(name, ids, np.flatnonzero(ids == 0), len(ids), len(text))
-        files.append(SourceFile.of_bytes(f"muse.data.grammar.Grammar().sample({len(ids)}, seed={seed})", text))
+        text = grammar.decode(ids.tolist())
+        made[name] = _token_split(name, ids, np.flatnonzero(ids == 0), text, len(content := text.encode()))
+        files.append(SourceFile.of_bytes(f"muse.data.grammar.Grammar().sample({len(ids)}, seed={seed})", content))
     symbols = vocabulary_sha256({grammar.decode([index]): index for index in range(grammar.vocab_size)})
     known = grammar.entropy_nats(), grammar.decode, SYNTHETIC, symbols
     return Corpus(SYNTHETIC, "corpus", grammar.vocab_size, made, tuple(files), *known)
@@ -128,20 +160,31 @@ def _first_lines(lines: Sequence[str]) -> list[int]:
 
 
 def _token_split(
-    name: str, ids: np.ndarray, starts: np.ndarray, num_words: int, num_bytes: int, unk_pieces: Sequence = ()
+    name: str, ids: np.ndarray, starts: np.ndarray, text: str, num_bytes: int, unk_pieces: Sequence = ()
 ) -> TokenSplit:
     ids, starts = ids.astype(np.int32), torch.from_numpy(starts.astype(np.int64))
     sha256, inside_unk = _sha256_of_ids(ids), _inside_unk(ids, unk_pieces)
-    return TokenSplit(name, torch.from_numpy(ids), starts, num_words, num_bytes, sha256, inside_unk)
+    split = torch.from_numpy(ids), starts, canonical_words(text), num_bytes, sha256, inside_unk
+    return TokenSplit(name, *split, median_word_bytes(text))
+
+
+def median_word_bytes(text: str) -> float:
+    """Median length of the first words of a text, in bytes of UTF-8; 0 without any.
+
+    Where it exceeds some 30, spaces do not part its words, and a perplexity per word has no meaning.
+    """
+    lengths = [len(word.encode()) for word in text[:SAMPLE].split()]
+    return float(np.median(lengths)) if lengths else 0.0
 
 
 def _inside_unk(ids: np.ndarray, unk_pieces: Sequence[Sequence[int]]) -> torch.Tensor | None:
     """bool (tokens,): second and later pieces of an `<unk>`, of which `unk_pieces` are the ids; None without any."""
     inside = np.zeros(len(ids), bool)
     for pieces in unk_pieces:
-        if len(pieces) <= len(ids):
-            starts = np.flatnonzero((sliding_window_view(ids, len(pieces)) == pieces).all(1))
-            inside[starts[:, None] + np.arange(1, len(pieces))] = True
+        starts = np.flatnonzero(ids[: max(0, len(ids) - len(pieces) + 1)] == pieces[0])
+        for place, piece in enumerate(pieces):
+            starts = starts[ids[starts + place] == piece]
+        inside[starts[:, None] + np.arange(1, len(pieces))] = True
     return torch.from_numpy(inside) if inside.any() else None
 
 
@@ -149,22 +192,22 @@ def _sha256_of_ids(ids: np.ndarray) -> str:
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
 
 
-def _tokenized(name: str, lines: list[str], tokenizer: Tokenizer, cache_dir: Path) -> TokenSplit:
+def _tokenized(corpus: str, name: str, lines: list[str], tokenizer: Tokenizer, cache_dir: Path) -> TokenSplit:
     """Ids and document starts of a split, from the cache where the same text met the same tokenizer before."""
     text = "".join(lines)
     content = text.encode()
     if not content:
-        raise ValueError(f"split {name!r} of the corpus is empty")
+        raise ValueError(f"{corpus}: split {name!r} is empty")
     key = f"{CACHE_FORMAT} {hashlib.sha256(content).hexdigest()} {tokenizer.sha256}"
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
     cached = _read_cache(path)
     if cached is None:
         ids, lengths = tokenizer.encode(lines)
         if len(ids) < 2:
-            raise ValueError(f"split {name!r} must have at least 2 tokens to have a target, got {len(ids)}")
+            raise ValueError(f"{corpus}: split {name!r} must have at least 2 tokens to have a target, got {len(ids)}")
         cached = ids, (np.cumsum(lengths) - lengths)[_first_lines(lines)]
         _write_cache(path, *cached)
-    return _token_split(name, *cached, canonical_words(text), len(content), tokenizer.unk_pieces)
+    return _token_split(name, *cached, text, len(content), tokenizer.unk_pieces)
 
 
 def _default_cache_dir() -> Path:

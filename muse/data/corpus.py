@@ -17,10 +17,11 @@ class SourceFile:
     path: str
     sha256: str
     num_bytes: int
+    normalized: tuple[str, ...] = ()  # what was replaced in its text: some of `muse.data.text.normalized`'s names
 
     @classmethod
-    def of_bytes(cls, path: str | Path, content: bytes) -> SourceFile:
-        return cls(str(path), hashlib.sha256(content).hexdigest(), len(content))
+    def of_bytes(cls, path: str | Path, content: bytes, normalized: Sequence[str] = ()) -> SourceFile:
+        return cls(str(path), hashlib.sha256(content).hexdigest(), len(content), tuple(normalized))
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TokenSplit:
     num_bytes: int  # of the text in UTF-8
     sha256: str  # of the ids as little-endian int32
     inside_unk: torch.Tensor | None = None  # bool (tokens,), second and later pieces of an <unk>; None without any
+    median_word_bytes: float = 0.0  # of its words in UTF-8; beyond some 30 the text has no spaces to part its words
 
 
 @dataclass(frozen=True)

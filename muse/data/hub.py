@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -17,14 +22,15 @@ class CorpusUnavailable(ConnectionError):  # noqa: N818 (a state of the world, l
 
 
 def from_cache_or_hub(
-    what: str, repo_id: str, repo_type: str, load: Callable[[bool], Loaded], timeout_seconds: float
+    what: str, repo_id: str, repo_type: str, load: Callable[[], Loaded], fetch: str, timeout_seconds: float
 ) -> Loaded:
-    """`load(True)`, from the local Hugging Face cache; else `load(False)`, once the hub has answered in time.
+    """`load()`, from the local Hugging Face cache; where nothing is there, `fetch` fills it first from the hub.
 
-    The question beforehand matters: the libraries retry an unreachable hub for minutes. Raises CorpusUnavailable.
+    The hub has to answer a question in time, and then to send something in each such time: the libraries retry one that
+    is away or silent for minutes. So `fetch` is Python for a process that can be ended. Raises CorpusUnavailable.
     """
     try:
-        return load(True)
+        return load()
     except (OSError, ValueError) as error:  # the libraries' ways to say "not in the cache"
         not_cached = error
     offline = [name for name in OFFLINE_VARIABLES if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
@@ -36,7 +42,8 @@ def from_cache_or_hub(
         reason = f"not in the cache, and the hub cannot be reached: {failure!r}"
         raise CorpusUnavailable(_ways_out(what, reason)) from failure
     try:
-        return load(False)
+        _fetched(fetch, f"{repo_type}s--{repo_id.replace('/', '--')}", timeout_seconds)
+        return load()
     except Exception as error:  # any of several libraries' errors, kept as the cause
         raise CorpusUnavailable(_ways_out(what, f"the download failed: {error!r}")) from error
 
@@ -58,6 +65,71 @@ def _hub_failure(repo_id: str, repo_type: str, timeout_seconds: float) -> Except
     thread.start()
     thread.join(timeout_seconds)
     return failures[0] if failures else None
+
+
+FETCH = """import os, sys, threading
+def follow_parent():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=follow_parent, daemon=True).start()
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 2**16
+"""  # a file grows while it comes, so that a slow hub is told from a silent one
+LONGEST = 60  # times the timeout: a download that still comes is ended then
+BUSY = 0.2  # share of a core that a process uses which imports or unpacks, and one that waits does not
+TICK_SECONDS = 0.25
+
+
+def _fetched(code: str, folder_name: str, timeout_seconds: float) -> None:
+    """Runs `code` in a process and ends it where nothing came for the time; OSError with its last words."""
+    from huggingface_hub import constants
+
+    environment = os.environ | {"HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-P", "-c", FETCH + code + "\nos._exit(0)"]
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        try:
+            _wait(child, Path(constants.HF_HUB_CACHE) / folder_name, timeout_seconds)
+        finally:
+            child.kill()
+            child.wait()
+            child.stdin.close()
+        log.seek(0)
+        last = log.read().decode("utf-8", "replace").strip().splitlines()[-1:] or ["no word of it"]
+    if child.returncode:
+        raise OSError(last[0][:300])
+
+
+def _wait(child: subprocess.Popen, folder: Path, timeout_seconds: float) -> None:
+    """Until the process has ended; TimeoutError where neither the folder grew nor it computed for the time."""
+    import psutil
+
+    process, started = psutil.Process(child.pid), time.monotonic()
+    moved, seen = started, (0, 0.0)
+    while child.poll() is None:
+        time.sleep(TICK_SECONDS)
+        now, size = time.monotonic(), _size(folder)
+        try:
+            busy = sum(process.cpu_times()[:2])
+        except psutil.Error:  # it has just ended
+            continue
+        if size != seen[0] or busy - seen[1] > BUSY * TICK_SECONDS:
+            moved = now
+        seen = size, busy
+        if now - moved > timeout_seconds:
+            raise TimeoutError(f"the hub answered, and then nothing came for {timeout_seconds:g} s")
+        if now - started > LONGEST * timeout_seconds:
+            raise TimeoutError(f"not at its end after {LONGEST * timeout_seconds:g} s")
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except OSError:  # renamed meanwhile
+            continue
+    return total
 
 
 def _ways_out(what: str, reason: str) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from muse.catalog import CORPORA, HUB_CORPORA
+from muse.catalog import HUB_CORPORA
 
 from .corpus import SourceFile
 from .hub import from_cache_or_hub, quiet_datasets
+from .shards import split_files
+from .tables import MOST_BYTES, text_rows
+from .text import binary, no_text, normalized
 
 WIKITEXT_HUB_ID = "Salesforce/wikitext"
+HEAD_BYTES = 4096  # of a table that is none, to say what it is
 
 Texts = tuple[dict[str, list[str]], tuple[SourceFile, ...]]  # lines of each split, and the files they came from
 
@@ -19,50 +23,74 @@ def read_wikitext(name: str, splits: Sequence[str], hub_timeout_seconds: float) 
     """Lines of the text that a name of `catalog.HUB_CORPORA` stands for."""
     import datasets
 
-    def load(local_only: bool):
-        with quiet_datasets(local_only):
+    def load():
+        with quiet_datasets(local_only=True):
             return datasets.load_dataset(WIKITEXT_HUB_ID, HUB_CORPORA[name])
 
-    found = from_cache_or_hub(f"corpus {name!r}", WIKITEXT_HUB_ID, "dataset", load, hub_timeout_seconds)
-    lines = {split: _lines_of_rows(found[split]["text"]) for split in splits}
-    source = f"{WIKITEXT_HUB_ID}/{HUB_CORPORA[name]}"
-    return lines, tuple(SourceFile.of_bytes(f"{source}/{split}", "".join(lines[split]).encode()) for split in splits)
-
-
-def read_folder(folder: Path, splits: Sequence[str]) -> Texts:
-    """Lines of <split>.txt, or of <split>.parquet or <split>-*.parquet (column text)."""
-    if not folder.is_dir():
-        raise ValueError(f"corpus must be {', '.join(CORPORA)} or an existing folder, got {str(folder)!r}")
-    lines, files = {}, []
-    for name in splits:
-        text = [path for path in (folder / f"{name}.txt",) if path.is_file()]
-        parquet = sorted([*folder.glob(f"{name}.parquet"), *folder.glob(f"{name}-*.parquet")])
-        if bool(text) == bool(parquet):
-            got = "both" if text else "neither"
-            raise ValueError(f"{folder} must hold either {name}.txt or {name}.parquet ({name}-*.parquet), got {got}")
-        rows = [row for path in parquet for row in _rows(path)]
-        lines[name] = _lines(_utf8(text[0])) if text else _lines_of_rows(rows)
-        files += [SourceFile.of_bytes(path, path.read_bytes()) for path in text or parquet]
+    fetch = f"import datasets; datasets.load_dataset({WIKITEXT_HUB_ID!r}, {HUB_CORPORA[name]!r})"
+    found = from_cache_or_hub(f"corpus {name!r}", WIKITEXT_HUB_ID, "dataset", load, fetch, hub_timeout_seconds)
+    source, lines, files = f"{WIKITEXT_HUB_ID}/{HUB_CORPORA[name]}", {}, []
+    for split in splits:
+        rows, replaced = _normalized(found[split]["text"])
+        lines[split] = _lines_of_rows(rows)
+        files.append(SourceFile.of_bytes(f"{source}/{split}", "".join(lines[split]).encode(), replaced))
     return lines, tuple(files)
 
 
-def _utf8(path: Path) -> str:
+def read_folder(folder: Path, splits: Sequence[str]) -> Texts:
+    """Lines of <split>.txt, or of <split>.parquet or its shards (column text); ValueError names the file at fault."""
+    lines, files = {}, []
+    for name in splits:
+        paths = split_files(folder, name)
+        if paths[0].suffix == ".txt":
+            lines[name], file = _text_file(paths[0])
+            files.append(file)
+            continue
+        contents = [_table_content(path) for path in paths]
+        read = [_normalized(rows) for rows in text_rows(paths)]
+        lines[name] = _lines_of_rows([row for rows, _ in read for row in rows])
+        text = "".join(lines[name])
+        if problem := "an empty text" if not text or text.isspace() else binary(text):
+            raise ValueError(f"{paths[0]} must be a corpus, got {problem}")
+        parts = zip(paths, contents, read, strict=True)
+        files += [SourceFile.of_bytes(path, content, replaced) for path, content, (_, replaced) in parts]
+    return lines, tuple(files)
+
+
+def _text_file(path: Path) -> tuple[list[str], SourceFile]:
+    content = _content(path)
     try:
-        return path.read_bytes().decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8: {error}") from error
+    if "\r\r\n" in text:
+        raise ValueError(f"{path} must have line ends that can be told apart, got '\\r\\r\\n', which is one or two")
+    text, replaced = normalized(text)
+    if problem := no_text(text):
+        raise ValueError(f"{path} must be a corpus, got {problem}")
+    return _lines(text), SourceFile.of_bytes(path, content, replaced)
 
 
-def _rows(path: Path) -> list[str]:
-    import pyarrow.parquet
+def _table_content(path: Path) -> bytes:
+    content = _content(path)
+    if not content.startswith(b"PAR1") and (problem := no_text(content[:HEAD_BYTES].decode("latin-1"))):
+        raise ValueError(f"{path} must be a parquet file, got {problem}")
+    return content
 
-    columns = pyarrow.parquet.read_schema(path).names
-    if "text" not in columns:
-        raise ValueError(f"{path} must have a column 'text', got {columns}")
-    rows = pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
-    if not all(isinstance(row, str) for row in rows):
-        raise ValueError(f"column 'text' of {path} must hold text in every row, got other or missing values")
-    return rows
+
+def _normalized(rows: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Rows as `normalized` makes them, and all that was replaced in any of them."""
+    read = [normalized(row) for row in rows]
+    return [row for row, _ in read], sorted({what for _, found in read for what in found})
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path} must be at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} must be a readable file: {error.strerror or error}") from error
 
 
 def _lines(text: str) -> list[str]:

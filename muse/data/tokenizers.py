@@ -13,10 +13,9 @@ import numpy as np
 
 from .corpus import SourceFile
 from .hub import from_cache_or_hub, quiet_datasets
+from .tokenizer_files import END_OF_TEXT, read_definition
 
 GPT2_HUB_ID = "openai-community/gpt2"
-TOKENIZER_FILES = ("vocab.json", "merges.txt")  # required of a folder; the others are read where they exist
-OPTIONAL_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 UNKNOWN, NEWLINE = "<unk>", "\n"
 
 
@@ -34,41 +33,55 @@ class Tokenizer:
 
 
 def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
-    """GPT-2's tokenizer from the hub (`source` "gpt2") or from a folder with vocab.json and merges.txt."""
+    """GPT-2's tokenizer from the hub (`source` "gpt2") or from a folder that `read_definition` reads."""
     if source != "gpt2":
         return _folder_tokenizer(Path(source))
     from transformers import GPT2TokenizerFast
 
-    def load(local_only: bool):
-        return _checked(GPT2TokenizerFast.from_pretrained(GPT2_HUB_ID, local_files_only=local_only), GPT2_HUB_ID)
+    def load():
+        return _checked(GPT2TokenizerFast.from_pretrained(GPT2_HUB_ID, local_files_only=True), GPT2_HUB_ID)
 
-    tokenizer = from_cache_or_hub("the gpt2 tokenizer", GPT2_HUB_ID, "model", load, hub_timeout_seconds)
+    fetch = f"from transformers import GPT2TokenizerFast; GPT2TokenizerFast.from_pretrained({GPT2_HUB_ID!r})"
+    tokenizer = from_cache_or_hub("the gpt2 tokenizer", GPT2_HUB_ID, "model", load, fetch, hub_timeout_seconds)
     return _wrap(tokenizer, files=())
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer:
-    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    if missing:
-        expected = "'gpt2', 'corpus' or a folder with vocab.json and merges.txt"
-        raise ValueError(f"tokenizer must be {expected}, got {str(folder)!r}: no {' and no '.join(missing)} there")
+    definition, paths = read_definition(folder)
     from transformers import GPT2TokenizerFast
 
-    present = [path for name in TOKENIZER_FILES + OPTIONAL_FILES if (path := folder / name).is_file()]
-    files = tuple(SourceFile.of_bytes(path, path.read_bytes()) for path in present)
-    tokenizer = _checked(GPT2TokenizerFast.from_pretrained(str(folder), local_files_only=True), str(folder))
-    return _wrap(tokenizer, files)
+    files = tuple(SourceFile.of_bytes(path, path.read_bytes()) for path in paths)
+    try:
+        tokenizer = GPT2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except BaseException as error:  # of Rust code too, whose panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"tokenizer {str(folder)!r} must be one that transformers reads: {first}") from error
+    ids, expected = tokenizer.get_vocab(), definition.words | definition.added
+    more = ids.keys() - expected.keys()
+    if not expected.items() <= ids.items() or not more <= definition.special or len(set(ids.values())) < len(ids):
+        changed = (word for word in expected if ids.get(word) != expected[word])
+        wrong = next(changed, None) or next(iter(more), END_OF_TEXT)
+        message = f"{wrong[:60]!r} as {expected.get(wrong)}, got {ids.get(wrong)} from transformers"
+        raise ValueError(f"tokenizer {str(folder)!r} must have {message}")
+    return _wrap(_checked(tokenizer, str(folder)), files, len(ids))
 
 
 def _checked(tokenizer, name: str):
     """The tokenizer; ValueError where it loses text, as the empty one does that transformers makes of missing files."""
-    text = " = A title = \n"
-    given_back = tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False)
+    text = "A title  =\tcaf\u00e9 \u4e00 \U0001f600 , it's 10\n"
+    try:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        given_back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    except Exception as error:  # of a Rust library
+        given_back = f"{type(error).__name__}: {error}"[:200]
     if given_back != text:
         raise ValueError(f"tokenizer {name!r} must give back the text it is given, got {given_back!r} for {text!r}")
     return tokenizer
 
 
-def _wrap(tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
+def _wrap(tokenizer, files: tuple[SourceFile, ...], vocab_size: int | None = None) -> Tokenizer:
     """A transformers tokenizer as a Tokenizer; without files of its own, its definition is what is recorded."""
     tokenizer.model_max_length = 10**9  # a long line is no mistake here: lines are joined and cut into windows later
     definition = tokenizer.backend_tokenizer.to_str().encode()
@@ -80,7 +93,7 @@ def _wrap(tokenizer, files: tuple[SourceFile, ...]) -> Tokenizer:
 
     unk_pieces = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f" {UNKNOWN}", UNKNOWN))
     return Tokenizer(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        vocab_size=vocab_size or max(tokenizer.get_vocab().values()) + 1,
         sha256=hashlib.sha256(definition).hexdigest(),
         files=files or (SourceFile.of_bytes(GPT2_HUB_ID, definition),),
         encode=encode,

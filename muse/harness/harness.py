@@ -25,6 +25,7 @@ from tqdm import tqdm
 from muse.data import readers
 from muse.data.corpora import canonical_words
 from muse.data.corpus import TokenSplit
+from muse.data.text import normalized
 from muse.data.tokenizers import gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
@@ -71,8 +72,8 @@ class MuseLM(LM):
         return self.model.config.n_seq
 
     def encode(self, strings: Sequence[str]) -> list[list[int]]:
-        """Token ids of each string, its lines one by one."""
-        lines = [LINE.findall(string) for string in strings]
+        """Token ids of each string, its lines one by one, line ends and byte order marks as in a corpus."""
+        lines = [LINE.findall(normalized(string)[0]) for string in strings]
         if not any(lines):
             return [[] for _ in strings]
         ids, lengths = self.tokenizer.encode([line for string in lines for line in string])

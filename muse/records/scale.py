@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from muse.catalog import SYNTHETIC, WIKITEXT
+from muse.catalog import RAW, SYNTHETIC, WIKITEXT, WITH_UNK
 
 from .schema import Reduction
 
@@ -28,17 +28,19 @@ PUBLISHED = {
 }
 """Sizes and counts of the published protocols; a setting below one of these makes its stage `reduced`."""
 
-PUBLISHED_CORPUS = WIKITEXT
+PUBLISHED_CORPUS, PUBLISHED_TEXTS = WIKITEXT, (RAW, WITH_UNK)
 
 
-def reductions_of(settings: Mapping[str, object]) -> list[Reduction]:
+def reductions_of(settings: Mapping[str, object], text: str = "") -> list[Reduction]:
     """Return in which of these settings the published protocol is not reached; none where it is.
 
-    A stage that trains is judged by the trained sizes (`train_d_model`, ...) where they are given.
+    A stage that trains is judged by the trained sizes (`train_d_model`, ...) where they are given. `text` is the one
+    that was read, as records name it, where one was: any but the published ones is a reduction.
     """
     found = []
-    if settings.get("corpus") == SYNTHETIC:
-        found.append(Reduction(setting="corpus", value=SYNTHETIC, published=PUBLISHED_CORPUS))
+    read = SYNTHETIC if settings.get("corpus") == SYNTHETIC else text
+    if read and read not in PUBLISHED_TEXTS:
+        found.append(Reduction(setting="corpus", value=read, published=PUBLISHED_CORPUS))
     for name, published in PUBLISHED.items():
         value = settings.get(name, published)
         if settings.get("train_tokens"):
@@ -55,6 +57,6 @@ def in_words(reductions: Sequence[Reduction], words: Mapping[str, str]) -> str:
 
 def _in_words(reduction: Reduction, words: Mapping[str, str]) -> str:
     if reduction.setting == "corpus":
-        return words["scale.synthetic"]
+        return words["scale.synthetic" if reduction.value == SYNTHETIC else "scale.text"]
     published = words["scale.all"] if reduction.published is None else reduction.published
     return words["scale.setting"].format(setting=reduction.setting, value=reduction.value, published=published)

@@ -76,6 +76,9 @@ class InputFile(_Record):
     path: str
     sha256: str
     num_bytes: int
+    normalized: list[Literal["byte_order_mark", "cr", "crlf"]] = Field(
+        default_factory=list, description="what was replaced in its text before it was cut into tokens"
+    )
 
 
 class Artifact(_Record):

@@ -23,7 +23,7 @@ from muse.host.signals import Interruptions
 from muse.params import NO_CUDA, ParamsError, Settings, of_today, validate
 from muse.records.environment import git_state, utc_now, versions
 from muse.records.scale import reductions_of
-from muse.records.schema import Imported, Report, RunInfo, StageRecord
+from muse.records.schema import Imported, Reduction, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
 from muse.report.assemble import add_companions, assemble, failed_record
@@ -240,7 +240,7 @@ class Run:
             "title": self.label(notebook),
             "language": self.settings.language,
             "error": self.errors.get(stage),
-            "reductions": [] if is_index else reductions_of(self.settings.model_dump()),  # the report says it itself
+            "reductions": [] if is_index else self.reductions(stage),  # the report says it itself
         }
         error = "no executed notebook"
         if source.exists():
@@ -256,6 +256,13 @@ class Run:
         if not is_index:
             self.plain_stage(notebook)
         return None if stage in self.errors else error or "no page was written"
+
+    def reductions(self, stage: str) -> list[Reduction]:
+        """Return in which way a stage is smaller than published: by its settings, or by the text its record names."""
+        text = ""
+        with suppress(RecordError):
+            text = read_record(StageRecord, self.records / f"{stage}.json").text
+        return reductions_of(self.settings.model_dump(), text)
 
     def label(self, notebook: Notebook) -> str:
         """Return a page's name in the report's language."""

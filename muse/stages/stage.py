@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from muse.catalog import BASELINE, REFERENCE, recomputes
-from muse.data.corpora import load_corpus
+from muse.data.corpora import SPLITS, load_corpus
 from muse.data.corpus import Corpus
 from muse.host.paths import shortened, with_short_paths
 from muse.measure.live_bytes import WithoutData
@@ -72,11 +72,12 @@ class Stage:
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus of this stage, read once."""
+        """The corpus of this stage, read once; a perplexity without a training asks for no more than the test split."""
         if self._corpus is None:
-            cache_dir = self.settings.cache_dir
+            cache_dir = Path(self.settings.cache_dir) if self.settings.cache_dir else None
+            splits = SPLITS if self.settings.train_tokens or self.name != "perplexity" else ("test",)
             self._corpus = load_corpus(
-                self.settings.corpus, self.settings.tokenizer, cache_dir=Path(cache_dir) if cache_dir else None
+                self.settings.corpus, self.settings.tokenizer, splits=splits, cache_dir=cache_dir
             )
         return self._corpus
 
@@ -180,7 +181,8 @@ class Stage:
         excerpts: Sequence[Excerpt] = (),
     ) -> StageRecord:
         """Return the stage's record."""
-        smaller = reductions_of(self.params)
+        text = self._corpus.text if self._corpus else ""
+        smaller = reductions_of(self.params, text)
         files = self._corpus.files if self._corpus else ()
         read = (self.settings.corpus, self.settings.tokenizer)
         return StageRecord(
@@ -190,10 +192,10 @@ class Stage:
             scale="reduced" if smaller else "published",
             reductions=smaller,
             scale_note=in_words(smaller, texts("en")),
-            text=self._corpus.text if self._corpus else "",
+            text=text,
             params=with_short_paths(self.params) | {"device": str(self.device)},
             inputs=[
-                InputFile(path=shortened(file.path, read), sha256=file.sha256, num_bytes=file.num_bytes)
+                InputFile(**vars(file) | {"path": shortened(file.path, read), "normalized": list(file.normalized)})
                 for file in files
             ],
             metrics=list(metrics),

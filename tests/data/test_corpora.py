@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+import muse.data.corpora
 import muse.data.tokenizers
 from muse.data.batches import TrainingBatches, evaluation_batches, num_targets
-from muse.data.corpora import load_corpus, text_of
+from muse.data.corpora import SPLITS, load_corpus, text_of
 from muse.data.grammar import Grammar
 from muse.data.tokenizers import tokenize_dataset, word_tokenizer
 
@@ -25,7 +26,7 @@ ARTICLES = (
     " \n = First = \n \n A café is a place . \n The sum k \n = 1 = \n is one . \n \n = = Notes = = \n \n More text . \n"
     " \n = Second , or other = \n \n The <unk> end . \n"
 )
-PARAGRAPHS = "one two\nthree\n\n\nfour five\n\nsix\r seven\x85eight"
+PARAGRAPHS = "one two\nthree\n\n\nfour five\n\nsix seven\x85\u2028\x0beight"
 
 
 def write_corpus(folder: Path, text: str) -> Path:
@@ -88,7 +89,7 @@ def test_documents_are_paragraphs_elsewhere(tmp_path, bpe_folder):
     corpus = load_corpus(str(write_corpus(tmp_path / "plain", PARAGRAPHS)), str(bpe_folder), splits=("test",))
     split = corpus.splits["test"]
     texts = [corpus.decode(part.tolist()) for part in np.split(split.ids.numpy(), split.document_starts[1:])]
-    assert texts == ["one two\nthree\n\n\n", "four five\n\n", "six\r seven\x85eight"]
+    assert texts == ["one two\nthree\n\n\n", "four five\n\n", "six seven\x85\u2028\x0beight"]
     assert split.num_words == 8 + 6
 
 
@@ -98,8 +99,10 @@ def test_documents_are_paragraphs_elsewhere(tmp_path, bpe_folder):
     (" \n = Title = \n \n A <unk> here . \n" * 59, "another text with <unk>"),
     (" \n A rare one . \n" * 60, "another text"),
 ])  # fmt: skip
-def test_a_folders_text_is_told_by_what_it_holds(tmp_path, content, text):
-    """By the articles of each split that was read, whatever the folder's name."""
+def test_a_folders_text_is_told_by_what_it_holds(tmp_path, monkeypatch, content, text):
+    """By the articles of each split that was read and by their size, whatever the folder's name."""
+    assert text_of({"test": content.splitlines(keepends=True)}).startswith("another text")
+    monkeypatch.setattr(muse.data.corpora, "WIKITEXT_CHARACTERS", dict.fromkeys(SPLITS, len(content)))
     folder = write_corpus(tmp_path / "wikitext-2-v1", content)
     assert text_of({"test": content.splitlines(keepends=True)}) == text
     train = content * 10 if "= Title =" in content else content  # 600 articles
@@ -433,7 +436,7 @@ def test_users_errors_are_named(articles, tmp_path, bpe_folder):
     (articles / "test.txt").write_bytes(b"caf\xe9\n")
     fails("test.txt must be UTF-8", splits=("test",))
     (articles / "test.txt").write_bytes(b"")
-    fails("split 'test' of the corpus is empty", splits=("test",))
+    fails("test.txt must be a corpus, got an empty text", splits=("test",))
     (articles / "test.txt").write_text("one")
     fails("split 'test' must have at least 2 tokens to have a target, got 1", splits=("test",))
     ids = torch.arange(10)
@@ -446,11 +449,16 @@ def test_users_errors_are_named(articles, tmp_path, bpe_folder):
         TrainingBatches(ids, 10, 1, seed=0)
 
 
-def test_a_tokenizer_that_loses_text_is_refused(articles, tmp_path):
-    """transformers makes a silent, empty tokenizer of such files."""
+def test_a_tokenizer_that_loses_text_is_refused(articles, tmp_path, bpe_folder):
+    """transformers makes a silent, empty tokenizer of no words, and one with a prefix of a setting."""
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(ValueError, match="must give back the text it is given, got ''"):
+    with pytest.raises(ValueError, match=r"vocab.json must map words to ids, got none"):
+        load_corpus(str(articles), str(tmp_path))
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((bpe_folder / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    with pytest.raises(ValueError, match=r"must give back the text it is given, got . A title"):
         load_corpus(str(articles), str(tmp_path))
 
 
@@ -462,7 +470,7 @@ def test_parquet_without_text_is_named(tmp_path):
     parquet.write_table(table({"text": ["a", None]}), tmp_path / "validation.parquet")
     with pytest.raises(ValueError, match=r"must have a column 'text', got \['body'\]"):
         load_corpus(str(tmp_path), "gpt2", splits=("test",))
-    with pytest.raises(ValueError, match="must hold text in every row"):
+    with pytest.raises(ValueError, match="must hold text in every row of its column 'text', got missing values"):
         load_corpus(str(tmp_path), "gpt2", splits=("validation",))
 
 

@@ -113,6 +113,8 @@ def test_text_becomes_the_tokens_of_the_corpus(adapter, folders, tmp_path):
     assert found[1] == corpus.splits["test"].ids.tolist()
     assert [lm.tokenizer.decode(ids) for ids in found] == strings
     assert lm.encode(["", ""]) == [[], []]
+    other = ["", "\ufeff" + TEXT.replace("\n", "\r\n"), "a\r\rb", ""]
+    assert lm.encode(other) == found
 
 
 def test_a_continuation_is_scored_after_its_context(adapter):

@@ -115,6 +115,26 @@ def test_a_record_names_the_text_that_was_read(namespace):
     assert stage.corpus.text == stage.record([]).text == "synthetic"
 
 
+def test_an_untrained_perplexity_needs_the_test_split_alone(namespace, tmp_path):
+    """Its record says what was read, what was normalized in it, and that it is not the published text."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["a line \n"] * 5, vocab_size=262, show_progress=False, special_tokens=["<|endoftext|>"])
+    (tmp_path / "bpe").mkdir()
+    bpe.save_model(str(tmp_path / "bpe"))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "test.txt").write_bytes(b"\xef\xbb\xbfa line \r\n" * 9)
+    read = {"corpus": str(tmp_path / "text"), "tokenizer": str(tmp_path / "bpe"), "vocab_size": 262, "train_tokens": 0}
+    record = perplexity.run(Stage("perplexity", namespace | read))
+    assert record.find("perplexity", "stage1").value > 1
+    assert record.text == "another text"
+    assert ("corpus", "another text") in [(smaller.setting, smaller.value) for smaller in record.reductions]
+    assert [file.normalized for file in record.inputs][:2] == [["crlf", "byte_order_mark"], []]
+    with pytest.raises(ValueError, match=r"must hold either train.txt"):
+        _ = Stage("train", namespace | TRAIN | read | {"train_tokens": 512}).corpus
+
+
 def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(namespace, tmp_path):
     stage = Stage("perplexity", {**namespace, **TRAIN, "checkpoint_dir": str(tmp_path / "checkpoints")})
     (result,) = stage.train("stage1").results
