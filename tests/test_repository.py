@@ -274,3 +274,11 @@ def test_jupyterlab_is_told_to_look_for_no_updates_news_or_extensions():
         assert "NeverCheckForUpdate" in Path(spec.origin).read_text(encoding="utf-8")
         names = [entry.name for entry in importlib.metadata.entry_points(group="jupyterlab.extension_manager_v1")]
         assert "readonly" in names
+
+
+def test_every_test_that_a_promise_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "promises.md").read_text()))
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    there = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
+    assert named
+    assert not named - there
