@@ -50,7 +50,7 @@ Width = Annotated[int, Field(ge=2, le=2**16, multiple_of=2)]
 Layers, Length, Batch, Repeats = _count(1024), _count(2**20, 2), _count(2**16), _count(10**6)
 Tokens, Budget, StepTokens = _count(2**20), _count(10**13, 0), _count(2**26)
 Vocabulary, Passes, Steps, Seed = _count(2**24), _count(10**4), _count(10**9), _count(2**63 - 1, 0)
-Rate = Annotated[float, Field(gt=0, le=100)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # one that diverges is a try as well
 Share = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, le=100)]
 Norm = Annotated[float, Field(gt=0, le=1e6)]

@@ -332,7 +332,7 @@ def test_every_number_has_an_upper_limit():
     [
         ("train_n_layers=1000000000", "less than or equal to 1024"),
         ("batch_tokens=[1000000000]", "less than or equal to 67108864"),
-        ("learning_rates=[1e308]", "less than or equal to 100"),
+        ("learning_rates=[1e308]", "expected less than or equal to 1"),
         ("seeds=[18446744073709551616]", "less than or equal to 9223372036854775807"),
         ("seed=18446744073709551616", "less than or equal to 9223372036854775807"),
         ("seeds=[0, 0]", "seeds names one value twice: 0 in [0, 0], expected each once"),
