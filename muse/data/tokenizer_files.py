@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
@@ -155,12 +156,12 @@ def _merges(path: Path, merges: object) -> list[tuple[str, str]]:
     """Pairs of symbols, from lines or from pairs."""
     if not isinstance(merges, list):
         raise ValueError(f"{path} must hold a list of merges, got {shown(merges)}")
-    found = []
-    for merge in merges:
-        parts = merge.split(" ") if type(merge) is str else merge
-        if type(parts) is not list or len(parts) != 2 or not all(type(part) is str and part for part in parts):
-            raise ValueError(f"{path}: merge {len(found) + 1} must be two symbols, got {shown(merge)}")
-        found.append((parts[0], parts[1]))
+    lists = (merge.split(" ") if type(merge) is str else merge if type(merge) is list else () for merge in merges)
+    found = list(map(tuple, lists))
+    symbols = list(chain.from_iterable(found))
+    if not (set(map(len, found)) <= {2} and set(map(type, symbols)) <= {str} and all(symbols)):
+        wrong = next(i for i, pair in enumerate(found) if len(pair) != 2 or not all(type(s) is str and s for s in pair))
+        raise ValueError(f"{path}: merge {wrong + 1} must be two symbols, got {shown(merges[wrong])}")
     return found
 
 
