@@ -288,10 +288,12 @@ def _add_report(commands: Commands) -> None:
     add("--with", dest="companions", nargs="+", type=Path, default=[], metavar="OTHER", help=words)
     words = "let index.html load assets/figures.js as the stages' pages do: 2 MB less, but it must stay in its folder"
     add("--shared-script", action="store_true", help=words)
+    words = "make no SVG pictures of the figures; what is kept small, such as a repository, can do without"
+    add("--no-stills", dest="stills", action="store_false", help=words)
 
 
 def _report(options: argparse.Namespace) -> int:
-    given = {"companions": options.companions, "shared_script": options.shared_script}
+    given = {"companions": options.companions, "shared_script": options.shared_script, "stills": options.stills}
     return render(options.folder, options.language, **given)
 
 

@@ -23,7 +23,7 @@ from muse.host.files import write_atomic
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
-from muse.params import NO_CUDA, ParamsError, Settings, validate
+from muse.params import NO_CUDA, ParamsError, Settings, of_today, validate
 from muse.records.environment import git_state, utc_now, versions
 from muse.records.scale import reductions_of
 from muse.records.schema import Report, RunInfo, StageRecord
@@ -238,6 +238,17 @@ class Run:
         page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria)
         write_atomic(self.folder / "index.html", page)
 
+    def draw_stills(self) -> None:
+        """Let the pages have still pictures of their figures, where there is a browser to draw them."""
+        from muse.report.stills import draw_stills  # it takes a while to import
+
+        pages = [self.folder / catalog.page(notebook.stage) for notebook in self.notebooks]
+        try:
+            draw_stills(self.folder, pages)
+        except Exception as error:  # whatever is wrong with a browser; the pages are whole and say that there are none
+            with self.log(REPORT).open("a", encoding="utf-8") as log:
+                log.write(f"no still pictures of the figures: {error}\n")
+
     def interrupt(self) -> None:
         """Record the stages that an interruption has stopped or kept from running."""
         current = self.lines.stages[self.lines.index] if self.lines.index >= 0 else None
@@ -261,6 +272,8 @@ class Run:
             shorten_file(self.log(notebook.stage), self.folders)
         if not (self.folder / "index.html").exists():
             self.plain_index(interrupted)
+        if not interrupted:
+            self.draw_stills()
         write_record(info.model_copy(update={"finished_utc": utc_now()}), self.folder / "run.json")
         path = self.folder / "report.json"
         write_record(assemble(self.folder), path)
@@ -319,6 +332,7 @@ def render(
     *,
     companions: Sequence[str | Path] = (),
     shared_script: bool = False,
+    stills: bool = True,
     notebooks: Path | None = None,
     export: Callable[..., str | None] = notebook_calls.export_page,
     stream: TextIO | None = None,
@@ -327,7 +341,8 @@ def render(
 
     Nothing is measured and `report.json`, which is always in English, stays as it is. The reports of `companions`,
     folders of other runs, are kept in the run's folder and shown with it from then on. With `shared_script` index.html
-    loads the script of its figures from `assets/`, else it is complete in itself. ParamsError, before anything is
+    loads the script of its figures from `assets/`, else it is complete in itself; without `stills` its figures have no
+    pictures beside the page, for readers without JavaScript. ParamsError, before anything is
     changed, where `folder` holds no run or the report of a companion cannot be read.
     """
     folder = Path(folder).resolve()
@@ -335,7 +350,7 @@ def render(
         info = read_record(RunInfo, folder / "run.json")
     except RecordError as error:
         raise ParamsError(f"{folder}: not the folder of a run: {error}") from error
-    settings = validate(info.params | {"language": language})
+    settings = validate(of_today(info.params) | {"language": language})
     found = find_notebooks(settings.stages, notebooks)
     add_companions(folder, [Path(other).resolve() for other in companions])
     for name in ("logs", "notebooks", "pages"):
@@ -352,6 +367,8 @@ def render(
         this = Run(settings, folder, found, info.command, export, lines, shared_script, errors=failed)
         problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
         this.stage(found[-1])
+        if stills:
+            this.draw_stills()
         lines.line(str(folder / "index.html"))
     return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
 
