@@ -6,9 +6,8 @@ First the files themselves, then, where a Chromium is installed, the drawn pages
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,12 +18,10 @@ from muse.records.criteria import CRITERIA
 from muse.records.store import RecordError
 
 from .assemble import stage_record
+from .browser import BROWSERS, find_browser, open_page, window
 from .frame import INDEX, TEXT_PAGE
 from .run_list import is_run_list
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-BROWSER_FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync")  # fmt: skip
 SOURCES = dict.fromkeys(("script", "img", "iframe", "source", "video"), "src") | {"link": "href", "object": "data"}
 """The attribute of an element that names what a browser fetches for it."""
 
@@ -34,19 +31,59 @@ DRAWS, KEEPS = "window.musePlotly=", "showSendToCloud: false"
 PAPER = 718
 """Width of A4 in CSS pixels between the narrowest usual margins, 10 mm."""
 
+WIDTHS = (375, 768, 1280)
+"""Windows that a page is looked at in, in CSS pixels: a phone, a tablet, a desk."""
+
+OPENS_MS = 1000
+"""Within which a page shows its first words; the best of three loads counts, for the machine may be busy."""
+
+STEPS = 12
+"""How many times the Tab key is pressed from the top of a page; each place must be seen to have the focus."""
+
 FAR_BUTTONS = """buttons => buttons.map(button => button.dataset.title || button.ariaLabel || "")
   .filter(name => /cloud|share|studio|upload/i.test(name))"""
 """Names of the buttons that would send a figure elsewhere."""
 
 CUT = """paper => [...document.querySelectorAll(".muse-figure")].map(box => {
-  const left = box.getBoundingClientRect().left;
-  const frame = box.querySelector(".svg-container")?.getBoundingClientRect();
+  const { left, width: own } = box.getBoundingClientRect();
+  const frame = box.querySelector(".svg-container")?.getBoundingClientRect(), limit = paper || own;
   return Math.max(0, ...[...box.querySelectorAll(".main-svg, .main-svg text")].map(part => {
     const { left: start, right: end, width } = part.getBoundingClientRect();
-    return width && Math.max(left - start, end - left - paper, end - frame.right);
+    return width && Math.max(left - start, end - left - limit, end - frame.right);
   }));
 })"""
-"""By how many pixels each figure reaches over the paper, or its text over the figure's own edges."""
+"""By how many pixels each figure reaches over the paper or its own box, or its text over the figure's own edges."""
+
+OVERLAPS = """() => [...document.querySelectorAll(".muse-figure")].flatMap((box, place) => {
+  const words = [...box.querySelectorAll(".annotation-text, .xtick text, .ytick text, .xtitle, .ytitle")]
+    .map(part => [part.textContent, part.getBoundingClientRect()]).filter(([, { width }]) => width);
+  return words.flatMap(([text, one], i) => words.slice(i + 1)
+    .filter(([, two]) => Math.min(one.right, two.right) - Math.max(one.left, two.left) > 3
+      && Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top) > 4)
+    .map(([other]) => `figure ${place + 1}: ${text} lies on ${other}`));
+})"""
+"""Labels of a figure that lie on one another."""
+
+FOCUS = """() => {
+  const here = document.activeElement, { width, height } = here.getBoundingClientRect(), look = getComputedStyle(here);
+  const shown = width > 0 && height > 0 && look.outlineStyle !== "none" && parseFloat(look.outlineWidth) > 0;
+  return here === document.body ? null : { name: here.textContent.trim().slice(0, 40) || here.tagName, shown };
+}"""
+"""The element that has the focus, and whether one sees it."""
+
+FIRST_WORDS = """() => new Promise(tell => {
+  const found = () => performance.getEntriesByName("first-contentful-paint")[0];
+  const ask = (left) => found() || !left ? tell(found()?.startTime ?? 0) : setTimeout(ask, 50, left - 1);
+  ask(20);
+})"""
+
+AXE = """rules => axe.run(document, { resultTypes: ["violations"], ...(rules ? { runOnly: rules } : {}) })
+  .then(({ violations }) => violations.map(({ id, help, nodes }) =>
+    `${id}: ${help} (${nodes.length}, such as ${nodes[0].html.slice(0, 120)})`))"""
+"""What axe finds; of all that it knows or of some rules."""
+
+ON_A_PHONE = ("target-size", "scrollable-region-focusable")
+"""Rules of axe whose answer depends on the width of the window."""
 
 
 def check_page(page: Path) -> list[str]:
@@ -106,7 +143,7 @@ def _figure_problems(soup: BeautifulSoup, page: Path) -> list[str]:
     if figures and not scripts:
         problems.append("figures without the script that draws them")
     problems += ["figures with a button that uploads them"] * any(KEEPS not in script for script in scripts)
-    unnamed = [figure for figure in soup.select("figure:has(.muse-figure)") if not figure.get("aria-label")]
+    unnamed = [figure for figure in figures if not figure.select_one(".muse-alt:not(:empty)")]
     return problems + ["figure without a text alternative"] * len(unnamed)
 
 
@@ -117,70 +154,100 @@ def _scripts(soup: BeautifulSoup, page: Path) -> list[str]:
     return own + [file.read_text(encoding="utf-8") for file in files if file.is_file()]
 
 
-def find_browser() -> str | None:
-    """Return the path of an installed Chromium, or None."""
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
-
-
 def check_in_browser(pages: Sequence[Path], browser: str) -> list[str]:
-    """Open pages without network and return what goes wrong.
-
-    That is: figures that are not drawn, offer an upload or are cut on paper, requests, errors on the console.
-    """
-    from playwright.sync_api import sync_playwright
-
+    """Open pages without network and return what is wrong: in windows of three widths, dark, on paper, by keyboard."""
     problems: list[str] = []
-    with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=browser, headless=True, args=list(BROWSER_FLAGS),
-            viewport={"width": 1280, "height": 900},
-        )  # fmt: skip
-        with contextlib.closing(context):
-            for page in pages:
-                problems += [f"{page.name}: {problem}" for problem in _look_at(context, page)]
+    with window(browser) as context:
+        for page in pages:
+            problems += [f"{page.name}: {problem}" for problem in _look_at(context, page)]
     return problems
 
 
 def _look_at(context, page: Path) -> list[str]:
-    tab, problems = context.new_page(), []
-
-    def answer(route) -> None:
-        if urlsplit(route.request.url).scheme in ("file", "data", "blob"):
-            route.continue_()
-        else:
-            problems.append(f"asked the network for {route.request.url}")
-            route.abort()
-
-    tab.route("**/*", answer)
-    tab.on("console", lambda message: problems.append(f"console: {message.text}") if message.type == "error" else None)
-    tab.on("pageerror", lambda error: problems.append(f"script error: {error}"))
-    tab.goto(page.resolve().as_uri())
-    boxes = tab.locator(".muse-figure")
-    if boxes.count():
-        try:
-            tab.wait_for_function("document.documentElement.dataset.figures === 'done'", timeout=30_000)
-        except Exception as error:  # playwright's own TimeoutError
-            problems.append(f"figures were not drawn: {str(error).splitlines()[0]}")
-    for place, box in enumerate(boxes.all(), 1):
+    problems: list[str] = []
+    tab = open_page(context, page, problems.append)
+    for place, box in enumerate(tab.locator(".muse-figure").all(), 1):
         if box.locator(".main-svg").count() == 0:
             problems.append(f"figure {place} was not drawn: {box.get_attribute('data-error') or 'no plot'}")
     sending = tab.eval_on_selector_all(".modebar-btn", FAR_BUTTONS)
     problems += [f"a button that sends a figure elsewhere: {name}" for name in dict.fromkeys(sending)]
+    problems += _by_keyboard(tab)
+    if tab.locator("header.top a").count() and tab.locator("header.top a[aria-current=page]").count() != 1:
+        problems.append("the list of pages does not mark this one")
+    axe = _axe_source()
+    if axe:
+        tab.evaluate(axe)
+        problems += [f"axe: {found}" for found in tab.evaluate(AXE)]
+        tab.emulate_media(color_scheme="dark")
+        problems += [f"axe, dark: {found}" for found in tab.evaluate(AXE, ["color-contrast"])]
+        tab.emulate_media(color_scheme="light")
+    for width in WIDTHS:
+        problems += [f"at {width} px: {problem}" for problem in _at_width(tab, width)]
+        if axe and width == min(WIDTHS):
+            problems += [f"axe, phone: {found}" for found in tab.evaluate(AXE, list(ON_A_PHONE))]
+    problems += _on_paper(tab)
+    problems += _slow(tab)
+    tab.close()
+    return problems
+
+
+def _axe_source() -> str:
+    """The script of axe, which asks for what people need who do not see or point; empty where it is not installed."""
+    with contextlib.suppress(ModuleNotFoundError):
+        return resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    return ""
+
+
+def _by_keyboard(tab) -> list[str]:
+    """Walk down from the top of a page by the Tab key; the first place is the link that skips to the content."""
+    problems = []
+    for step in range(STEPS):
+        tab.keyboard.press("Tab")
+        place = tab.evaluate(FOCUS)
+        if place is None:
+            break
+        if not step and not tab.evaluate("document.activeElement.matches('.skip')"):
+            problems.append("the first stop of the Tab key does not skip to the content")
+        if not place["shown"]:
+            problems.append(f"one does not see that the focus is on {place['name']}")
+    tab.evaluate("document.activeElement.blur()")
+    return problems
+
+
+def _at_width(tab, width: int) -> list[str]:
+    """Make the window so wide and return what does not fit it, and which labels lie on one another."""
+    tab.set_viewport_size({"width": width, "height": 900})
+    over = _settled(tab, None)
+    problems = [f"figure {place} is cut by {round(px)} px" for place, px in enumerate(over, 1) if px >= 1]
     too_wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     if too_wide > 1:
         problems.append(f"wider than the window by {too_wide} px")
-    problems += _on_paper(tab)
-    tab.close()
-    return problems
+    return problems + tab.evaluate(OVERLAPS)
 
 
 def _on_paper(tab) -> list[str]:
     """Turn a drawn page to paper and return the figures that do not fit."""
     tab.emulate_media(media="print")
-    with contextlib.suppress(Exception):  # playwright's own TimeoutError: what does not fit is named below
-        tab.wait_for_function(f"Math.max(0, ...({CUT})({PAPER})) < 1", timeout=5_000)
-    over = tab.evaluate(CUT, PAPER)
+    over = _settled(tab, PAPER)
+    tab.emulate_media(media="screen")
     return [f"figure {place} is cut on paper by {round(px)} px" for place, px in enumerate(over, 1) if px >= 1]
+
+
+def _settled(tab, limit: int | None) -> list[float]:
+    """By how many pixels figures are cut, once they have been drawn anew."""
+    with contextlib.suppress(Exception):  # playwright's own TimeoutError: what does not fit is named by the caller
+        tab.wait_for_timeout(150)
+        tab.wait_for_function(f"Math.max(0, ...({CUT})({limit or 'null'})) < 1", timeout=2_000)
+    return tab.evaluate(CUT, limit)
+
+
+def _slow(tab) -> list[str]:
+    """Return how long a page takes to show its first words, where that is too long."""
+    times = [tab.evaluate(FIRST_WORDS)]
+    while min(times) > OPENS_MS and len(times) < 3:
+        tab.reload()
+        times.append(tab.evaluate(FIRST_WORDS))
+    return [f"shows nothing for {min(times):.0f} ms"] if min(times) > OPENS_MS else []
 
 
 def check_run(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pygments
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 from latex2mathml.converter import convert as latex_to_mathml
 from markupsafe import Markup
 from nbconvert.filters.ansi import ansi2html
@@ -26,7 +26,7 @@ from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Reduction
 
 from .figures.style import PLOTLY_MIME, figure_html
-from .frame import page_text
+from .frame import page_text, slug
 from .html import asset, render
 from .texts import texts
 
@@ -119,16 +119,41 @@ def export_html(
         notice = scale_label(reductions_of(node.metadata.get("papermill", {}).get("parameters", {})), language)
     shown = render(
         "main", language, cells=node.cells, notice=notice, error=error or failure, failed_cell=failed_cell,
-        markdown=_markdown, highlight=_highlight, ansi=_ansi,
+        markdown=_markdown, highlight=_highlight, ansi=_ansi, num_figures=num_figures,
     )  # fmt: skip
     soup = BeautifulSoup(shown, "html.parser")
     question = _put_results_first(soup, title)
+    _number_figures(soup.main, language)
     framed = page_text(
         soup, title if question == title else f"{question} – {title}", links=links, language=language,
-        here=Path(page).name, num_figures=num_figures,
+        here=_own_href(Path(page), links), num_figures=num_figures,
         script=figures_script() if inline_assets and num_figures else "", assets=assets_folder(Path(page)),
     )  # fmt: skip
     write_atomic(Path(page), framed)
+
+
+def _own_href(page: Path, links: Sequence[tuple[str, str]]) -> str:
+    """Return how the list of pages names this one."""
+    names = {href.rpartition("/")[2]: href for _, href in links}
+    return names.get(Path(page).name, "")
+
+
+def _number_figures(main: Tag, language: str) -> None:
+    """Give every figure of a page its number, an id that can be linked, and a place for its data and its picture."""
+    taken = {tag["id"] for tag in main.find_all(id=True)}
+    for number, figure in enumerate(main.select("figure:has(.muse-figure)"), 1):
+        figure["id"] = slug(f"fig-{figure.get('data-name', 'figure')}".replace("_", "-"), taken)
+        title = figure.select_one(".muse-title")
+        if title is None:  # of a notebook that was executed when figures had no numbers
+            title = BeautifulSoup('<p class="muse-title"></p>', "html.parser").p
+            figure.figcaption.insert(0, title)
+        added = BeautifulSoup(render("figure_number", language, id=figure["id"], number=number), "html.parser")
+        link, files = added.a, added.span
+        title["id"] = f"{figure['id']}-title"
+        figure["aria-labelledby"] = title["id"]
+        title.insert(0, link)
+        link.insert_after(" ")
+        title.append(files)
 
 
 def _failure(notebook: NotebookNode) -> tuple[NotebookNode, str] | tuple[None, None]:

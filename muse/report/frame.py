@@ -69,7 +69,7 @@ def _contents(main: Tag) -> list[tuple[tuple[str, str], list[tuple[str, str]]]]:
     taken = {main["id"], *(tag["id"] for tag in main.find_all(id=True) if tag not in headings)}
     for heading in headings:
         text = heading.get_text().strip()
-        heading["id"] = _slug(text, taken)
+        heading["id"] = slug(text, taken)
         if heading.name == "h3" and found:
             found[-1][1].append((heading["id"], text))
         elif heading.name != "h1":
@@ -77,11 +77,12 @@ def _contents(main: Tag) -> list[tuple[tuple[str, str], list[tuple[str, str]]]]:
     return found
 
 
-def _slug(text: str, taken: set[str]) -> str:
-    slug = base = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
+def slug(text: str, taken: set[str]) -> str:
+    """Return an id made of a text, other than those that are taken, and take it."""
+    found = base = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
     count = 1
-    while slug in taken:
+    while found in taken:
         count += 1
-        slug = f"{base}-{count}"
-    taken.add(slug)
-    return slug
+        found = f"{base}-{count}"
+    taken.add(found)
+    return found

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import plotly.graph_objects as go
 from markupsafe import Markup
 
 from muse import catalog
@@ -47,8 +48,8 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
     """
     folder, words = Path(record_dir).parent, texts(language)
     report, companions = assemble(folder, language), companions_of(folder)
-    blocks = [lead(report, language), verdicts(report, language), first_screen.about(report, language)]
-    blocks.append(stage_table(report, language))
+    blocks = [lead(report, language), *_quality(report, language)]
+    blocks += [verdicts(report, language), first_screen.about(report, language), stage_table(report, language)]
     blocks.append(render("heading", level=2, text=words["report.results"]))
     for stage in report.stages:
         read = f" ({stage.text})" if stage.text else ""
@@ -70,6 +71,14 @@ def text_link(stage: StageRecord, folder: Path, language: str = "en") -> Markup:
     words = texts(language)
     link = Markup('<a href="{}">{}</a> {}').format(TEXT_PAGE, words["text_page.link"], words["text_page.about"])
     return render("note", language, title="", text=link)
+
+
+def _quality(report: Report, language: str) -> list[go.Figure]:
+    """Quality against GPU memory, which is the question, where the run has measured both."""
+    try:
+        return [figures.quality_over_memory(report.stages, language)]
+    except figures.NothingToDraw:
+        return []
 
 
 def scale_notice(stages: Iterable[StageRecord], language: str = "en") -> str:

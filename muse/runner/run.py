@@ -291,6 +291,17 @@ class Run:
         page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria)
         write_atomic(self.folder / "index.html", page)
 
+    def draw_stills(self) -> None:
+        """Let the pages have still pictures of their figures, where there is a browser to draw them."""
+        from muse.report.stills import draw_stills  # it takes a while to import
+
+        pages = [self.folder / catalog.page(notebook.stage) for notebook in self.notebooks]
+        try:
+            draw_stills(self.folder, pages)
+        except Exception as error:  # whatever is wrong with a browser; the pages are whole and say that there are none
+            with self.log(REPORT).open("a", encoding="utf-8") as log:
+                log.write(f"no still pictures of the figures: {error}\n")
+
     def interrupt(self) -> None:
         """Record the stages that an interruption has stopped or kept from running."""
         current = self.lines.stages[self.lines.index] if self.lines.index >= 0 else None
@@ -322,6 +333,8 @@ class Run:
             shorten_file(self.log(notebook.stage), self.folders)
         if not (self.folder / "index.html").exists():
             self.plain_index(interrupted)
+        if not interrupted:
+            self.draw_stills()
         ended = info.model_copy(update={"finished_utc": utc_now(), "interrupted": interrupted})
         write_record(ended, self.folder / "run.json")
         path = self.folder / REPORT_FILE
@@ -380,6 +393,7 @@ def render(
     *,
     companions: Sequence[str | Path] = (),
     shared_script: bool = False,
+    stills: bool = True,
     notebooks: Path | None = None,
     export: Callable[..., str | None] = notebook_calls.export_page,
     stream: TextIO | None = None,
@@ -388,7 +402,8 @@ def render(
 
     Nothing is measured and `report.json`, which is always in English, stays as it is. The reports of `companions`,
     folders of other runs, are kept in the run's folder and shown with it from then on. With `shared_script` index.html
-    loads the script of its figures from `assets/`, else it is complete in itself. ParamsError, before anything is
+    loads the script of its figures from `assets/`, else it is complete in itself; without `stills` its figures have no
+    pictures beside the page, for readers without JavaScript. ParamsError, before anything is
     changed, where `folder` holds no run or the report of a companion cannot be read.
     """
     folder = Path(folder).resolve()
@@ -416,6 +431,8 @@ def render(
         )
         problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
         this.stage(found[-1])
+        if stills:
+            this.draw_stills()
         lines.line((folder / "index.html").as_uri())
     return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
 

@@ -111,8 +111,8 @@ def test_a_training_that_gives_the_very_same_number_again_is_identical():
 
 def test_changes_of_the_memory_are_the_ratios_of_the_companion():
     figure = companion_figures.memory_changes(Companion("abl", CHANGES))
-    line, twin, _, rotation, seeds = figure.data
-    assert line.name == "Stage 1 with memory (1)"
+    twin, rotation, seeds = figure.data
+    assert [shape.x0 for shape in figure.layout.shapes] == [1]
     assert (twin.name, twin.x[0]) == ("Real twin", 1.25)
     assert (rotation.name, rotation.x[0]) == ("Memory without rotation", 1.05)
     assert list(seeds.x) == [1.02, 1.08]

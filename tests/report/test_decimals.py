@@ -82,9 +82,8 @@ NEAR_ONE = [
 
 def test_ratios_of_one_column_have_the_same_decimals():
     (figure,) = figures.of_stage(record(metrics=NEAR_ONE))
-    assert [note.text.partition("<b>")[2] for note in figure.layout.annotations] == [
-        "1.2000</b>", "1.0973 (1.0800 – 1.1100)</b>", "0.9928 (0.9856 – 1.0003)</b>"
-    ]  # fmt: skip
+    told = [note.text.partition("<b>")[2] for note in figure.layout.annotations if "<b>" in note.text]
+    assert told == ["1.2000</b>", "1.0973</b><br>1.0800 – 1.1100", "0.9928</b><br>0.9856 – 1.0003"]
     others = [metric("perplexity", value=48.39), metric("peak_memory_ratio_to_phase2", value=0.5)]
     rows = soup(report.numbers_table(record(metrics=[*NEAR_ONE, *others]))).select("tbody tr")
     assert [[row.select("td")[column].text for column in (2, 5)] for row in rows] == [

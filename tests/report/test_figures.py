@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,15 @@ from builders import metric, record, series, soup
 from muse.measure import dynamics
 from muse.report import figures
 from muse.report.figures import stage
+from muse.report.figures.panels import end_labels, wrapped
 from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, style
 from muse.report.numbers import number
 from muse.report.texts import LANGUAGES, texts
+
+
+def words(note):
+    """What the label of a curve says, without the patch of its colour."""
+    return re.sub(r"<span.*?</span> ", "", note.text)
 
 
 def norms(samples, labels, **values):
@@ -82,12 +89,49 @@ def test_loss_curves_hold_every_series_and_say_the_last_validation_loss():
     assert "5.100 to 3.710" in figure.layout.meta["alt"]
 
 
-def test_seeds_share_an_entry_of_the_legend_and_of_the_caption():
+def test_seeds_share_a_name_at_the_end_of_their_curves_and_a_mean_in_the_caption():
     names = (("stage1", 0), ("stage1", 1), ("phase2", 0))
-    curves = [series("validation_loss", name, y=(5.0, 3.5 + i), seed=s) for i, (name, s) in enumerate(names)]
+    curves = [series("validation_loss", name, y=(5.0, 4.0, 3.5 + i), seed=s) for i, (name, s) in enumerate(names)]
     figure = figures.loss_curves(record("train", series=curves))
-    assert [trace.showlegend for trace in figure.data] == [True, False, True]
-    assert "Stage 1 3.500, 4.500; Phase 2 5.500" in figure.layout.meta["caption"]
+    assert [words(note) for note in figure.layout.annotations] == ["Stage 1", "Phase 2"]
+    assert [note.y for note in figure.layout.annotations] == sorted(note.y for note in figure.layout.annotations)
+    assert "Stage 1 4.000 (mean of 2 seeds, 3.500 to 4.500); Phase 2 5.500" in figure.layout.meta["caption"]
+
+
+def test_the_first_tenth_of_a_training_does_not_stretch_the_axis():
+    curves = [series("validation_loss", x=range(1, 21), y=[11.0, *np.linspace(5, 4, 19)])]
+    figure = figures.loss_curves(record("train", series=curves))
+    low, high = figure.layout.yaxis.range
+    assert 3.5 < low < 4 < 5 < high < 5.5
+    assert "from 11" in figure.layout.meta["caption"]
+    late = figures.loss_curves(record("train", series=[series("validation_loss", x=range(3), y=[4, 11, 3])]))
+    assert late.layout.yaxis.range[1] > 11, "what is high later is shown"
+    assert "leaves out" not in late.layout.meta["caption"]
+
+
+def test_labels_at_the_ends_of_curves_keep_apart_and_in_the_order_of_the_curves():
+    ends = [("a", "#000000", 1.0), ("b<br>b", "#000000", 1.01), ("c", "#000000", 0.0), ("d", "#000000", 0.99)]
+    notes = end_labels(ends, (0.0, 1.0), 300)
+    assert [words(SimpleNamespace(**note)) for note in notes] == ["c", "d", "a", "b<br>b"]
+    heights = [note["y"] * 300 for note in notes]
+    halves = [8, 8, 8, 16]
+    for i in range(3):
+        assert heights[i + 1] - heights[i] >= halves[i] + halves[i + 1] - 0.1
+    assert 0 <= heights[0] <= 10
+    assert heights[-1] + 16 <= 300.1
+    assert heights[1] > 240, "a label stays as near its curve as it can"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("Phase 2", ["Phase 2"]), ("Phase 2 with a low-rank table", ["Phase 2 with a", "low-rank table"]),
+        ("複素メモリ付き Stage 1", ["複素メモリ付き", "Stage 1"]),
+        ("コンパクト版の実数モデル", ["コンパクト版の実", "数モデル"]),
+    ],
+)  # fmt: skip
+def test_words_are_parted_whole_and_letters_of_japanese_count_twice(text, lines):
+    assert wrapped(text, 17).split("<br>") == lines
 
 
 def test_perplexity_shows_interval_and_floors():
@@ -112,7 +156,9 @@ def test_averaged_trainings_have_a_row_of_their_own_that_says_what_it_is():
         metric("ensemble_perplexity", value=18.5, interval=(18.0, 19.0), labels=["seed 0", "seed 1", "seed 2"]),
     ]
     figure = figures.perplexity_bars(record(metrics=found))
-    assert [trace.y[0] for trace in figure.data] == ["Stage 1", "Stage 1<br>3 trainings averaged", "GPT-2"]
+    assert list(figure.layout.yaxis.ticktext) == ["Stage 1", "Stage 1<br>3 trainings averaged", "GPT-2"]
+    assert [trace.y[0] for trace in figure.data] == list(figure.layout.yaxis.tickvals) == [0, 1, 2]
+    assert "<b>18.50</b><br>18.00 – 19.00" in figure.layout.annotations[1].text
     assert [trace.marker.symbol for trace in figure.data] == ["circle", "circle-open", "triangle-up"]
     single, averaged, _ = figure.data
     assert (averaged.x[0], averaged.error_x.array[0]) == (18.5, 0.5)
@@ -120,6 +166,41 @@ def test_averaged_trainings_have_a_row_of_their_own_that_says_what_it_is():
     told = "Stage 1, 3 trainings averaged: mean of their probabilities, 18.50 (18.00 – 19.00)"
     assert told in figure.layout.meta["caption"]
     assert told in figure.layout.meta["alt"]
+
+
+def test_a_floor_far_from_all_models_is_said_and_not_drawn():
+    found = [metric("perplexity", value=20.0), metric("uniform_perplexity", "", 50257.0)]
+    figure = figures.perplexity_bars(record(metrics=found))
+    assert len(figure.data) == 1
+    assert "Beyond the axis: uniform guessing (50,257)" in figure.layout.meta["caption"]
+    assert figure.layout.meta["caption"].count("50,257") == 1
+    near = figures.perplexity_bars(record(metrics=[found[0], metric("uniform_perplexity", "", 50.0)]))
+    assert list(near.data[1].x) == [50, 50]
+    assert "Beyond" not in near.layout.meta["caption"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [([], "interval over documents."), ([19.0, 21.0], "interval over documents and seeds."), (None, None)],
+)
+def test_captions_say_what_an_interval_ranges_over(samples, said):
+    found = metric("perplexity", value=20.0, **({} if samples is None else {"interval": (18, 23), "samples": samples}))
+    caption = figures.perplexity_bars(record(metrics=[found])).layout.meta["caption"]
+    assert (f"95 % bootstrap {said}" in caption) if said else ("Whiskers" not in caption)
+
+
+def test_loss_by_position_is_what_a_model_has_beyond_the_baseline():
+    shared = np.random.default_rng(0).normal(4, 1, 128)
+    curves = [series("loss_by_position", name, x=range(128), y=shared + more) for name, more in
+              (("stage1", np.linspace(0, 1, 128)), ("phase2", 0))]  # fmt: skip
+    figure = figures.loss_by_position(record(series=curves))
+    (one,) = figure.data
+    assert one.name == "Stage 1"
+    assert one.y[0] == pytest.approx(1.5 / 127, abs=1e-4)
+    assert one.y[-1] == pytest.approx(125.5 / 127, abs=1e-4)
+    assert [words(note) for note in figure.layout.annotations] == ["Phase 2", "Stage 1"]
+    assert "against Phase 2" in figure.layout.title.text
+    assert f"Phase 2: {np.mean(shared[:2]):.3f} at the start" in figure.layout.meta["caption"]
 
 
 def test_loss_by_position_averages_runs_of_positions():
@@ -139,8 +220,8 @@ def test_estimates_are_hatched_and_measured_bars_are_not():
     estimated, measured = figure.data
     assert estimated.marker.pattern.shape == "/"
     assert measured.marker.pattern.shape is None
-    assert "estimate" in estimated.name
-    assert "1.5 GiB (estimate)" in figure.layout.meta["alt"]
+    assert "(estimate)" in estimated.hovertext
+    assert "1.50 GiB (estimate)" in figure.layout.meta["alt"]
     assert "measured" in figure.layout.meta["caption"]
     assert "All values are estimates" in figures.memory_bars(record("memory", metrics=found[:1])).layout.meta["caption"]
 
@@ -159,20 +240,46 @@ def test_memory_compares_the_peaks_of_models_variant_by_variant():
         for kind in ("peak", "held", "parameter")
         for variant in ("", "_matched")
     ]
-    texts = [note.text for note in figures.memory_bars(record("memory", metrics=found)).layout.annotations]
-    assert [text.split(":")[0] for text in texts] == [
-        "Stage 1, peak memory",
-        "Phase 2, peak memory",
-        "Stage 1, peak memory, matched precision",
-        "Phase 2, peak memory, matched precision",
+    drawn = figures.memory_bars(record("memory", metrics=found)).data
+    assert [(bar.meta, bar.name) for bar in drawn] == [
+        ("peak memory (GiB)", "Stage 1"),
+        ("peak memory (GiB)", "Phase 2"),
+        ("peak memory, matched precision (GiB)", "Stage 1"),
+        ("peak memory, matched precision (GiB)", "Phase 2"),
     ]
-    alone = figures.memory_bars(record("memory", metrics=found[:4])).layout.annotations
-    assert [note.text.split(":")[0] for note in alone] == [
-        "Stage 1, peak memory",
-        "Stage 1, peak memory, matched precision",
-        "Stage 1, held memory",
-        "Stage 1, held memory, matched precision",
+    assert [(bar.xaxis, bar.y[0]) for bar in drawn] == [("x", 0), ("x", 1), ("x2", 0), ("x2", 1)]
+    alone = figures.memory_bars(record("memory", metrics=found[:4])).data
+    assert [bar.meta.removesuffix(" (GiB)") for bar in alone] == [
+        "peak memory", "peak memory, matched precision", "held memory", "held memory, matched precision"
+    ]  # fmt: skip
+
+
+def test_memory_has_its_target_where_a_criterion_asks_and_nowhere_else():
+    found = [
+        metric(f"peak_memory{variant}", model, value, "GiB")
+        for variant in ("", "_matched", "_recomputed")
+        for model, value in (("stage1", 1.0), ("phase2", 2.0))
     ]
+    figure = figures.memory_bars(record("memory", metrics=found))
+    assert [(line.xref, line.x0, line.x1) for line in figure.layout.shapes] == [("x", 1.04, 1.04), ("x3", 1.04, 1.04)]
+    assert [note.text for note in figure.layout.annotations].count("target: 0.52 × Phase 2") == 2
+    without = figures.memory_bars(record("memory", metrics=[*found[::2], metric("peak_memory", "gpt2", 1.0, "GiB")]))
+    assert not without.layout.shapes
+
+
+def test_panels_stand_below_each_other_on_a_phone_each_with_the_names_of_its_rows():
+    found = [metric(f"peak_memory{v}", m, 1.0, "GiB") for v in ("", "_matched", "_plain", "_bfloat16")
+             for m in ("stage1_memory", "phase2")]  # fmt: skip
+    layout = figures.memory_bars(record("memory", metrics=found)).layout
+    assert [layout[f"yaxis{n}"].showticklabels for n in ("", 2, 3, 4)] == [True, False, False, True]
+    assert layout.xaxis.domain[1] < layout.xaxis2.domain[0]
+    narrow = layout.meta["narrow"]
+    tops = [narrow[f"yaxis{n}"]["domain"] for n in ("", 2, 3, 4)]
+    assert all(below[1] < above[0] for above, below in pairwise(tops))
+    assert narrow["height"] > layout.height
+    for n in ("", 2, 3, 4):
+        assert narrow[f"xaxis{n}"]["domain"] == [0, 1]
+        assert narrow[f"yaxis{n}"]["ticktext"] == ["Stage 1 with<br>memory", "Phase 2"]
 
 
 def test_throughput_names_the_share_of_the_ceiling():
@@ -181,13 +288,15 @@ def test_throughput_names_the_share_of_the_ceiling():
         metric("ceiling_share", value=0.5, samples=[0.5, 0.25], labels=["logits", "training"]),
     ]
     figure = figures.throughput_bars(record("throughput", metrics=found))
-    assert "1,000 token/s, 25.0% of the ceiling" in figure.layout.annotations[0].text
+    assert "1,000 · 25.0%" in [note.text for note in figure.layout.annotations]
+    assert "share of the measured ceiling" in figure.layout.meta["caption"]
     assert figure.data[0].error_x.array[0] == 200
 
 
 def test_gradient_norms_name_what_lies_outside():
     figure = figures.gradient_norms(norms([0.5, 2e-8, 0.0], ["head", "gamma", "beta"]))
-    assert list(figure.data[0].y) == ["head", "gamma", "beta"]
+    assert list(figure.layout.yaxis.ticktext) == ["head", "gamma", "beta"]
+    assert list(figure.data[0].y) == list(figure.layout.yaxis.tickvals) == [0, 1, 2]
     assert figure.data[0].marker.symbol == ("circle", "circle", "x")
     caption = figure.layout.meta["caption"]
     assert "1 of 3" in caption
@@ -200,7 +309,8 @@ def test_gradient_norms_of_all_blocks_share_a_row_and_keep_their_names():
     labels = ["head", "blocks.0.linear.weight", "blocks.1.linear.weight", "norm.gamma"]
     figure = figures.gradient_norms(norms([0.5, 2e-8, 0.25, 1.0], labels))
     (dots,) = figure.data
-    assert list(dots.y) == ["head", "blocks.*.linear.weight", "blocks.*.linear.weight", "norm.gamma"]
+    assert list(figure.layout.yaxis.ticktext) == ["head", "blocks.*.linear.weight", "norm.gamma"]
+    assert list(dots.y) == [0, 1, 1, 2]
     assert dots.text[2] == "blocks.1.linear.weight: 0.25"
     assert "Outside: blocks.0.linear.weight 2×10⁻⁸." in figure.layout.meta["caption"]
     more_blocks = figures.gradient_norms(norms([0.5] * 3, ["a.0.b", "a.1.b", "a.2.b"]))
@@ -343,8 +453,30 @@ def test_plane_use_shows_both_shares_behind_each_layer():
     figure = figures.plane_use(record("dynamics", metrics=memory()))
     assert [list(trace.y) for trace in figure.data] == [[0.5, 0.25], [0.9, 0.625]]
     assert [list(trace.x) for trace in figure.data] == [[0, 1]] * 2
-    assert figure.data[0].line.dash != figure.data[1].line.dash
+    assert [trace.xaxis for trace in figure.data] == ["x", "x2"]
+    assert "not recorded" in figure.layout.meta["caption"]
     assert "energy in the imaginary plane: 0.500; 0.250; spread of phases: 0.900; 0.625" in figure.layout.meta["alt"]
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1.02, "left rotation where it began"), (1.5, "moved the rotation")])
+def test_what_training_did_to_the_memory_stands_beside_what_it_became(factor, said):
+    before = [one.model_copy(update={"name": f"{one.name}_untrained", "samples": [x / 2 for x in one.samples]})
+              for one in memory()]  # fmt: skip
+    curves = [series("layer 0 period", "stage1_memory", x=range(3), y=[10, 100, 1000 * factor], layer=0),
+              series("untrained layer 0 period", "stage1_memory", x=range(3), y=[10 * factor, 100 / factor, 1000],
+                     layer=0)]  # fmt: skip
+    found = record("dynamics", metrics=[*memory(), *before], series=curves)
+    plane = figures.plane_use(found)
+    assert [list(trace.y) for trace in plane.data] == [[0.5, 0.25], [0.25, 0.125], [0.9, 0.625], [0.45, 0.3125]]
+    lives, start = figures.half_lives(found).data
+    assert list(start.y) == [x / 2 for x in lives.y]
+    turns = figures.rotation_periods(found)
+    assert [trace.name for trace in turns.data] == ["layer 0", "before training"]
+    assert said in turns.layout.meta["caption"]
+    assert f"{factor - 1:.1%}" in turns.layout.meta["caption"]
+    for figure in (plane, figures.half_lives(found)):
+        assert "before its training" in figure.layout.meta["caption"]
+        assert "not recorded" not in figure.layout.meta["caption"]
 
 
 def test_half_lives_say_how_long_what_is_read_lives():
@@ -372,7 +504,7 @@ def test_rotation_periods_are_a_line_per_layer_over_the_share_of_channels():
         series(f"layer {i} period", "stage1_memory", x=range(4), y=(6.3, 20.0, 80.0, 1e4 * (i + 1)), layer=i)
         for i in (0, 1)
     ]
-    others = [series("layer 0 half-life", layer=0), series("untrained layer 0 period", layer=0)]
+    others = [series("layer 0 half-life", layer=0), series("untrained layer 7 half-life", layer=0)]
     figure = figures.rotation_periods(record("dynamics", series=[*curves, *others]))
     assert [trace.name for trace in figure.data] == ["layer 0", "layer 1"]
     assert list(figure.data[0].x) == [0.125, 0.375, 0.625, 0.875]
@@ -399,7 +531,8 @@ def test_bundle_serves_the_lab_and_the_page():
     assert bundle[PLOTLY_MIME]["data"][0]["y"] == [5.0, 4.0, 3.5]
     assert bundle[PLOTLY_MIME]["config"]["showSendToCloud"] is False, "plotly's own default offers an upload"
     page = bundle["text/html"]
-    assert soup(page).figure["aria-label"] == soup(page).select_one(".muse-alt").text == 'say "hi"'
+    assert soup(page).select_one(".muse-alt").text == 'say "hi"'
+    assert "role" not in soup(page).figure.attrs, "it holds links, which a picture must not"
     assert "a &lt; b" in page
     inside = re.search(r'<script type="application/json">(.*?)</script>', page)[1]
     assert "<" not in inside
@@ -413,7 +546,7 @@ def test_default_caption_and_alternative_are_the_figures_own():
     figure = figures.loss_curves(record(series=[series("training_loss")]))
     page = mimebundle(figure)["text/html"]
     assert figure.layout.meta["caption"] in soup(page).figcaption.text
-    assert soup(page).figure["aria-label"] == figure.layout.meta["alt"]
+    assert soup(page).select_one(".muse-alt").text == figure.layout.meta["alt"]
 
 
 def test_metric_labels_fall_back_to_the_name():

@@ -29,7 +29,7 @@ from muse.records.criteria import CRITERIA
 from muse.records.scale import reductions_of
 from muse.records.schema import Excerpt, InputFile, Judged, Metric, Report, Series, Summary
 from muse.records.store import write_record
-from muse.report import check, export, figures
+from muse.report import browser, check, export, figures, stills
 from muse.report import page as report
 from muse.report.figures.style import PLOTLY_MIME, mimebundle
 from muse.report.provenance import provenance
@@ -473,7 +473,7 @@ def test_every_figure_of_the_notebook_is_on_the_page(tmp_path):
     page = export_cells(tmp_path, code("a", shown(mimebundle(figure()))), code("b", shown(foreign)))
     found = soup(page.read_text())
     assert len(found.select("figure .muse-figure")) == 2
-    assert found.select("figure")[1]["aria-label"] == "words"
+    assert found.select(".muse-alt")[1].text == "words"
     assert found.select_one("script[src]")["src"] == "../assets/figures.js"
     assert found.find("meta", {"name": "muse-figures"})["content"] == "2"
 
@@ -569,7 +569,7 @@ def test_good_pages_have_no_problems(good):
         ("showSendToCloud: false, ", "", "figures with a button that uploads them"),
         ("<main", '<a href="gone.html">x</a><main', "broken link gone.html"),
         ("<main", '<a href="#gone">x</a><main', "broken link #gone"),
-        ("aria-label=\"Line", 'data-label="Line', "figure without a text alternative"),
+        ('class="muse-alt"', 'class="other"', "figure without a text alternative"),
     ],
 )  # fmt: skip
 def test_check_finds(good, old, new, problem):
@@ -644,7 +644,7 @@ def test_a_browser_finds_figures_that_are_cut_on_paper_or_offer_an_upload(good):
     pytest.importorskip("playwright")
     page = good / "index.html"
     wide = changed(page, "wide.html", ("print.addEventListener", "root.addEventListener"))
-    cloud = changed(page, "cloud.html", ("showSendToCloud: false, ", ""))
+    cloud = changed(page, "cloud.html", ("showSendToCloud: false, displayModeBar: false", "displayModeBar: true"))
     problems = check.check_in_browser([page, wide, cloud], check.find_browser())
     assert [problem.rpartition(" by ")[0] or problem for problem in problems] == [
         "wide.html: figure 1 is cut on paper", "cloud.html: a button that sends a figure elsewhere: Share chart..."
@@ -658,9 +658,9 @@ def dark_tab():
         pytest.skip("no Chromium installed")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=check.find_browser(), args=list(check.BROWSER_FLAGS))
-        yield browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
-        browser.close()
+        opened = started.chromium.launch(executable_path=check.find_browser(), args=list(browser.BROWSER_FLAGS))
+        yield opened.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
+        opened.close()
 
 
 STATE = """() => {
@@ -669,9 +669,9 @@ STATE = """() => {
 }"""
 
 
-@pytest.mark.parametrize(("height", "printed"), [(380, 380), (1100, 860), (1400, 1400)])
+@pytest.mark.parametrize(("height", "printed"), [(400, 400), (1100, 860), (1400, 1400)])
 def test_printing_fits_figures_to_paper_in_light_colours_and_the_screen_comes_back(good, dark_tab, height, printed):
-    page = changed(good / "index.html", "other.html", ('"height":380', f'"height":{height}'))
+    page = changed(good / "index.html", "other.html", ('"height":400', f'"height":{height}'))
     dark_tab.goto(page.resolve().as_uri())
     dark_tab.wait_for_function("document.documentElement.dataset.figures === 'done'")
     screen = dark_tab.evaluate(STATE)
@@ -699,3 +699,84 @@ def test_a_stage_without_figures_has_its_numbers_on_paper(tmp_path, dark_tab):
     assert dark_tab.evaluate(heights) == [False, False]
     dark_tab.emulate_media(media="print")
     assert dark_tab.evaluate(heights) == [False, True]
+
+
+# --- numbers, ids and pictures of figures
+
+
+def test_figures_have_a_number_an_id_and_a_link_and_title_apart_from_caption(tmp_path):
+    cells = [code("a", shown(mimebundle(figure()))), code("b", shown(mimebundle(figure())))]
+    page = export_cells(tmp_path, *cells, page="index.html")
+    found = soup(page.read_text()).select("figure")
+    assert [one["id"] for one in found] == ["fig-loss-curves", "fig-loss-curves-2"]
+    for number, one in enumerate(found, 1):
+        link = one.select_one(".muse-title a")
+        assert (link["href"], link.text) == (f"#{one['id']}", f"Figure {number}")
+        title, caption = one.select("figcaption > p")
+        assert "Loss during training" in title.text
+        assert "Loss during training" not in caption.text
+        assert caption.text.startswith("Thin lines")
+
+
+def test_a_figure_of_an_old_notebook_gets_its_number_too(tmp_path):
+    old = '<figure role="img" aria-label="a"><div class="muse-figure"><p class="muse-alt">a</p></div>'
+    page = export_cells(tmp_path, code("a", shown({PLOTLY_MIME: {}, "text/html": old + "<figcaption/></figure>"})))
+    assert soup(page.read_text()).select_one("figcaption .muse-number").text == "Figure 1"
+
+
+@pytest.mark.parametrize("page", ["index.html", "pages/03_perplexity.html"])
+def test_the_list_of_pages_marks_the_page_that_is_shown(tmp_path, page):
+    up = "" if page == "index.html" else "../"
+    links = [("Report", f"{up}index.html"), ("Perplexity", f"{up}pages/03_perplexity.html")]
+    made = export_cells(tmp_path, code("a"), page=page, links=links)
+    marked = soup(made.read_text()).select("header a[aria-current=page]")
+    assert [link["href"] for link in marked] == [up + page]
+
+
+def test_without_a_browser_a_page_says_that_it_has_no_pictures(good, monkeypatch):
+    monkeypatch.setattr(stills, "find_browser", lambda: None)
+    before = (good / "index.html").read_text()
+    assert stills.draw_stills(good, check.pages_of(good)) == 0
+    assert (good / "index.html").read_text() == before
+    assert "no Chromium was found" in soup(before).select_one(".muse-stills").text
+
+
+@pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
+def test_pictures_stand_where_there_is_no_script_and_are_linked(good):
+    pytest.importorskip("playwright")
+    assert stills.draw_stills(good, check.pages_of(good)) == 2
+    for page in check.pages_of(good):
+        one = soup(page.read_text()).figure
+        picture, link = one.select_one("noscript img"), one.select_one(".muse-files a")
+        assert picture["src"] == link["href"]
+        assert picture["alt"] == one.select_one(".muse-alt").text
+        drawn = (page.parent / picture["src"]).read_text()
+        assert drawn.startswith("<svg")
+        assert "training tokens" in drawn
+        assert len(drawn) < 60_000
+    assert "no Chromium" not in (good / "index.html").read_text()
+    assert check.check_run(good) == []
+    assert check.check_in_browser(check.pages_of(good), check.find_browser()) == []
+
+
+@pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
+def test_a_browser_finds_what_keeps_readers_out(good):
+    pytest.importorskip("playwright")
+    page = good / "index.html"
+    nav = '<header class="top"><nav aria-label="x"><a href="index.html">a</a></nav></header>'
+    broken = {
+        "the first stop of the Tab key does not skip to the content": ('class="skip"', 'class="other"'),
+        "one does not see that the focus is on": (":focus-visible { outline: 2px solid", ":focus-visible { outline: 0"),
+        "the list of pages does not mark this one": ('<div class="frame">', nav + '<div class="frame">'),
+        "at 375 px: wider than the window": ("<main", '<div style="width:500px">x</div><main'),
+        "at 375 px: figure 1 is cut": ("<main", "<style>.muse-figure > div { width: 600px }</style><main"),
+        "shows nothing for": ("<body>", "<body><script>for(const t=Date.now();Date.now()<t+1500;);</script>"),
+    }
+    if check._axe_source():
+        broken["axe: image-alt"] = ("<main", '<img src="data:,"><main')
+        broken["axe, dark: color-contrast"] = ("--dim: #9aa3af", "--dim: #333")
+        broken["axe, phone: target-size"] = ("<main", '<a href="#content">a</a><a href="#content">b</a><main')
+    pages = [changed(page, f"{i}.html", change) for i, change in enumerate(broken.values())]
+    found = check.check_in_browser(pages, check.find_browser())
+    for i, words in enumerate(broken):
+        assert [problem for problem in found if problem.startswith(f"{i}.html: {words}")], (words, found)

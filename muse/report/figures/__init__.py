@@ -6,6 +6,7 @@ from .curves import loss_by_position, loss_curves, scale_stress
 from .dynamics import half_lives, plane_use, rotation_periods
 from .gradients import gradient_norms
 from .perplexity import perplexity_bars
+from .quality import quality_over_memory
 from .ratios import perplexity_ratios
 from .stage import of_stage
 from .style import NothingToDraw, show
@@ -23,6 +24,7 @@ __all__ = [
     "perplexity_ratios",
     "phase_magnitude",
     "plane_use",
+    "quality_over_memory",
     "rotation_periods",
     "scale_stress",
     "show",

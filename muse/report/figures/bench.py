@@ -9,7 +9,11 @@ from muse.records.schema import Metric, StageRecord
 
 from ..numbers import number, rounded
 from ..texts import join, say, texts
+from .panels import wrapped
 from .style import BAR, bar_rows, make_figure, style, whiskers
+
+LETTERS = 54
+"""Letters of a line above a bar on a phone."""
 
 
 def bench_figures(record: StageRecord, language: str = "en") -> list[go.Figure]:
@@ -35,7 +39,8 @@ def _figure(record: StageRecord, group: str, paths: list[Metric], language: str)
                                hovertext=items[-1], hoverinfo="text"))  # fmt: skip
     title = {"text": f"{words['bench_bars.title']}: {_title(group, language)}", "x": 0, "font": {"size": 15}}
     rows = bar_rows(words["figure.tokens_per_second"], labels, "~s")
-    return make_figure("bench_bars", language, bars, items, title=title, **rows)
+    phone = [note | {"text": wrapped(note["text"], LETTERS)} for note in rows["annotations"]]
+    return make_figure("bench_bars", language, bars, items, title=title, narrow={"annotations": phone}, **rows)
 
 
 def _told(record: StageRecord, group: str, path: Metric, language: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
@@ -12,9 +13,10 @@ from muse.records.schema import Metric, Report
 from ..companions import Companion, changed_settings, context, metrics_of, of_kind, same_data, settings_of, stage_of
 from ..numbers import with_interval
 from ..texts import texts
+from .curves import HEIGHT, named
 from .ratios import perplexity_ratios
 from .stage import with_text
-from .style import Style, axis, curve, error_bars, log_axis, make_figure, style
+from .style import Style, axis, curve, error_bars, interval_words, log_axis, make_figure, style
 
 ASIDE = 1.02
 """Factor by which neighbouring models of one length stand apart, so that their whiskers can be told from each other."""
@@ -85,10 +87,22 @@ def _over_length(name: str, points: Points, language: str, y: dict[str, object],
         traces.append(_line(style(model, language), line, told, place - (len(points) - 1) / 2))
         values = words["and"].join(f"{text} ({length:,})" for (length, _), text in zip(line, told, strict=True))
         items.append(f"{traces[-1].name}{words['colon']} {values}")
+    every = [metric for line in points.values() for _, metric in line]
+    fields |= {"interval": interval_words(every, language)}
     lengths = sorted({length for line in points.values() for length, _ in line})
     ticks = {"tickmode": "array", "tickvals": lengths, "ticktext": [f"{length:,}" for length in lengths]}
     x = axis(words["figure.length_axis"], type="log", **ticks)
-    return make_figure(name, language, traces, items, fields=fields, xaxis=x, yaxis=y, showlegend=True)
+    low, high = (pick(end for m in every for end in (m.value, *(m.interval or ()))) for pick in (min, max))
+    if y.get("type") == "log":
+        low, high = math.log10(low), math.log10(high)
+    span = [low - 0.06 * ((high - low) or 1), high + 0.06 * ((high - low) or 1)]
+    ends = [(style(model, language), line[-1][1].value) for model, line in points.items()]
+    if y.get("type") == "log":
+        ends = [(look, math.log10(value)) for look, value in ends]
+    y = y | {"range": span}
+    return make_figure(
+        name, language, traces, items, HEIGHT, fields, xaxis=x, yaxis=y, showlegend=False, **named(ends, span)
+    )
 
 
 def _line(look: Style, line: list[tuple[int, Metric]], told: list[str], aside: float) -> go.Scatter:

@@ -13,6 +13,7 @@ from muse.records.schema import StageRecord
 
 from ..numbers import number, rounded
 from ..texts import join, say, texts
+from .panels import wrapped
 from .style import axis, log_axis, make_figure, need, style
 
 Norm = tuple[str, str, float]  # model, name of the parameter, norm
@@ -28,30 +29,51 @@ def gradient_norms(record: StageRecord, language: str = "en", wanted: tuple[floa
     need(found, "labelled samples of the metric gradient_norm", record)
     models = list(dict.fromkeys(m.model for m in found))
     norms: list[Norm] = [
-        (m.model, f"{style(m.model, language).label}: {label}" if len(models) > 1 else label, norm)
-        for m in found
-        for label, norm in zip(m.labels, m.samples, strict=False)
+        (m.model, label, norm) for m in found for label, norm in zip(m.labels, m.samples, strict=False)
     ]
     low, high = wanted
     edge = min([low, *(norm for _, _, norm in norms if 0 < norm < math.inf)]) / 3
-    kinds = len({_kind(name) for _, name, _ in norms})
-    traces = [_dots(model, [row for row in norms if row[0] == model], edge, language) for model in models]
-    label = {"text": say(language, "figure.band", low=number(low), high=number(high)), "textposition": "top right"}
-    band = {"type": "rect", "yref": "paper", "x0": low, "x1": high, "y0": 0, "y1": 1, "layer": "below", "label": label}
+    rows = _rows(norms, models)
+    traces = [_dots(model, [row for row in norms if row[0] == model], rows, edge, language) for model in models]
+    band = {"type": "rect", "yref": "paper", "x0": low, "x1": high, "y0": 0, "y1": 1, "layer": "below"}
     caption = " ".join([_norms_in_words(norms, wanted, language), *_without_norm(record, language)])
+    x = log_axis(texts(language)["figure.norm_axis"], [edge, high])
+    phone = {key: x[key][::3] for key in ("tickvals", "ticktext")}
+    phone["title"] = {"text": wrapped(x["title"]["text"], 16)}
+    last = max(rows.values())
+    heads = [
+        {"text": f"<b>{style(model, language).label}</b>", "xref": "paper", "x": 0, "xanchor": "right", "xshift": -6,
+         "y": min(at for (of, _), at in rows.items() if of == model) - 1, "showarrow": False, "font": {"size": 12}}
+        for model in models
+        if len(models) > 1
+    ]  # fmt: skip
+    ticks = {"tickmode": "array", "tickvals": list(rows.values()), "ticktext": [kind for _, kind in rows]}
     return make_figure(
-        "gradient_norms", language, traces, height_px=150 + 18 * kinds, fields={"caption": caption},
-        xaxis=log_axis(texts(language)["figure.norm_axis"], [edge, high]),
-        yaxis=axis(type="category", range=[kinds - 0.4, -2], tickfont={"size": 10}, dtick=1),
-        shapes=[band | {"fillcolor": "rgba(0,148,115,0.10)", "line": {"width": 0}}], showlegend=len(models) > 1,
+        "gradient_norms", language, traces, height_px=150 + 18 * (last + 1), fields={"caption": caption},
+        xaxis=x, narrow={"xaxis": phone},
+        yaxis=axis(range=[last + 0.6, -0.6], tickfont={"size": 10}, zeroline=False, **ticks), annotations=heads,
+        shapes=[band | {"fillcolor": "rgba(0,148,115,0.10)", "line": {"width": 0}}], showlegend=False,
     )  # fmt: skip
 
 
-def _dots(model: str, norms: Sequence[Norm], edge: float, language: str) -> go.Scatter:
+def _rows(norms: Sequence[Norm], models: Sequence[str]) -> dict[tuple[str, str], int]:
+    """The row of each kind of parameter of each model, those of a model together below one for its name."""
+    rows: dict[tuple[str, str], int] = {}
+    at = 0
+    for model in models:
+        at += len(models) > 1
+        for kind in dict.fromkeys(_kind(name) for of, name, _ in norms if of == model):
+            rows[model, kind], at = at, at + 1
+    return rows
+
+
+def _dots(
+    model: str, norms: Sequence[Norm], rows: dict[tuple[str, str], int], edge: float, language: str
+) -> go.Scatter:
     look, shown = style(model, language), [0 < norm < math.inf for _, _, norm in norms]
     return go.Scatter(
         x=rounded(norm if ok else edge for (_, _, norm), ok in zip(norms, shown, strict=True)),
-        y=[_kind(name) for _, name, _ in norms],
+        y=[rows[model, _kind(name)] for _, name, _ in norms],
         mode="markers",
         name=look.label,
         marker={"color": look.color, "size": 8, "symbol": [look.symbol if ok else "x" for ok in shown]},
@@ -68,11 +90,14 @@ def _kind(name: str) -> str:
 
 def _norms_in_words(norms: Sequence[Norm], wanted: tuple[float, float], language: str) -> str:
     low, high = wanted
-    outside = [f"{name} {number(norm)}" for _, name, norm in norms if not low <= norm <= high]
-    (_, low_name, low), (_, high_name, high) = (pick(norms, key=lambda row: row[2]) for pick in (min, max))
+    several = len({model for model, _, _ in norms}) > 1
+    told = [(f"{style(model, language).label}: {name}" if several else name, norm) for model, name, norm in norms]
+    outside = [f"{name} {number(norm)}" for name, norm in told if not low <= norm <= high]
+    (low_name, low), (high_name, high) = (pick(told, key=lambda row: row[1]) for pick in (min, max))
     fields = {"low": number(low), "low_name": low_name, "high": number(high), "high_name": high_name}
     count = {"inside": len(norms) - len(outside), "total": len(norms)}
-    caption = say(language, "gradient_norms.caption", **count, **fields)
+    band = say(language, "figure.band", low=number(wanted[0]), high=number(wanted[1]))
+    caption = say(language, "gradient_norms.caption", band=band, **count, **fields)
     if outside:
         caption += " " + say(language, "gradient_norms.outside", list=join(language, outside))
     return caption

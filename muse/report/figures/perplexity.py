@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from muse.records.schema import StageRecord
+from muse.records.schema import Metric, StageRecord
 
-from ..numbers import number, rounded, with_interval
+from ..numbers import number, rounded, told, with_interval
 from ..texts import say, texts
-from .style import NEUTRAL, axis, log_axis, make_figure, need, style, whiskers
+from .panels import NAME, PHONE_TITLE, room_for, rows_axis, value_note, wrapped
+from .style import NEUTRAL, interval_words, log_axis, make_figure, need, style, whiskers
 
 FLOORS = {"floor_perplexity": "solid", "bigram_floor_perplexity": "dash", "uniform_perplexity": "dot"}
+
+NEAR = 3
+"""Factor beyond the models within which a floor is drawn; one that lies farther is told in the caption only."""
+
+ROW = 40  # pixels
 
 
 def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
@@ -18,33 +24,52 @@ def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
 
     The average of a model's trainings has a row of its own below it, with a hollow marker.
     """
-    words, traces, items = texts(language), [], []
+    words = texts(language)
     models = [m for m in record.metrics if m.name == "perplexity" and m.value is not None]
     need(models, "metric perplexity", record)
     averages = {m.model: m for m in record.metrics if m.name == "ensemble_perplexity" and m.value is not None}
     found = [m for model in models for m in (model, averages.get(model.model)) if m]
-    for metric in found:
-        look, averaged = style(metric.model, language), metric.name == "ensemble_perplexity"
-        size = {"n": len(metric.labels)}
-        name = look.label + ("<br>" + say(language, "figure.averaged", **size) if averaged else "")
-        marker = {"color": look.color, "symbol": look.symbol + "-open" * averaged, "size": 13}
-        traces.append(go.Scatter(
-            x=rounded([metric.value]), y=[name], error_x=whiskers(metric), mode="markers", marker=marker,
-            name=name, showlegend=False,
-        ))  # fmt: skip
-        told = say(language, "perplexity_bars.averaged", **size) if averaged else ""
-        items.append(f"{look.label}{told} {with_interval(metric)}")
-    labels = [trace.name for trace in traces]
+    names, items = zip(*(_names(metric, language) for metric in found), strict=True)
+    traces = [_dot(metric, row, names[row], language) for row, metric in enumerate(found)]
+    drawn = [x for metric in found for x in (metric.value, *(metric.interval or ()))]
+    lines, far = [], []
     for name, dash in FLOORS.items():
         floor = record.find(name)
         if floor is None or floor.value is None:
             continue
-        items.append(f"{words[f'floor.{name}']} ({number(floor.value)})")
-        line, marker = {"color": NEUTRAL, "dash": dash, "width": 2}, {"symbol": "line-ns-open", "size": 26}
-        x = rounded([floor.value] * len(labels))
-        traces.append(go.Scatter(x=x, y=labels, mode="lines+markers", name=items[-1], line=line, marker=marker))
+        told_floor = f"{words[f'floor.{name}']} ({number(floor.value)})"
+        near = min(drawn) / NEAR <= floor.value <= max(drawn) * NEAR
+        (lines if near else far).append(told_floor)
+        if near:
+            line = {"color": NEUTRAL, "dash": dash, "width": 2}
+            x, y = rounded([floor.value] * 2), [-0.5, len(found) - 0.5]
+            traces.append(go.Scatter(x=x, y=y, mode="lines", name=told_floor, line=line))
+    values = [value_note(told(metric), row) for row, metric in enumerate(found)]
+    fields = {"interval": interval_words(found, language)}
+    fields["far"] = say(language, "perplexity_bars.far", list=words["join"].join(far)) if far else ""
     return make_figure(
-        "perplexity_bars", language, traces, items, height_px=210 + 48 * len(found),
-        xaxis=log_axis(words["figure.perplexity_axis"], (x for trace in traces for x in trace.x)),
-        yaxis=axis(type="category", autorange="reversed"),
+        "perplexity_bars", language, traces, [*items, *lines], ROW * len(found) + 90 + 34 * bool(lines), fields,
+        narrow={"yaxis": {"ticktext": ["<br>".join(wrapped(part, NAME) for part in name.split("<br>"))
+                                       for name in names]},
+                "xaxis": {"title": {"text": wrapped(words["figure.perplexity_axis"], PHONE_TITLE)}}},
+        xaxis=log_axis(words["figure.perplexity_axis"], [x for trace in traces for x in trace.x] + drawn),
+        yaxis=rows_axis(names), annotations=values,
+        margin={"l": 8, "r": room_for([value["text"] for value in values]), "t": 56, "b": 8},
+    )  # fmt: skip
+
+
+def _names(metric: Metric, language: str) -> tuple[str, str]:
+    """The name of a row, and its value in a sentence."""
+    look, averaged, size = style(metric.model, language), metric.name == "ensemble_perplexity", len(metric.labels)
+    name = look.label + ("<br>" + say(language, "figure.averaged", n=size) if averaged else "")
+    told = say(language, "perplexity_bars.averaged", n=size) if averaged else ""
+    return name, f"{look.label}{told} {with_interval(metric)}"
+
+
+def _dot(metric: Metric, row: int, name: str, language: str) -> go.Scatter:
+    look = style(metric.model, language)
+    symbol = look.symbol + "-open" * (metric.name == "ensemble_perplexity")
+    return go.Scatter(
+        x=rounded([metric.value]), y=[row], error_x=whiskers(metric), mode="markers", name=name, showlegend=False,
+        marker={"color": look.color, "symbol": symbol, "size": 12},
     )  # fmt: skip

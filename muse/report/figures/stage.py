@@ -21,8 +21,8 @@ from .style import NothingToDraw
 
 FIGURES = (
     loss_curves,
-    perplexity_bars,
     *(partial(perplexity_ratios, baseline=baseline) for baseline in BASELINES),
+    perplexity_bars,
     loss_by_position,
     memory_bars,
     throughput_bars,

@@ -25,6 +25,9 @@ PLOTLY_MIME = "application/vnd.plotly.v1+json"
 PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False}
 """How plotly behaves in JupyterLab; pages have the same in `figures.js`. Its own default offers to upload a figure."""
 
+BELOW = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
+"""A legend at the lower edge of a figure, below the title of its axis."""
+
 NEUTRAL, GRID = "#7b8290", "rgba(128,136,150,0.25)"
 CLEAR = "rgba(0,0,0,0)"
 
@@ -133,6 +136,15 @@ def whiskers(metric: Metric) -> dict[str, object] | None:
     return None if metric.interval is None else error_bars([(metric.value, *metric.interval)])
 
 
+def interval_words(metrics: Iterable[Metric], language: str) -> str:
+    """Return the sentence on what the intervals of these metrics range over; nothing where there is none."""
+    found = [metric for metric in metrics if metric.interval]
+    if not found:
+        return ""
+    over_seeds = any(len(metric.samples) > 1 for metric in found)
+    return texts(language)["figure.interval_seeds" if over_seeds else "figure.interval"]
+
+
 def error_bars(points: Iterable[tuple[float, float, float]], color: str = NEUTRAL, **look: object) -> dict[str, object]:
     """Return the error bars of points, each (value, low, high)."""
     up, down = zip(*((max(0.0, high - value), max(0.0, value - low)) for value, low, high in points), strict=True)
@@ -155,19 +167,21 @@ def make_figure(
     items: Iterable[str] = (),
     height_px: int = 380,
     fields: Mapping[str, object] = MappingProxyType({}),
+    narrow: Mapping[str, object] = MappingProxyType({}),
     **layout: object,
 ) -> go.Figure:
     """Return a figure with the title, caption and text alternative that the language files have for `name`.
 
     `items` tell in words what is drawn; they and `fields` fill in the texts, of which `fields` may hold the caption.
-    Caption and alternative are kept in `layout.meta`, where `mimebundle` finds them.
+    `narrow` holds what of the layout differs on a phone, axis by axis. Name, caption, alternative and `narrow` are kept
+    in `layout.meta`, where `mimebundle` finds them.
     """
     fields = {"list": join(language, items), **fields}
     caption = fields.get("caption") or say(language, f"{name}.caption", **fields)
     alt = say(language, f"{name}.alt", **fields | {"caption": caption})
     look = {
         "template": go.layout.Template(),
-        "meta": {"caption": caption, "alt": alt},
+        "meta": {"name": name, "caption": caption, "alt": alt, **({"narrow": dict(narrow)} if narrow else {})},
         "title": {"text": say(language, f"{name}.title", **fields), "x": 0, "font": {"size": 15}},
         "height": height_px,
         "font": {"color": NEUTRAL, "size": 13},
@@ -183,12 +197,18 @@ def make_figure(
 def figure_html(figure: dict[str, object], caption: str, alt: str) -> Markup:
     """Return the page's form of a plotly figure: its JSON, its caption, and its text alternative until it is drawn."""
     layout = {k: v for k, v in figure.get("layout", {}).items() if k not in ("template", "title", "meta")}
-    title = figure.get("layout", {}).get("title") or {}
+    title, about = figure.get("layout", {}).get("title") or {}, figure.get("layout", {}).get("meta")
     title = title.get("text", "") if isinstance(title, dict) else str(title)
-    data = json.dumps({"data": figure.get("data", []), "layout": layout}, ensure_ascii=False, separators=(",", ":"))
+    about = about if isinstance(about, dict) else {}
+    drawn = {"data": figure.get("data", []), "layout": layout}
+    if narrow := about.get("narrow"):
+        drawn["narrow"] = narrow
+    data = json.dumps(drawn, ensure_ascii=False, separators=(",", ":"))
+    height = layout.get("height") or 380
     return render(
         "figure", data=Markup(data.replace("<", "\\u003c")),  # nothing in the data may end the script element
-        alt=alt or caption or title, title=title, caption=caption, height=layout.get("height") or 380,
+        alt=alt or caption or title, title=title, caption=caption, name=about.get("name", "figure"), height=height,
+        narrow_height=(narrow or {}).get("height") or height,
     )  # fmt: skip
 
 

@@ -29,10 +29,20 @@ window.musePlotly="H4sIAAAAAAACA8y9e3/ayJI3/vfvvAqbx+uVQGDAd7DMZ2Jm4sxx5Bzn4gmE9
     return look;
   }
 
-  function laidOut(box, layout) {
+  // A layout with what of it differs on a phone: axes part by part, all else as a whole.
+  function adapted(layout, changes = {}) {
+    const merged = { ...layout };
+    for (const [key, value] of Object.entries(changes)) {
+      merged[key] = value && typeof value === "object" && !Array.isArray(value) ? { ...layout[key], ...value } : value;
+    }
+    return merged;
+  }
+
+  function laidOut(box, figure) {
     const narrow = !onPaper && box.clientWidth < 560;
-    const legend = narrow ? { orientation: "h", x: 0, y: -75 / Math.max(80, (layout.height || 380) - 90), yanchor: "top" } : layout.legend;
-    const margin = { l: 8, r: 16, b: 8, ...layout.margin, t: 12 };
+    const layout = narrow ? adapted(figure.layout, figure.narrow) : figure.layout;
+    const legend = narrow ? { orientation: "h", x: 0, yref: "container", y: 0, yanchor: "bottom" } : layout.legend;
+    const margin = { l: 8, r: 16, b: 8, ...layout.margin, t: 24 };
     const font = { ...layout.font, ...(narrow ? { size: 11 } : {}) };
     const height = layout.height || 380;
     const onOneSheet = height > PAPER.height * 1.35 ? height : Math.min(height, PAPER.height); // rows lower still would not hold their text
@@ -46,14 +56,50 @@ window.musePlotly="H4sIAAAAAAACA8y9e3/ayJI3/vfvvAqbx+uVQGDAd7DMZ2Jm4sxx5Bzn4gmE9
       const figure = JSON.parse(box.querySelector("script").textContent);
       const plot = document.createElement("div");
       box.append(plot);
-      await Plotly.newPlot(plot, figure.data, laidOut(box, figure.layout), {
-        responsive: true, displaylogo: false, showSendToCloud: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      await Plotly.newPlot(plot, figure.data, laidOut(box, figure), {
+        responsive: true, displaylogo: false, showSendToCloud: false, displayModeBar: false,
       });
+      describe(box, plot);
       box.classList.add("drawn");
       drawn.push([box, plot, figure]);
+      offer(box, figure);
     } catch (error) {
       fail(box, error);
     }
+  }
+  // A picture with the words that stand for it: its layers are drawn one over the other, the first one speaks.
+  function describe(box, plot) {
+    box.closest("figure")?.removeAttribute("role");
+    plot.querySelectorAll(".main-svg").forEach((layer, place) => {
+      layer.setAttribute(place ? "aria-hidden" : "role", place ? "true" : "img");
+      if (!place) layer.setAttribute("aria-label", box.querySelector(".muse-alt").textContent);
+    });
+  }
+
+  const cell = (value) => (value == null ? "" : /[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+  const at = (values, place) => (Array.isArray(values) ? values[place] : values);
+  // What a figure draws as a table: a line for each point, with the ends of its interval where it has one.
+  function table(figure) {
+    const lines = [["panel", "name", "x", "y", "low", "high", "text"]];
+    for (const trace of figure.data) {
+      const x = trace.x || trace.theta || [], y = trace.y || trace.r || [];
+      const [values, bars] = trace.error_y ? [y, trace.error_y] : [x, trace.error_x];
+      for (let i = 0; i < x.length; i++) {
+        const ends = bars?.array ? [values[i] - (bars.arrayminus || bars.array)[i], values[i] + bars.array[i]] : [null, null];
+        lines.push([trace.meta, trace.name, x[i], y[i], ...ends.map((end) => end && Number(end.toPrecision(6))), at(trace.hovertext || trace.text, i)]);
+      }
+    }
+    return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
+  }
+  // The data as a file, made of what the page holds already.
+  function offer(box, figure) {
+    const place = box.closest("figure")?.querySelector(".muse-files");
+    if (!place) return;
+    const link = document.createElement("a");
+    link.textContent = place.dataset.csv;
+    link.download = box.closest("figure").id + ".csv";
+    link.href = URL.createObjectURL(new Blob([table(figure)], { type: "text/csv" }));
+    place.append(link);
   }
   function fail(box, error) {
     box.classList.add("failed");
@@ -81,10 +127,15 @@ window.musePlotly="H4sIAAAAAAACA8y9e3/ayJI3/vfvvAqbx+uVQGDAd7DMZ2Jm4sxx5Bzn4gmE9
     }
     root.dataset.figures = "done";
     dark.addEventListener("change", redraw);
+    let narrow = innerWidth < 640;
+    addEventListener("resize", () => {
+      if (narrow !== innerWidth < 640) redraw();
+      narrow = innerWidth < 640;
+    });
   }
 
   function redraw() {
-    for (const [box, plot, figure] of drawn) Plotly.react(plot, figure.data, laidOut(box, figure.layout));
+    for (const [box, plot, figure] of drawn) Plotly.react(plot, figure.data, laidOut(box, figure));
   }
   // A page on its way to paper keeps the sizes of the screen, and a browser without a window only changes the medium.
   function layOutFor(toPaper) {
