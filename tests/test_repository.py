@@ -61,7 +61,7 @@ def test_every_import_is_a_declared_dependency():
     }
     brought = {"nbformat", "jinja2", "pygments", "tokenizers", "huggingface_hub", "pyarrow", "triton", "traitlets"}
     declared = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["dependencies"]}
-    extras = {"check": "test", "harness": "eval"}  # modules that need an extra, which they say when it is missing
+    extras = {"browser": "test", "harness": "eval"}  # modules that need an extra, which they say when it is missing
     for path in MODULES:
         optional = map(Requirement, PROJECT["optional-dependencies"].get(extras.get(path.stem), ()))
         allowed = declared | {re.sub(r"[-_.]+", "-", requirement.name) for requirement in optional}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from muse.host.files import write_atomic
@@ -37,11 +38,7 @@ def draw_stills(folder: Path, pages: list[Path]) -> int:
     """
     pages = [page for page in pages if page.exists() and STILLS.search(page.read_text(encoding="utf-8"))]
     browser = find_browser()
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ModuleNotFoundError:
-        browser = None
-    if browser is None or not pages:
+    if browser is None or find_spec("playwright") is None or not pages:
         return 0
     count = 0
     with window(browser) as context:

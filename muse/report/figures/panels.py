@@ -57,7 +57,7 @@ def width_of(text: str) -> int:
 def wrapped(text: str, width: int) -> str:
     """Return the text in lines of about `width` half letters each, parted between words or letters of Japanese."""
     lines = [""]
-    for part in re.findall(r"[!-~]+|.", text):
+    for part in re.findall(r"[（「]?[!-~]+|[（「].|.", text):
         lines += [""] * bool(lines[-1].strip() and width_of(lines[-1] + part) > width and part not in "）」、。 ")
         lines[-1] += part
     return "<br>".join(line.strip() for line in lines)
