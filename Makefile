@@ -10,7 +10,7 @@ EXPLAINED = { code=$$?; exec >&2; tail -n 12 $(LOG); \
 	echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; exit $$code; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test kernels lab clean docs
+.PHONY: help setup report test kernels browser lab clean docs
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -44,6 +44,9 @@ $(INTERPRETER): $(READY)
 # No look for updates, no news, no list of extensions: the server connects to nobody.
 OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
 	--LabApp.extension_manager=readonly
+
+browser: $(READY) ## test the check of pages in a browser, fault by fault (two minutes)
+	@$(BIN)/python -m pytest -m browser
 
 lab: $(READY) ## open JupyterLab on notebooks/
 	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(OFFLINE)

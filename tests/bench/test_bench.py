@@ -359,7 +359,7 @@ def test_the_command_prints_tables_and_writes_a_record(tmp_path, capsys, without
         (["-p", "bench_groups=[nonsense]"], "bench_groups[0]: got 'nonsense'"),
         (["-p", "bench_seconds=0"], "bench_seconds: got 0"),
         (["no-such-file.yaml"], "cannot be read"),
-        (["--out", __file__], "is a file"),
+        (["--out", __file__], "is no folder"),
     ],
 )
 def test_bad_parameters_give_2(arguments, message, capsys):

@@ -12,6 +12,7 @@ from muse.models.phase2 import Phase2Config
 from muse.models.pretrained import from_pretrained, save_pretrained
 from muse.models.real_twin import RealTwinConfig
 from muse.models.stage1 import Phase3Stage1Config
+from muse.models.tensor_file import sha256_of_json
 
 
 @pytest.mark.timeout(20)
@@ -45,6 +46,7 @@ def test_parts_of_a_memory_have_limits_too(part):
 def test_a_saved_configuration_is_no_bomb(tmp_path, name, size):
     model = build_model(name, vocab_size=16, d_model=8, n_layers=1, n_seq=8)
     path = save_pretrained(model, tmp_path / "saved") / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | size))
+    config = {key: value for key, value in (json.loads(path.read_text()) | size).items() if key != "sha256"}
+    path.write_text(json.dumps(config | {"sha256": sha256_of_json(config)}))  # as whoever means harm would
     with pytest.raises(ValueError, match=r"config\.json: .* must be at most"):
         from_pretrained(tmp_path / "saved")

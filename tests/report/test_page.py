@@ -639,6 +639,7 @@ def changed(page, name, *changes):
     return page.with_name(name)
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
 def test_a_browser_finds_figures_that_are_cut_on_paper_or_offer_an_upload(good):
     pytest.importorskip("playwright")
@@ -741,6 +742,7 @@ def test_without_a_browser_a_page_says_that_it_has_no_pictures(good, monkeypatch
     assert "no Chromium was found" in soup(before).select_one(".muse-stills").text
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
 def test_pictures_stand_where_there_is_no_script_and_are_linked(good):
     pytest.importorskip("playwright")
@@ -759,6 +761,7 @@ def test_pictures_stand_where_there_is_no_script_and_are_linked(good):
     assert check.check_in_browser(check.pages_of(good), check.find_browser()) == []
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
 def test_a_browser_finds_what_keeps_readers_out(good):
     pytest.importorskip("playwright")
