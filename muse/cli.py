@@ -384,8 +384,8 @@ def _add_report(commands: Commands) -> None:
     add("--with", dest="companions", nargs="+", action="extend", type=Path, default=[], metavar="OTHER", help=words)
     words = "let index.html load assets/figures.js as the stages' pages do: 2 MB less, but it must stay in its folder"
     add("--shared-script", action="store_true", help=words)
-    words = "make no SVG pictures of the figures; what is kept small, such as a repository, can do without"
-    add("--no-stills", dest="stills", action="store_false", help=words)
+    words = "draw each figure as an SVG picture too, for readers without JavaScript; takes a Chromium and half a minute"
+    add("--stills", action="store_true", help=words)
     words = "print the table of models and the citation instead; no page is made"
     add("--format", dest="form", choices=("md", "tex", "csv"), help=words)
 

@@ -333,8 +333,6 @@ class Run:
             shorten_file(self.log(notebook.stage), self.folders)
         if not (self.folder / "index.html").exists():
             self.plain_index(interrupted)
-        if not interrupted:
-            self.draw_stills()
         ended = info.model_copy(update={"finished_utc": utc_now(), "interrupted": interrupted})
         write_record(ended, self.folder / "run.json")
         path = self.folder / REPORT_FILE
@@ -393,7 +391,7 @@ def render(
     *,
     companions: Sequence[str | Path] = (),
     shared_script: bool = False,
-    stills: bool = True,
+    stills: bool = False,
     notebooks: Path | None = None,
     export: Callable[..., str | None] = notebook_calls.export_page,
     stream: TextIO | None = None,
