@@ -138,7 +138,7 @@ def run_line(report: Report, language: str = "en") -> str:
 
 
 def models_table(report: Report, language: str = "en") -> Markup:
-    """Return the models of a run, one row each: quality, GPU memory, speed over the baseline's, and verdicts."""
+    """Return the models of a run, one row each: quality, GPU memory, speed and verdicts; nothing that none has."""
     words, models = texts(language), _models(report)
     if not models:
         return Markup()
@@ -151,10 +151,13 @@ def models_table(report: Report, language: str = "en") -> Markup:
     columns.append([number(round(m.value)) if m and m.value else words["verdict.not_measured"] for m in speeds])
     columns.append([_verdict(judged.get(name), name, words) for name in models])
     head = [words[f"models.{key}"] for key in ("model", "perplexity", *MEMORY_COLUMNS, "speed", "verdicts")]
+    missing = words["verdict.not_measured"]
+    kept = [at for at, cells in enumerate(columns) if any(cell != missing for cell in cells)]
+    head, columns = [head[0], *(head[at + 1] for at in kept)], [columns[at] for at in kept]
     rows = [[_label(name, language), *cells] for name, *cells in zip(models, *columns, strict=True)]
     memory = next((stage for stage in report.stages if stage.stage == "memory"), None)
     estimated = memory is not None and any(m.basis == "estimate" for m in memory.metrics)
-    return render("models", language, head=head, rows=rows, estimated=estimated)
+    return render("models", language, head=head, rows=rows, numeric=len(head) - 1, estimated=estimated)
 
 
 def _models(report: Report) -> list[str]:

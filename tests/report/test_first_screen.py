@@ -85,11 +85,12 @@ def test_the_table_has_every_model_once_and_the_verdicts_in_words():
     table = soup(first_screen.models_table(report(judged("stage1", "fail", "pass"))))
     rows = [[cell.get_text("|", strip=True) for cell in row.select("td")] for row in table.select("tbody tr")]
     assert [row[0] for row in rows] == ["Stage 1", "Phase 2", "Stage 1 with memory", "Stage 1 compact"]
-    assert rows[0][1:6] == ["2.300 (2.200 – 2.400)", "0.400", "not measured", "not measured", "1,234,567"]
-    assert rows[0][6].endswith("4 of 5 pass|Perplexity: fail")
+    assert rows[0][1:5] == ["2.300 (2.200 – 2.400)", "0.400", "not measured", "1,234,567"]
+    assert rows[0][5].endswith("4 of 5 pass|Perplexity: fail")
     assert rows[1][1:4] == ["1", "1", "1"]
     assert rows[3][3] == "1.000"
-    assert rows[3][6] == "not asked"
+    assert rows[3][5] == "not asked"
+    assert "training step" not in table.select_one("thead").text, "no model has it"
     assert len(table.select(".muse-badge.fail")) == 1
 
 
