@@ -27,7 +27,7 @@ from .gradient_gate import gate
 from .head import head
 from .peak import memory
 from .stack import complex_stack
-from .timing import GroupResult, one_line, release
+from .timing import GroupResult, first_line, release
 from .training import models, training
 
 GROUPS: dict[str, Callable[[Context], Iterator[GroupResult | Metric]]] = {
@@ -98,4 +98,4 @@ def _of_group(group: str, bench: Context) -> Iterator[GroupResult | Metric]:
     try:
         yield from GROUPS[group](bench)
     except Exception as error:  # a reference that does not fit, for instance; the other groups go on
-        yield no_value(f"bench_{group}_speed", "token/s", f"failed: {one_line(error)}")
+        yield no_value(f"bench_{group}_speed", "token/s", f"failed: {first_line(error)}")

@@ -25,7 +25,7 @@ from muse.training.trainer import OptimizerStep
 from .context import Context
 from .equality import Check, gradients, reference_gradients, relative_rms
 from .naive import perturb
-from .timing import free, one_line
+from .timing import first_line, free
 
 GATE = 0.03
 """Largest relative RMS error of all gradients together, the same for every model and state."""
@@ -124,7 +124,7 @@ def _errors(bench: Context, name: str) -> Iterator[Metric]:
         made = gate_of(bench, name, model)
         checks = made.checks(model, model.loss)
     except Exception as error:  # whatever it is, the other models go on
-        reason = f"failed: {one_line(error)}"
+        reason = f"failed: {first_line(error)}"
         yield Metric(name="bench_gradient_error", model=name, value=None, unit="1", n=0, reason=reason, note=reason)
         return
     errors = [check.error for check in checks]

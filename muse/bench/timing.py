@@ -174,7 +174,7 @@ def prepare(name: str, build: Callable[[], Trial], device: torch.device) -> tupl
     except PathMissingError as error:
         result.status, result.note = "missing", str(error)
     except Exception as error:  # whatever it is, the other paths go on
-        result.status, result.note = "failed", one_line(error)
+        result.status, result.note = "failed", first_line(error)
     if result.status != "timed":
         trial = None
         free(device)
@@ -194,11 +194,11 @@ class Guarded:
         try:
             return self.call()
         except Exception as error:
-            self.error = one_line(error)
+            self.error = first_line(error)
         return None
 
 
-def one_line(error: Exception, length: int = 300) -> str:
+def first_line(error: Exception, length: int = 300) -> str:
     """Return the type and the first line of what an exception says."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}"[:length]

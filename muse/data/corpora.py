@@ -85,33 +85,6 @@ def text_of(lines: Mapping[str, Sequence[str]]) -> str:
     return f"{OTHER_TEXT} with {UNKNOWN}" if has_unk else OTHER_TEXT
 
 
-def check_corpus(
-    corpus: str,
-    tokenizer: str,
-    *,
-    splits: Sequence[str] = SPLITS,
-    cache_dir: Path | None = None,
-    hub_timeout_seconds: float = 10,
-    vocab_size: int | None = None,
-    train_n_seq: int | None = None,
-) -> Corpus:
-    """What `load_corpus` loads, where models of `vocab_size` can read it and `train_n_seq` tokens make a window.
-
-    Seconds where its tokens are cached, and afterwards they are. Raises ValueError in one line: for a folder that is
-    none, a split that is missing or no text, a tokenizer that is none or damaged, "gpt2" with the synthetic corpus, ids
-    beyond `vocab_size`, a training split of at most `train_n_seq` tokens; CorpusUnavailable where the hub is away.
-    """
-    found = load_corpus(
-        corpus, tokenizer, splits=splits, cache_dir=cache_dir, hub_timeout_seconds=hub_timeout_seconds
-    )
-    if vocab_size is not None and found.vocab_size > vocab_size:
-        raise ValueError(f"vocab_size must be at least the tokenizer's {found.vocab_size}, got {vocab_size}")
-    train = found.splits.get("train")
-    if train_n_seq is not None and train is not None and len(train.ids) <= train_n_seq:
-        raise ValueError(f"training needs more than n_seq = {train_n_seq} tokens, got {len(train.ids)} in {corpus}")
-    return found
-
-
 def canonical_words(text: str) -> int:
     """Whitespace-separated words plus one for each end of line."""
     return len(text.split()) + text.count("\n")

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from muse.host.lines import shown
+
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's own, which the library adds where a vocabulary lacks it
 SPECIAL_NAME = re.compile(r"<[^<>\s]+>|\[[A-Z0-9_]+\]")  # a word that is special without being declared
 MOST_FILE_BYTES, MOST_TOKEN_CHARACTERS = 2**27, 500
-SHOWN = 60  # characters of what was found, in a message
 PLAIN = {  # settings of tokenizer.json that change ids, and what GPT-2's say
     "normalizer": (None,),
     "truncation": (None,),
@@ -79,11 +80,6 @@ def byte_symbols() -> set[str]:
     """The 256 characters that stand for bytes in a byte-level vocabulary (Radford et al. 2019, `bytes_to_unicode`)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     return {chr(byte) for byte in printable} | {chr(256 + index) for index in range(256 - len(printable))}
-
-
-def shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"{type(value).__name__}"
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def _is_file(path: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import muse.data.tables
-from muse.data.corpora import check_corpus, load_corpus, median_word_bytes
+from muse.data.corpora import load_corpus, median_word_bytes
 from muse.data.text import no_text, normalized
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -271,21 +271,6 @@ def test_a_folder_that_is_none_is_one_line(tmp_path, name):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match=r"corpus must be .* an existing folder, got [^\n]{1,220}$"):
         load_corpus(str(tmp_path / name), "corpus")
-
-
-def test_a_driver_can_ask_before_anything_starts(folder):
-    (folder / "test.txt").write_bytes(TEXT.encode())
-    found = check_corpus(str(folder), "corpus", splits=["train", "test"], vocab_size=12, train_n_seq=20)
-    assert (found.vocab_size, len(found.splits["train"].ids)) == (12, 23)
-    for sizes, message in (
-        ({"vocab_size": 11}, "vocab_size must be at least the tokenizer's 12, got 11"),
-        ({"train_n_seq": 23}, "training needs more than n_seq = 23 tokens, got 23"),
-        ({"splits": ["validation"]}, "must hold either validation.txt"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            check_corpus(str(folder), "corpus", **{"splits": ["train"]} | sizes)
-    with pytest.raises(ValueError, match="tokenizer must be 'corpus', got 'gpt2'"):
-        check_corpus("synthetic", "gpt2")
 
 
 def test_the_test_split_alone_is_enough_where_it_is_asked_for(folder):

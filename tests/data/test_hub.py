@@ -21,7 +21,7 @@ from muse.data.hub import CorpusUnavailable
 for corpus, tokenizer in (("wikitext-2", "corpus"), (sys.argv[1], "gpt2"))[-int(sys.argv[2]) :]:
     start = time.monotonic()
     try:
-        found = load_corpus(corpus, tokenizer, splits=["test"], hub_timeout_seconds=2)
+        found = load_corpus(corpus, tokenizer, splits=["test"], hub_timeout_seconds=float(sys.argv[3]))
         print(found.splits["test"].ids.tolist())
     except CorpusUnavailable as error:
         print(str(error).split(" Three ways")[0], round(time.monotonic() - start))
@@ -75,19 +75,19 @@ def hub(files: Path | None) -> Iterator[str]:
         server.server_close()
 
 
-def ask(folder: Path, endpoint: str, questions: int) -> list[str]:
+def ask(folder: Path, endpoint: str, questions: int, seconds: int) -> list[str]:
     (folder / "corpus").mkdir(exist_ok=True)
     (folder / "corpus" / "test.txt").write_text("a line \n")
     kept = {name: value for name, value in os.environ.items() if not name.endswith("OFFLINE")}
     away = {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": endpoint, "MUSE_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, "-c", CODE, str(folder / "corpus"), str(questions)]
+    command = [sys.executable, "-c", CODE, str(folder / "corpus"), str(questions), str(seconds)]
     done = subprocess.run(command, env=kept | away, capture_output=True, text=True, timeout=200, check=True)
     return done.stdout.splitlines()
 
 
 def test_a_hub_that_answers_and_then_stalls_is_away_within_seconds(tmp_path):
     with hub(None) as endpoint:
-        answers = ask(tmp_path, endpoint, 2)
+        answers = ask(tmp_path, endpoint, 2, seconds=2)
     for answer, what in zip(answers, ("corpus 'wikitext-2'", "the gpt2 tokenizer"), strict=True):
         assert answer.startswith(f"{what} is unavailable (the download failed: TimeoutError('the hub answered, and")
         assert int(answer.split()[-1]) < 40  # the libraries alone would try for minutes; imports take a part of it
@@ -99,5 +99,5 @@ def test_a_tokenizer_comes_from_a_hub_that_sends_it(tmp_path):
     bpe.train_from_iterator(["a line \n"] * 5, vocab_size=262, show_progress=False, special_tokens=["<|endoftext|>"])
     bpe.save_model(str(tmp_path))
     with hub(tmp_path) as endpoint:
-        (answer,) = ask(tmp_path, endpoint, 1)
+        (answer,) = ask(tmp_path, endpoint, 1, seconds=60)
     assert answer == str(bpe.encode("a line \n").ids)
