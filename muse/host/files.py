@@ -87,9 +87,16 @@ def hold(folder: Path) -> AbstractContextManager[object]:
     The lock goes with its process, however that ends. Its file stays: only a holder may remove it, as its last act.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+
+    def check_is_here(handle: int) -> None:
+        """The folder may have been moved between the opening of its lock's file and the lock."""
+        if not os.path.samestat(os.fstat(handle), lock.stat()):
+            raise FolderInUseError(f"{folder}: in use")
+
     try:
-        return FileLock(folder / LOCK, blocking=False, fallback_to_soft=False).acquire()
-    except Timeout as error:
+        return FileLock(lock, blocking=False, fallback_to_soft=False, on_acquired=check_is_here).acquire()
+    except (Timeout, FileNotFoundError) as error:
         raise FolderInUseError(f"{folder}: in use") from error
 
 

@@ -171,12 +171,31 @@ def test_a_folder_has_one_holder_and_a_dead_one_lets_go(tmp_path, how):
             hold(folder)
 
 
+def test_a_lock_in_a_folder_that_moves_meanwhile_is_none(tmp_path, monkeypatch):
+    """Else two runs hold the folder: one its lock, the other that of the folder that was moved aside."""
+    folder, opened = tmp_path / "out", os.open
+
+    def moved(path, *arguments, **more):
+        handle = opened(path, *arguments, **more)
+        if str(path) == str(folder / ".lock") and not (tmp_path / "aside").exists():
+            folder.rename(tmp_path / "aside")
+            folder.mkdir()
+            (folder / ".lock").touch()
+        return handle
+
+    monkeypatch.setattr(os, "open", moved)
+    with pytest.raises(FolderInUseError):
+        hold(folder)
+    assert (tmp_path / "aside").exists()
+    with hold(folder):  # and nothing is left held
+        pass
+
+
 RACES = """
 import sys, time
 from pathlib import Path
 from muse.runner.folder import fresh_folder
 from muse.params import ParamsError
-from muse.runner.folder import fresh_folder
 folder, mark = Path(sys.argv[1]), Path(sys.argv[2])
 wins = 0
 print("ready", flush=True)
