@@ -30,7 +30,9 @@ def provenance(report: Report, folder: str | Path, language: str = "en", compani
         "commit": commit(report, language),
         "seeds": words["and"].join(map(str, run.seeds)),
         "command": run.command,
-        "hardware": words["join"].join(f"{key}: {value}" for key, value in run.hardware.items()),
+        "hardware": words["join"].join(
+            f"{words.get(f'hardware.{key}', key)}{words['colon']} {value}" for key, value in run.hardware.items()
+        ),
         "versions": words["join"].join(f"{key} {value}" for key, value in run.versions.items()),
     }
     return render(

@@ -193,7 +193,7 @@ def test_pages_exist_for_every_stage_and_know_of_each_other(bad_run):
         ["Report", "../index.html"],
         ["Planar complex numbers", "../pages/00_planar_complex.html"],
     ]
-    assert (about["title"], about["language"], about["inline_assets"]) == ("Memory", "en", False)
+    assert (about["title"], about["language"], about["inline_assets"]) == ("GPU memory", "en", False)
     assert "left no valid record" in about["error"]
     plain_page = (pages / "03_perplexity.html").read_text()
     assert "needs train" in plain_page
