@@ -143,8 +143,8 @@ def _ask(question: Question, rule: Rule) -> Finding:
     if record is None:
         return Finding("not_measured", text["stage_missing"].format(stage=question.stage(rule.stage)))
     if record.status != "ok":
-        error = " ".join((record.error or "?").split())
-        return Finding("not_measured", text["stage_failed"].format(stage=question.stage(rule.stage), error=error[:200]))
+        words = {"stage": question.stage(rule.stage), "error": quoted(record.error or "?")}
+        return Finding("not_measured", text["stage_failed"].format(**words))
     finding = rule.judge(question, record)
     own = [reduction for reduction in record.reductions if not reduction.setting.startswith(rule.foreign)]
     if record.scale == "reduced" and (own or not record.reductions):
@@ -152,6 +152,11 @@ def _ask(question: Question, rule: Rule) -> Finding:
         reason = template.format(scale_note=in_words(own, question.words), reason=finding.reason)
         return Finding(finding.verdict, reason, finding.value, finding.basis)
     return finding
+
+
+def quoted(error: str) -> str:
+    """Return an error as a reason quotes it: in one line that is not too long."""
+    return " ".join(error.split())[:200].strip()
 
 
 def _perplexity(question: Question, record: StageRecord) -> Finding:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from muse import catalog
 from muse.catalog import BASELINE
-from muse.records.criteria import LIMITS
+from muse.records.criteria import LIMITS, quoted
 from muse.records.reasons import RECORDED
 from muse.records.schema import Criterion, Excerpt, Judged, Report, StageRecord
 
@@ -154,9 +154,19 @@ def _card(criterion: Criterion, judged: Judged, stages: Sequence[StageRecord], l
         "question": say(language, f"criterion.{name}.question", **asked, limit=LIMITS.get(name)),
         "value": _criterion_value(criterion, texts(language)),
         "meaning": "" if criterion.value is None else say(language, f"criterion.{name}.value", **asked),
+        "reason": _with_errors_marked(criterion.reason, stages),
         "beside": harder,
         "told": told,
     }
+
+
+def _with_errors_marked(reason: str, stages: Sequence[StageRecord]) -> str:
+    """The reason of a verdict, in which the error of a stage that failed is marked as English."""
+    for stage in stages:
+        before, error, after = reason.partition(quoted(stage.error)) if stage.error else (reason, "", "")
+        if error:
+            return Markup('{}<span lang="en">{}</span>{}').format(before, error, after)
+    return reason
 
 
 def _criterion_value(criterion: Criterion, words: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from muse import catalog
 from muse.host.files import write_atomic
+from muse.records.schema import StageRecord
 
 from . import answers, figures
 from .assemble import companions_of, stage_record
@@ -22,6 +23,7 @@ from .frame import page_text
 from .html import render
 from .page import numbers_table, scale_notice, titled
 from .real_baseline import real_baseline_note
+from .texts import texts
 
 
 def write(folder: Path, stage: str, links: Sequence[tuple[str, str]], language: str) -> None:
@@ -32,7 +34,7 @@ def write(folder: Path, stage: str, links: Sequence[tuple[str, str]], language: 
     title = titled(record, language)
     main = render(
         "stage", language, title=title, stage=record, notice=scale_notice([record], language), figures=drawn,
-        answer=answers.of_stage(record, language), note=real_baseline_note(record, language, companions_of(folder)),
+        answer=_answer(record, language), note=real_baseline_note(record, language, companions_of(folder)),
         numbers=numbers_table(record, language), notebook=notebook.name if notebook.is_file() else "",
     )  # fmt: skip
     soup = BeautifulSoup(main, "html.parser")
@@ -42,3 +44,12 @@ def write(folder: Path, stage: str, links: Sequence[tuple[str, str]], language: 
     text = page_text(soup, title, links=links, language=language, here=f"../{catalog.page(stage)}",
                      num_figures=len(drawn), assets=assets_folder(page))  # fmt: skip
     write_atomic(page, text)
+
+
+def _answer(record: StageRecord, language: str) -> list[str]:
+    """The stage's answer, in which a program's error is marked as English."""
+    found = answers.of_stage(record, language)
+    if record.status == "ok":
+        return found
+    error = Markup('<code lang="en">{}</code>').format(record.error)
+    return [Markup(texts(language)["answer.failed"]).format(error=error), *found[1:]]

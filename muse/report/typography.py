@@ -15,6 +15,9 @@ RULES = (
 )
 """Brackets and colons after Japanese are full width, and there is no space between Japanese letters or at signs."""
 
+SIGNS = tuple("、。：（；～）」")
+"""Signs that bring their own space along, also where a tag ends behind them."""
+
 SPOKEN = ("alt", "aria-label", "title", "data-csv", "data-svg", "data-with")
 """Attributes that readers see or hear."""
 
@@ -33,7 +36,12 @@ def typeset(soup: BeautifulSoup, language: str) -> None:
         return
     for node in soup.find_all(string=True):
         is_text = type(node) is NavigableString or _is_figure(node.parent)
-        if is_text and not _is_foreign(node.parent) and (better := typeset_text(str(node), language)) != node:
+        if not is_text or _is_foreign(node.parent):
+            continue
+        better = typeset_text(str(node), language)
+        if str(node.find_previous(string=True) or "").endswith(SIGNS):
+            better = better.lstrip(" ")
+        if better != node:
             node.replace_with(type(node)(better))
     for tag in soup.find_all(True):
         for name in SPOKEN:
