@@ -150,6 +150,11 @@ def page(name: str) -> str:
     return "index.html" if name == REPORT else f"pages/{stem(name)}.html"
 
 
+def notebook_page(name: str) -> str:
+    """Return where the page of a stage's executed notebook lies where the stage's own page is made from its record."""
+    return f"pages/{stem(name)}_notebook.html"
+
+
 def memory_models(models: Sequence[str]) -> list[str]:
     """Return those of the models whose memory the stage `dynamics` can look at, in the catalog's order."""
     return [row.name for row in MODELS if row.has_memory and row.name in models]

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 
 from muse.catalog import BASELINE, REFERENCE
 
+from .reasons import why
 from .scale import in_words
 from .schema import Basis, Criterion, Metric, StageRecord, Summary, Verdict
 
@@ -50,6 +51,10 @@ class Question:
     def model(self, name: str) -> str:
         """Return the name of a model as readers know it."""
         return self.text.get(f"model.{name}", name)
+
+    def stage(self, name: str) -> str:
+        """Return the name of a stage as readers know it, marked as a name."""
+        return self.text["stage"].format(title=self.words.get(f"stage.{name}", name))
 
 
 @dataclass(frozen=True)
@@ -136,10 +141,10 @@ def summarise(
 def _ask(question: Question, rule: Rule) -> Finding:
     record, text = question.records.get(rule.stage), question.text
     if record is None:
-        return Finding("not_measured", text["stage_missing"].format(stage=rule.stage))
+        return Finding("not_measured", text["stage_missing"].format(stage=question.stage(rule.stage)))
     if record.status != "ok":
-        error = " ".join((record.error or "?").split())
-        return Finding("not_measured", text["stage_failed"].format(stage=rule.stage, error=error[:200]))
+        words = {"stage": question.stage(rule.stage), "error": quoted(record.error or "?")}
+        return Finding("not_measured", text["stage_failed"].format(**words))
     finding = rule.judge(question, record)
     own = [reduction for reduction in record.reductions if not reduction.setting.startswith(rule.foreign)]
     if record.scale == "reduced" and (own or not record.reductions):
@@ -147,6 +152,11 @@ def _ask(question: Question, rule: Rule) -> Finding:
         reason = template.format(scale_note=in_words(own, question.words), reason=finding.reason)
         return Finding(finding.verdict, reason, finding.value, finding.basis)
     return finding
+
+
+def quoted(error: str) -> str:
+    """Return an error as a reason quotes it: in one line that is not too long."""
+    return " ".join(error.split())[:200].strip()
 
 
 def _perplexity(question: Question, record: StageRecord) -> Finding:
@@ -228,7 +238,7 @@ def _gradients(question: Question, record: StageRecord) -> Finding:
         return problem
     if not named:
         words = {"metric": text["metric.gradient_norm"], "model": question.model(question.candidate)}
-        return Finding("not_measured", text["metric_missing"].format(stage=record.stage, **words))
+        return Finding("not_measured", text["metric_missing"].format(stage=question.stage(record.stage), **words))
     missing = record.find("parameters_without_gradient", question.candidate)
     reasons = []
     if missing.value > 0:
@@ -276,18 +286,19 @@ def _problem(
 ) -> Finding | None:
     """Return what keeps a metric from being compared: absent, an estimate, not finite, or below its `lowest` value."""
     text, metric = question.text, record.find(name, model)
-    words = {"metric": text[f"metric.{name}"], "model": question.model(model)}
+    words = {"metric": text[f"metric.{name}"], "model": question.model(model), "stage": question.stage(record.stage)}
     if metric is None:
-        return Finding("not_measured", text["metric_missing"].format(stage=record.stage, **words))
+        return Finding("not_measured", text["metric_missing"].format(**words))
+    words["note"] = why(metric, question.words)
     if metric.n == 0:
-        return Finding("not_measured", text["not_observed"].format(stage=record.stage, note=metric.note, **words))
+        return Finding("not_measured", text["not_observed"].format(**words))
     if metric.basis == "estimate" and not estimates:
         return Finding("not_measured", text["metric_estimated"].format(**words))
     if not _finite(metric.value) or not all(map(math.isfinite, metric.samples)):
         if model == question.baseline:
-            return Finding("not_measured", text["baseline_non_finite"].format(note=metric.note, **words))
+            return Finding("not_measured", text["baseline_non_finite"].format(**words))
         verdict, basis = ("not_measured", "none") if metric.basis == "estimate" else ("fail", "measured")
-        return Finding(verdict, text["non_finite"].format(note=metric.note, **words), None, basis)
+        return Finding(verdict, text["non_finite"].format(**words), None, basis)
     if any(value < lowest for value in (metric.value, *metric.samples)):
         value = min([metric.value, *metric.samples])
         return Finding("not_measured", text["metric_impossible"].format(value=f"{value:g}", **words))

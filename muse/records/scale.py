@@ -59,4 +59,5 @@ def _in_words(reduction: Reduction, words: Mapping[str, str]) -> str:
     if reduction.setting == "corpus":
         return words["scale.synthetic" if reduction.value == SYNTHETIC else "scale.text"]
     published = words["scale.all"] if reduction.published is None else reduction.published
-    return words["scale.setting"].format(setting=reduction.setting, value=reduction.value, published=published)
+    name = words.get(f"setting.{reduction.setting}", reduction.setting)
+    return words["scale.setting"].format(setting=name, value=reduction.value, published=published)

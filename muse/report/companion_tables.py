@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from muse.records.reasons import why
 from muse.records.scale import in_words
 from muse.records.schema import Metric, Reduction, Report
 
@@ -26,7 +27,7 @@ from .figures.style import style
 from .html import render
 from .numbers import alike, decimals, metric_decimals, number, told
 from .provenance import commit
-from .texts import join, say, texts
+from .texts import join, say, span, texts
 
 VERDICTS = {True: ("pass", "within"), False: ("fail", "outside"), None: ("not_measured", "unknown")}
 """Of a repeated training, by whether it lies within the spread of the seeds: kind of the badge, key of its words."""
@@ -58,7 +59,7 @@ def _warnings(main: Report, report: Report, language: str) -> list[str]:
     if same_data(main, report) is False:
         found.append(words["companions.other_data"])
     if changed := changed_settings(main, report):
-        told = [say(language, "companions.setting", name=name, theirs=theirs, ours=ours)
+        told = [say(language, "companions.setting", name=words.get(f"setting.{name}", name), theirs=theirs, ours=ours)
                 for name, (theirs, ours) in changed.items()]  # fmt: skip
         found.append(words["companions.settings"].format(list=join(language, told)))
     smaller = _reductions(report) - _reductions(main)
@@ -124,10 +125,10 @@ def _headline_rows(companion: Companion, words: Mapping[str, str], language: str
     rows = [] if found else [[companion.name, words["companions.no_perplexity"], length, "–", "", "", ""]]
     for metric in found:
         value, *ends = told(metric)
-        ratios = metric.reason if metric.value is None else _ratios(record.metrics, metric.model, language)
+        ratios = why(metric, words) if metric.value is None else _ratios(record.metrics, metric.model, language)
         seeds = str(len(metric.samples) or "")
         label = style(metric.model, language).label
-        rows.append([companion.name, label, length, value, " – ".join(ends), seeds, ratios])
+        rows.append([companion.name, label, length, value, span(language, ends), seeds, ratios])
     return rows
 
 

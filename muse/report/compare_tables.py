@@ -12,7 +12,7 @@ from .frame import write_page
 from .html import render
 from .numbers import alike, number, signed
 from .tables import Table
-from .texts import join, say, texts
+from .texts import join, say, span, texts, unit_label
 
 HEADLINES = ("perplexity", "word_perplexity", "bits_per_byte", "validation_loss", "peak_memory", "throughput_training")
 """What a terminal shows of the common numbers, where they differ, and all that is named after these."""
@@ -57,7 +57,11 @@ def _reasons(reasons: Iterable[str], language: str) -> str:
 def _settings(pair: Pair, language: str, about: dict[str, str]) -> Table:
     words = texts(language)
     rows = [
-        (setting.key, _plain(setting.base), _plain(setting.value), words[f"compare.decides.{setting.decides}"])
+        (
+            words.get(f"setting.{setting.key}", setting.key),
+            *(_plain(value) for value in (setting.base, setting.value)),
+            words[f"compare.decides.{setting.decides}"],
+        )
         for setting in pair.settings
     ]
     head = [words["compare.setting"], about["base"], pair.run, words["compare.decides"]]
@@ -71,7 +75,8 @@ def _plain(value: object) -> str:
 
 def _code(pair: Pair, language: str, about: dict[str, str]) -> Table:
     words = texts(language)
-    rows = [(key.replace("_", " "), *map(_plain, values)) for key, values in pair.code.items()]
+    names = {key: words.get(f"hardware.{key}", key.replace("_", " ")) for key in pair.code}
+    rows = [(names[key], *map(_plain, values)) for key, values in pair.code.items()]
     note = "" if rows else words["compare.none"]
     return Table(say(language, "compare.code", **about), [words["compare.made_from"], about["base"], pair.run], rows,
                  note=note)  # fmt: skip
@@ -98,7 +103,7 @@ def _is_shown(row: Row, which: Shown) -> bool:
 
 def _row(row: Row, language: str) -> list[str]:
     words, found = texts(language), row.difference
-    about = [style(row.model, language).label, metric_label(row.metric, language), row.unit]
+    about = [style(row.model, language).label, metric_label(row.metric, language), unit_label(row.unit, language)]
     if found is None or found.identical:
         reading = words["compare.identical"] if found else words["compare.not_comparable"]
         values = [number(row.base), number(row.value), *("–",) * 4]
@@ -117,7 +122,7 @@ def _values(row: Row, language: str) -> list[str]:
     difference, *interval = [signed(text) for text in alike([found.value, *ends])]
     paired = say(language, f"compare.paired.{found.paired_by}", n=found.seeds)
     least = "–" if found.detectable is None else number(found.detectable)
-    return [base, value, difference, " – ".join(interval) or "–", least, paired]
+    return [base, value, difference, span(language, interval) or "–", least, paired]
 
 
 def _notes(pair: Pair, shown: int, language: str) -> Iterator[str]:

@@ -123,7 +123,7 @@ def export_html(
     )  # fmt: skip
     soup = BeautifulSoup(shown, "html.parser")
     question = _put_results_first(soup, title)
-    _number_figures(soup.main, language)
+    number_figures(soup.main, language)
     framed = page_text(
         soup, title if question == title else f"{question} – {title}", links=links, language=language,
         here=_own_href(Path(page), links), num_figures=num_figures,
@@ -138,7 +138,7 @@ def _own_href(page: Path, links: Sequence[tuple[str, str]]) -> str:
     return names.get(Path(page).name, "")
 
 
-def _number_figures(main: Tag, language: str) -> None:
+def number_figures(main: Tag, language: str) -> None:
     """Give every figure of a page its number, an id that can be linked, and a place for its data and its picture."""
     taken = {tag["id"] for tag in main.find_all(id=True)}
     for number, figure in enumerate(main.select("figure:has(.muse-figure)"), 1):

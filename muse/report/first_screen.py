@@ -80,7 +80,7 @@ def _two(report: Report, judged: Judged, language: str) -> dict[str, str]:
             continue
         value = _ratio_text(criterion.value)
         if criterion.basis == "estimate":
-            value = f"{value} ({texts(language)['basis.estimate']})"
+            value = say(language, "figure.with_unit", name=value, unit=texts(language)["basis.estimate"])
         metric = _metric(report, "perplexity", f"perplexity{OVER}", judged.model)
         if name == "perplexity" and metric and metric.interval:
             low, high = alike(metric.interval, 3)
@@ -133,7 +133,8 @@ def run_line(report: Report, language: str = "en") -> str:
     return say(
         language, "line.run", text=text, tokens=number(tokens) if tokens else words["line.untrained"],
         seeds=len(seeds), machine=machine or words["line.unknown_machine"], date=f"{run.started_utc:%Y-%m-%d}",
-        scale=words["scale.short" if reduced else "scale.published"], commit=f"{commit} ({words[state]})",
+        scale=words["scale.short" if reduced else "scale.published"],
+        commit=say(language, "figure.with_unit", name=commit, unit=words[state]),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pygments.formatters import HtmlFormatter
 from muse.host.files import write_atomic
 
 from .html import asset, render
+from .typography import typeset, typeset_text
 
 INDEX, TEXT_PAGE = "index.html", "text.html"
 """Pages of a run: its report, and losses by document and token."""
@@ -34,11 +35,12 @@ def page_text(
 
     `css` are rules beside those of all pages.
     """
+    typeset(soup, language)
     contents = _contents(soup.main)
     main = Markup(soup)
     return render(
-        "page", language, title=title, links=links, here=here, num_figures=num_figures, css=_css(main) + css,
-        contents=contents, main=main, script=script, assets=assets,
+        "page", language, title=typeset_text(title, language), links=links, here=here, num_figures=num_figures,
+        css=_css(main) + css, contents=contents, main=main, script=script, assets=assets,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from muse.records.schema import Metric
 
+from .texts import say
+
 RATIO = "_ratio_to_"  # in the name of a metric, between what is divided and the model it is divided by
 
 
@@ -103,7 +105,8 @@ def told(metric: Metric, places: int | None = None) -> list[str]:
     return alike([metric.value, *(metric.interval or ())], places)
 
 
-def with_interval(metric: Metric, places: int | None = None) -> str:
+def with_interval(metric: Metric, places: int | None = None, *, language: str = "en") -> str:
     """Return a metric's value for reading, with its interval in brackets where it has one."""
     value, *ends = told(metric, places)
-    return f"{value} ({' – '.join(ends)})" if ends else value
+    low_high = dict(zip(("low", "high"), ends, strict=False))
+    return say(language, "answer.lead.interval", value=value, **low_high) if ends else value

@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 from muse import catalog
 from muse.catalog import BASELINE
-from muse.records.criteria import LIMITS
-from muse.records.schema import Criterion, Judged, Report, StageRecord
+from muse.records.criteria import LIMITS, quoted
+from muse.records.reasons import RECORDED
+from muse.records.schema import Criterion, Excerpt, Judged, Report, StageRecord
 
 from . import companion_tables, figures, first_screen
 from .assemble import assemble, companions_of
@@ -24,10 +25,11 @@ from .figures.companions import of_companions
 from .figures.style import metric_label, mimebundle, style
 from .frame import TEXT_PAGE
 from .html import asset, render
+from .notes import note
 from .numbers import alike, column_decimals, decimals, number, told
 from .provenance import provenance
 from .real_baseline import real_baseline_note
-from .texts import say, stage_title, texts
+from .texts import say, span, stage_title, texts, unit_label
 
 HARDER_MEMORY = {
     "with_optimizer": ("peak_memory_with_optimizer", "peak_memory_with_optimizer"),
@@ -52,8 +54,7 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
     blocks += [verdicts(report, language), first_screen.about(report, language), stage_table(report, language)]
     blocks.append(render("heading", level=2, text=words["report.results"]))
     for stage in report.stages:
-        read = f" ({stage.text})" if stage.text else ""
-        title = render("heading", level=3, text=stage_title(stage.stage, words) + read)
+        title = render("heading", level=3, text=titled(stage, language))
         blocks.append(title + real_baseline_note(stage, language, companions) + text_link(stage, folder, language))
         blocks += [*figures.of_stage(stage, language), numbers_table(stage, language)]
     if companions:
@@ -62,6 +63,12 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
         blocks.append(companion_tables.tables(report, companions, language))
     blocks.append(provenance(report, folder, language, [companion.name for companion in companions]))
     return [{"text/html": block} if isinstance(block, str) else mimebundle(block) for block in blocks]
+
+
+def titled(stage: StageRecord, language: str) -> str:
+    """Return a stage's name with the text that it read, if any."""
+    name = stage_title(stage.stage, texts(language))
+    return say(language, "figure.with_unit", name=name, unit=stage.text) if stage.text else name
 
 
 def text_link(stage: StageRecord, folder: Path, language: str = "en") -> Markup:
@@ -147,9 +154,19 @@ def _card(criterion: Criterion, judged: Judged, stages: Sequence[StageRecord], l
         "question": say(language, f"criterion.{name}.question", **asked, limit=LIMITS.get(name)),
         "value": _criterion_value(criterion, texts(language)),
         "meaning": "" if criterion.value is None else say(language, f"criterion.{name}.value", **asked),
+        "reason": _with_errors_marked(criterion.reason, stages),
         "beside": harder,
         "told": told,
     }
+
+
+def _with_errors_marked(reason: str, stages: Sequence[StageRecord]) -> str:
+    """The reason of a verdict, in which the error of a stage that failed is marked as English."""
+    for stage in stages:
+        before, error, after = reason.partition(quoted(stage.error)) if stage.error else (reason, "", "")
+        if error:
+            return Markup('{}<span lang="en">{}</span>{}').format(before, error, after)
+    return reason
 
 
 def _criterion_value(criterion: Criterion, words: Mapping[str, str]) -> str:
@@ -232,15 +249,16 @@ def _stage_rows(name: str, record: StageRecord | None, words: Mapping[str, str])
     failed = record.status == "failed"
     status = ("fail", words["stages.failed"]) if failed else ("pass", words["stages.ok"])
     scale = words["scale.short" if record.scale == "reduced" else "scale.published"]
-    row = [{"title": title, "page": catalog.page(name)}, status, scale, _duration(record)]
+    row = [{"title": title, "page": catalog.page(name)}, status, scale, _duration(record, words)]
     return [row, [{"error": (record.error or "?").strip()[-600:], "stage": name}]] if failed else [row]
 
 
-def _duration(record: StageRecord) -> str:
+def _duration(record: StageRecord, words: Mapping[str, str]) -> str:
     seconds = max(0, round((record.finished_utc - record.started_utc) / timedelta(seconds=1)))
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    largest = "hours" if hours else "minutes" if minutes else "seconds"
+    return words[f"duration.{largest}"].format(hours=hours, minutes=minutes, seconds=seconds)
 
 
 def numbers_table(stage: StageRecord, language: str = "en") -> Markup:
@@ -253,10 +271,22 @@ def numbers_table(stage: StageRecord, language: str = "en") -> Markup:
     rows = []
     for metric, places in zip(stage.metrics, column_decimals(stage.metrics), strict=True):
         value, *ends = told(metric, places)
-        about = metric_label(metric.name, language), style(metric.model, language).label, value, metric.unit
-        rows.append([*about, number(metric.n), " – ".join(ends), words[f"basis.{metric.basis}"], metric.note])
+        about = metric_label(metric.name, language), style(metric.model, language).label
+        said = note(metric, stage, language)
+        unit = unit_label(metric.unit, language)
+        rows.append([*about, value, unit, number(metric.n), span(language, ends), words[f"basis.{metric.basis}"], said])
     return render(
         "numbers", language, stage=stage, name=stage_title(stage.stage, words), head=head, rows=rows,
         has_intervals=any(metric.interval for metric in stage.metrics),
-        excerpts=[(style(item.model, language).label, item) for item in stage.excerpts],
+        excerpts=[
+            {"model": style(item.model, language).label, "name": _excerpt(item, words), "text": item.text}
+            for item in stage.excerpts
+        ],
     )  # fmt: skip
+
+
+def _excerpt(item: Excerpt, words: Mapping[str, str]) -> str:
+    """What a piece of text is: as its record says in English, else by the first word of its name."""
+    name = item.name.replace("_", " ")
+    kind = item.name.partition(":")[0]
+    return name if words["language"] == RECORDED else words.get(f"excerpt.{kind}", name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from markupsafe import Markup
 
 from muse import catalog
+from muse.records.environment import NOT_INSTALLED
 from muse.records.schema import Report
 
 from .citation import bibtex
@@ -24,14 +25,16 @@ def provenance(report: Report, folder: str | Path, language: str = "en", compani
     words, run = texts(language), report.run
     inputs = dict.fromkeys((file.path, file.sha256, number(file.num_bytes)) for s in report.stages for file in s.inputs)
     about = {
-        "run": run.id,
-        "profile": run.profile,
+        "run": _code(run.id),
+        "profile": _code(run.profile),
         "started": f"{run.started_utc:%Y-%m-%d %H:%M:%S} UTC",
         "commit": commit(report, language),
         "seeds": words["and"].join(map(str, run.seeds)),
-        "command": run.command,
-        "hardware": words["join"].join(f"{key}: {value}" for key, value in run.hardware.items()),
-        "versions": words["join"].join(f"{key} {value}" for key, value in run.versions.items()),
+        "command": _code(run.command),
+        "hardware": words["join"].join(
+            f"{words.get(f'hardware.{key}', key)}{words['colon']} {value}" for key, value in run.hardware.items()
+        ),
+        "versions": words["join"].join(f"{key} {_version(value, words)}" for key, value in run.versions.items()),
     }
     return render(
         "provenance", language, run=run, about={words[f"provenance.{key}"]: value for key, value in about.items()},
@@ -40,12 +43,22 @@ def provenance(report: Report, folder: str | Path, language: str = "en", compani
     )  # fmt: skip
 
 
+def _code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
+
+
+def _version(version: str, words: Mapping[str, str]) -> str:
+    return words["provenance.not_installed"] if version == NOT_INSTALLED else version
+
+
 def commit(report: Report, language: str) -> str:
     """Return the commit that the run was made from, and whether it was clean where that is known."""
     words, run = texts(language), report.run
     if run.git_commit is None:
         return words["provenance.no_commit"]
-    return f"{run.git_commit} ({words['provenance.clean']})" if run.git_dirty is False else run.git_commit
+    if run.git_dirty is not False:
+        return run.git_commit
+    return words["figure.with_unit"].format(name=run.git_commit, unit=words["provenance.clean"])
 
 
 def _downloads(report: Report, folder: Path, language: str, companions: Iterable[str]) -> dict[str, str]:

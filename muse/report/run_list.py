@@ -16,7 +16,7 @@ from .numbers import number
 from .page import headline
 from .runs import Checkpoint, Run
 from .tables import Table
-from .texts import join, say, texts
+from .texts import join, say, stage_title, texts
 
 MARK = '<main data-page="runs" id="content">'
 """By which the page of a folder of runs is known."""
@@ -65,7 +65,8 @@ def _status(run: Run, language: str) -> str:
     if run.report.run.finished_utc is None:
         return texts(language)["runs.unfinished"]
     if run.failed:
-        return say(language, "runs.failed", stages=join(language, run.failed))
+        failed = [stage_title(stage, texts(language)) for stage in run.failed]
+        return say(language, "runs.failed", stages=join(language, failed))
     return texts(language)["runs.finished"]
 
 

@@ -19,7 +19,7 @@ from .numbers import alike, number, signed
 from .page import scale_notice
 from .run_list import list_link
 from .runs import Run, losses_of
-from .texts import say, texts
+from .texts import say, span, texts
 
 MOST_DOCUMENTS = 200
 STEPS = (0.25, 1.0, 2.0)
@@ -52,7 +52,7 @@ def write(run_dir: Path, language: str) -> bool:
         "text", language, title=title, notice=scale_notice(report.stages, language), names=names,
         seeds=len(found[0].by_seed), documents=shown, total=len(rows), dots=_dots(shown),
         groups=[
-            (say(language, f"text_page.{kind}", **names), [_window(window, means, sample) for window in windows])
+            (say(language, f"text_page.{kind}", **names), [_window(one, means, sample, language) for one in windows])
             for kind, windows in (("gains", sample.gains), ("losses", sample.losses))
         ],
     )  # fmt: skip
@@ -101,7 +101,7 @@ def _dots(rows: Sequence[dict[str, object]]) -> dict[str, object]:
     return {"places": places, "marks": marks, "zero": top(0.0)}
 
 
-def _window(window: Window, means: Sequence[np.ndarray], sample: TextSample) -> dict[str, object]:
+def _window(window: Window, means: Sequence[np.ndarray], sample: TextSample, language: str) -> dict[str, object]:
     """A window with its tokens: text, classes of colour, losses and difference."""
     ours, theirs = (losses[window.first : window.first + len(window.pieces)] for losses in means)
     tokens = [
@@ -111,7 +111,7 @@ def _window(window: Window, means: Sequence[np.ndarray], sample: TextSample) -> 
     ]  # fmt: skip
     return {
         "document": window.document, "title": sample.titles[window.document], "tokens": tokens,
-        "targets": f"{number(window.first + 1)} – {number(window.first + len(tokens))}",
+        "targets": span(language, (number(window.first + 1), number(window.first + len(tokens)))),
         "losses": alike([ours.mean(), theirs.mean()]), "difference": signed(f"{(ours - theirs).mean():.2f}"),
     }  # fmt: skip
 

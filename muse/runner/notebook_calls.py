@@ -61,3 +61,18 @@ def export_page(
     notice = export.scale_label(reductions, language)
     export.export_html(notebook, page, inline_assets=inline_assets, language=language, notice=notice, **about)
     return None
+
+
+def stage_page(folder: Path, stage: str, links: Sequence[tuple[str, str]], language: str) -> str | None:
+    """Write the page of a stage from its record; return why it cannot be made, or None."""
+    from muse.records.store import RecordError
+    from muse.report import export
+    from muse.report import stage_page as made
+
+    if not (folder / "assets").is_dir():
+        export.write_assets(folder / "assets")
+    try:
+        made.write(folder, stage, links, language)
+    except RecordError as error:
+        return f"no valid record: {error}"
+    return None

@@ -22,6 +22,7 @@ from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
 from muse.params import NO_CUDA, ParamsError, Settings, of_today, validate
 from muse.records.environment import git_state, utc_now, versions
+from muse.records.reasons import RECORDED
 from muse.records.scale import reductions_of
 from muse.records.schema import Imported, Reduction, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
@@ -223,39 +224,70 @@ class Run:
             log.write(f"\n{stage} failed: {error}\n")
 
     def page(self, notebook: Notebook) -> str | None:
-        """Export the executed notebook, or write a page of our own; return what went wrong, unless the stage failed."""
-        stage, source = notebook.stage, self.executed(notebook)
-        is_index = stage == REPORT
-        pages = {other.stage: catalog.page(other.stage) for other in self.notebooks}
-        up = "" if is_index else "../"
-        links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
-        if is_index:
+        """Make a stage's page, or one of our own; return what went wrong, unless the stage failed.
+
+        Notebooks are written in English: in another language a stage's page is made from its record, and the executed
+        notebook has a page beside it.
+        """
+        stage, language = notebook.stage, self.settings.language
+        beside = self.folder / catalog.notebook_page(stage)
+        beside.unlink(missing_ok=True)
+        if stage == REPORT or language == RECORDED:
+            error = self.export_notebook(notebook, self.folder / catalog.page(stage), self.links(stage), language)
+        else:
+            links = [link for link in self.links(stage) if link[1].endswith(("/index.html", catalog.page(stage)))]
+            links.append((texts(language)["stage_page.notebook"], f"../{catalog.notebook_page(stage)}"))
+            error = None
+            if self.executed(notebook).exists():
+                error = self.export_notebook(notebook, beside, links, RECORDED)
+            about = {"folder": self.folder, "stage": stage, "links": self.links(stage), "language": language}
+            error = self.call(notebook_calls.stage_page, about, stage) or error
+        if error and stage != REPORT and not (self.folder / catalog.page(stage)).exists():
+            self.plain_stage(notebook)
+        return None if stage in self.errors else error
+
+    def links(self, stage: str) -> list[tuple[str, str]]:
+        """Return (label, href) of all pages, seen from that of a stage or of the report."""
+        up = "" if stage == REPORT else "../"
+        shown = (self.notebooks[-1], *self.notebooks[:-1])
+        links = [(self.label(other), up + catalog.page(other.stage)) for other in shown]
+        if stage == REPORT:
             from muse.report.run_list import further_links
 
             links += further_links(self.folder, self.settings.language)
-        page = self.folder / pages[stage]
-        arguments = {"notebook": source, "page": page, "links": links}
-        arguments["inline_assets"] = is_index and not self.shared_script
-        arguments |= {
-            "title": self.label(notebook),
-            "language": self.settings.language,
+        return links
+
+    def export_notebook(
+        self, notebook: Notebook, page: Path, links: Sequence[tuple[str, str]], language: str
+    ) -> str | None:
+        """Export the executed notebook as a page; return what went wrong, with no page left then."""
+        stage, is_index = notebook.stage, notebook.stage == REPORT
+        arguments = {
+            "notebook": self.executed(notebook),
+            "page": page,
+            "links": links,
+            "inline_assets": is_index and not self.shared_script,
+            "title": texts(language).get(f"stage.{stage}", self.label(notebook)),
+            "language": language,
             "error": self.errors.get(stage),
             "reductions": [] if is_index else self.reductions(stage),  # the report says it itself
         }
         error = "no executed notebook"
-        if source.exists():
-            try:
-                error = processes.call(
-                    self.export, arguments, log=self.log(stage), environment=os.environ, timeout_seconds=EXPORT_SECONDS
-                )
-            except TimeoutError:
-                error = f"the export took longer than {EXPORT_SECONDS} s"
+        if self.executed(notebook).exists():
+            error = self.call(self.export, arguments, stage)
         if error is None and page.exists():
             return None
         page.unlink(missing_ok=True)
-        if not is_index:
-            self.plain_stage(notebook)
-        return None if stage in self.errors else error or "no page was written"
+        return error or "no page was written"
+
+    def call(self, made: Callable[..., str | None], arguments: Mapping[str, object], stage: str) -> str | None:
+        """Make a page in a process of its own; return what went wrong."""
+        try:
+            return processes.call(
+                made, arguments, log=self.log(stage), environment=os.environ, timeout_seconds=EXPORT_SECONDS
+            )
+        except TimeoutError:
+            return f"the export took longer than {EXPORT_SECONDS} s"
 
     def reductions(self, stage: str) -> list[Reduction]:
         """Return in which way a stage is smaller than published: by its settings, or by the text its record names."""
@@ -427,7 +459,8 @@ def render(
         this = Run(
             settings, info, folder, found, info.command, export, lines, shared_script, errors=failed, environment=own
         )
-        problems = [this.page(notebook) for notebook in found[:-1] if this.executed(notebook).exists()]
+        has_page = lambda notebook: language != RECORDED or this.executed(notebook).exists()  # noqa: E731
+        problems = [this.page(notebook) for notebook in found[:-1] if has_page(notebook)]
         this.stage(found[-1])
         if stills:
             this.draw_stills()

@@ -198,7 +198,7 @@ def test_an_overflowing_ratio_is_not_measured():
 def test_a_failed_stage_is_not_measured_and_named():
     found = judge([perplexity_record(status="failed", error="ValueError: too\nbad"), memory_record(), health_record()])
     assert found[0].verdict == "not_measured"
-    assert "perplexity failed (ValueError: too bad)" in found[0].reason
+    assert "“Perplexity” failed (ValueError: too bad)" in found[0].reason
     assert found[1].verdict == "pass"
 
 

@@ -38,10 +38,10 @@ def test_the_criteria_that_a_stage_decides_are_said_of_every_candidate():
     metrics = [Metric(name="peak_memory", model=name, value=value, unit="GiB") for name, value in peaks.items()]
     found = answers.of_stage(stage("memory", metrics=metrics))
     assert [line.split(". ")[0] for line in found] == [
-        "Stage 1, Memory: pass",
-        "Stage 1, Memory, recomputed on both sides: not measured",
-        "Stage 1 with memory, Memory: fail",
-        "Stage 1 with memory, Memory, recomputed on both sides: not measured",
+        "Stage 1, GPU memory: pass",
+        "Stage 1, GPU memory, recomputed on both sides: not measured",
+        "Stage 1 with memory, GPU memory: fail",
+        "Stage 1 with memory, GPU memory, recomputed on both sides: not measured",
     ]
     assert "0.2500" in found[0]
 

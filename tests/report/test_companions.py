@@ -114,9 +114,9 @@ def test_changes_of_the_memory_are_the_ratios_of_the_companion():
     twin, rotation, seeds = figure.data
     assert [shape.x0 for shape in figure.layout.shapes] == [1]
     assert (twin.name, twin.x[0]) == ("Real twin", 1.25)
-    assert (rotation.name, rotation.x[0]) == ("Memory without rotation", 1.05)
+    assert (rotation.name, rotation.x[0]) == ("Complex memory without rotation", 1.05)
     assert list(seeds.x) == [1.02, 1.08]
-    assert "Memory without rotation 1.050 (1.000 – 1.125)" in figure.layout.meta["alt"]
+    assert "Complex memory without rotation 1.050 (1.000 – 1.125)" in figure.layout.meta["alt"]
     assert "(abl)" in figure.layout.title.text
 
 
@@ -240,7 +240,7 @@ def test_the_table_of_repeats_has_a_verdict_in_words(main, again, verdict, css, 
     places = 0 if again == 60 else 2  # whole numbers have none
     assert cells[1:5] == ["0", *(f"{value:+.{places}f}".removeprefix(sign) for value, sign in
                                  ((50, "+"), (again, "+"), (again - 50, "")))]  # fmt: skip
-    assert (f"{50:.{places}f} " in cells[5]) == (verdict != "unknown")
+    assert (f"{50:.{places}f}" in cells[5]) == (verdict != "unknown")
     assert "2.828" in page.get_text()
 
 

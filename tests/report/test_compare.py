@@ -176,7 +176,7 @@ def test_the_command_prints_every_form_and_writes_a_page(tmp_path, capsys):
     assert told["pairs"][0]["rows"][0]["difference"]["value"] > 0
     assert cli.main(["compare", *folders, "--format", "csv"]) == 0
     numbers = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert ["Stage 1", "peak memory", "GiB", "identical", "1.5", "1.5"] in [row[:6] for row in numbers]
+    assert ["Stage 1", "peak GPU memory", "GiB", "identical", "1.5", "1.5"] in [row[:6] for row in numbers]
     for form, sign in (("md", "| Stage 1 |"), ("tex", r"\begin{tabular}")):
         assert cli.main(["compare", *folders, "--format", form]) == 0
         assert sign in capsys.readouterr().out

@@ -227,7 +227,8 @@ def test_estimates_are_hatched_and_measured_bars_are_not():
 
 
 @pytest.mark.parametrize(
-    ("language", "words"), [("en", "peak memory, over that of Phase 2"), ("ja", "ピークメモリの比（Phase 2 に対する）")]
+    ("language", "words"),
+    [("en", "peak GPU memory, over that of Phase 2"), ("ja", "ピーク GPUメモリの比（Phase 2 に対する）")],
 )
 def test_a_ratio_is_named_by_what_it_divides_and_by_which_model(language, words):
     assert metric_label("peak_memory_ratio_to_phase2", language) == words
@@ -242,15 +243,15 @@ def test_memory_compares_the_peaks_of_models_variant_by_variant():
     ]
     drawn = figures.memory_bars(record("memory", metrics=found)).data
     assert [(bar.meta, bar.name) for bar in drawn] == [
-        ("peak memory (GiB)", "Stage 1"),
-        ("peak memory (GiB)", "Phase 2"),
-        ("peak memory, matched precision (GiB)", "Stage 1"),
-        ("peak memory, matched precision (GiB)", "Phase 2"),
+        ("peak GPU memory (GiB)", "Stage 1"),
+        ("peak GPU memory (GiB)", "Phase 2"),
+        ("peak GPU memory, matched precision (GiB)", "Stage 1"),
+        ("peak GPU memory, matched precision (GiB)", "Phase 2"),
     ]
     assert [(bar.xaxis, bar.y[0]) for bar in drawn] == [("x", 0), ("x", 1), ("x2", 0), ("x2", 1)]
     alone = figures.memory_bars(record("memory", metrics=found[:4])).data
     assert [bar.meta.removesuffix(" (GiB)") for bar in alone] == [
-        "peak memory", "peak memory, matched precision", "held memory", "held memory, matched precision"
+        "peak GPU memory", "peak GPU memory, matched precision", "held GPU memory", "held GPU memory, matched precision"
     ]  # fmt: skip
 
 
@@ -359,7 +360,7 @@ def test_planar_values_are_split_and_zeros_have_no_phase():
 
 
 ONE_PHASE = {"en": ("one phase", "one direction"), "ja": ("一つの位相", "一方向")}
-EVENLY = {"en": "spread evenly over the circle", "ja": "円周上に均等に広がる"}
+EVENLY = {"en": "spread evenly over the circle", "ja": "円周上に"}
 
 
 def claims(caption):

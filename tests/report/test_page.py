@@ -92,7 +92,7 @@ def test_the_limit_of_the_question_is_the_one_of_the_verdict(monkeypatch):
         (judged,) = [found for found in criteria.judge([], texts("en")) if found.name == name]
         assert f" {limit} times that of Phase 2" in judged.target
     monkeypatch.setitem(report.LIMITS, "vram", 0.625)
-    assert "at most 0.625 times the peak memory" in soup(report.verdicts(two_candidates())).text
+    assert "at most 0.625 times the peak GPU memory" in soup(report.verdicts(two_candidates())).text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -288,7 +288,7 @@ def test_stage_table_shows_failed_and_missing_stages():
     )
     page = soup(report.stage_table(found))
     rows = [row.get_text(" ") for row in page.select("tbody tr")]
-    assert [row.split()[0] for row in rows] == ["Training", "Perplexity", "Memory", "out"]
+    assert [row.split()[0] for row in rows] == ["Training", "Perplexity", "GPU", "out"]
     assert "no record" in rows[0]
     assert "1 h 05 min" in rows[1]
     assert "failed" in rows[2]
@@ -311,7 +311,7 @@ def test_numbers_table_shows_every_metric():
     none = Metric(name="odd", value=None, unit="1", note="overflow")
     rows = soup(report.numbers_table(stage(metrics=[metric, none]))).select("tbody tr")
     cells = [cell.text for cell in rows[0].select("td")]
-    assert cells == ["peak memory", "Phase 2", "1.500", "GiB", "30", "1.250 – 1.750", "estimate", "a<b"]
+    assert cells == ["peak GPU memory", "Phase 2", "1.500", "GiB", "30", "1.250 – 1.750", "estimate", "a<b"]
     assert "–" in rows[1].text
     assert "overflow" in rows[1].text
     assert "no numbers" in report.numbers_table(stage())
@@ -511,8 +511,9 @@ def test_the_report_leads_with_verdicts_and_shows_failures(tmp_path, monkeypatch
     assert main.find(True).text == words["report.title"]
     assert main.find("h2").text == words["report.verdicts"]
     assert {card["data-criterion"] for card in main.select(".muse-card")} == set(CRITERIA)
-    assert "n_seq 8" in main.select_one(".muse-scale").text
-    assert f"{words['stage.train']} (own-v1)" in [heading.text for heading in main.select("h3")]
+    assert f"{words['setting.n_seq']} 8" in main.select_one(".muse-scale").text
+    titled = words["figure.with_unit"].format(name=words["stage.train"], unit="own-v1")
+    assert titled in [heading.text for heading in main.select("h3")]
     assert "out of it" in main.select_one(".failure").text
     assert len(main.select("figure")) == 1
     assert words["note.no_mixing"] in main.text

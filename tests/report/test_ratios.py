@@ -130,7 +130,7 @@ def test_the_box_ends_where_the_criteria_do(far, language):
 )
 def test_the_caption_says_which_models_lie_inside_the_box(quality, memory, inside):
     caption = of_quality([ratio("stage1", quality)], [peak("stage1", memory)]).layout.meta["caption"]
-    assert ("inside it by the criterion's memory: Stage 1." in caption) == inside
+    assert ("inside it by the criterion's GPU memory: Stage 1." in caption) == inside
     assert ("no model's filled dots lie inside it" in caption) != inside
 
 

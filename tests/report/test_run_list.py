@@ -41,7 +41,7 @@ def test_runs_are_listed_the_newest_first(tmp_path, capsys):
     assert "2026-01-02 03:04  Stage 1; Phase 2  published  <text>  All five" in lines["new"]
     assert "1 fail, 0 not measured.  finished" in " ".join(lines["old"].split(" ")).replace("   ", "  ")
     assert lines["running"].endswith("unfinished")
-    assert lines["stopped"].endswith("did not finish: perplexity")
+    assert lines["stopped"].endswith("did not finish: Perplexity")
     assert shown.err.startswith(f"muse: {tmp_path}/broken/report.json: got no valid Report")
     assert read_run(tmp_path / "new").finished
     assert not read_run(tmp_path / "running").finished

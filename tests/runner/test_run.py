@@ -193,7 +193,7 @@ def test_pages_exist_for_every_stage_and_know_of_each_other(bad_run):
         ["Report", "../index.html"],
         ["Planar complex numbers", "../pages/00_planar_complex.html"],
     ]
-    assert (about["title"], about["language"], about["inline_assets"]) == ("Memory", "en", False)
+    assert (about["title"], about["language"], about["inline_assets"]) == ("GPU memory", "en", False)
     assert "left no valid record" in about["error"]
     plain_page = (pages / "03_perplexity.html").read_text()
     assert "needs train" in plain_page
@@ -794,7 +794,16 @@ def test_pages_are_made_again_in_another_language_without_measuring(tmp_path):
     executed = next(books.glob(f"*_{failed.stage}.ipynb"))
     (out / "notebooks" / executed.name).write_text(executed.read_text())
     assert render(out, "ja", notebooks=books, export=fake_export) == 0
+    beside = json.loads((out / "pages" / f"{executed.stem}_notebook.html").read_text())
+    assert (beside["language"], beside["error"]) == ("en", "took too long")
+    made = (out / "pages" / f"{executed.stem}.html").read_text()
+    assert '<html lang="ja">' in made
+    assert "took too long" in made
+    assert f'href="{executed.stem}_notebook.html"' in made
+    # in English the stage's page is its notebook again, and nothing is left beside it
+    assert render(out, "en", notebooks=books, export=fake_export) == 0
     assert json.loads((out / "pages" / f"{executed.stem}.html").read_text())["error"] == "took too long"
+    assert not (out / "pages" / f"{executed.stem}_notebook.html").exists()
     with pytest.raises(ParamsError, match="not the folder of a run"):
         render(books, "ja", notebooks=books, export=fake_export)
 

@@ -8,7 +8,7 @@ from muse.catalog import REFERENCE
 from muse.records.schema import Metric, StageRecord
 
 from ..numbers import number, rounded
-from ..texts import join, say, texts
+from ..texts import join, say, texts, unit_label
 from .panels import wrapped
 from .style import BAR, bar_rows, make_figure, style, whiskers
 
@@ -37,7 +37,8 @@ def _figure(record: StageRecord, group: str, paths: list[Metric], language: str)
             bars.append(go.Bar(x=rounded([path.value]), y=[row], **BAR, showlegend=False, name=path.model,
                                marker={"color": color}, error_x=whiskers(path),
                                hovertext=items[-1], hoverinfo="text"))  # fmt: skip
-    title = {"text": f"{words['bench_bars.title']}: {_title(group, language)}", "x": 0, "font": {"size": 15}}
+    text = f"{words['bench_bars.title']}{words['colon']} {_title(group, language)}"
+    title = {"text": text, "x": 0, "font": {"size": 15}}
     rows = bar_rows(words["figure.tokens_per_second"], labels, "~s")
     phone = [note | {"text": wrapped(note["text"], LETTERS)} for note in rows["annotations"]]
     return make_figure("bench_bars", language, bars, items, title=title, narrow={"annotations": phone}, **rows)
@@ -47,7 +48,7 @@ def _told(record: StageRecord, group: str, path: Metric, language: str) -> str:
     """What is known of a path, in words: speed, ratio and share of the ceiling, or why there is no speed."""
     if path.value is None:
         return path.reason
-    told = [f"{number(round(path.value))} token/s"]
+    told = [f"{number(round(path.value))} {unit_label('token/s', language)}"]
     if (ratio := record.find(f"{group}_ratio", path.model)) and ratio.value is not None:
         told.append(f"{ratio.value:.2f}×")
     if share := record.find(f"{group}_matrix_share", path.model):

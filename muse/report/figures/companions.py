@@ -12,7 +12,7 @@ from muse.records.schema import Metric, Report
 
 from ..companions import Companion, changed_settings, context, metrics_of, of_kind, same_data, settings_of, stage_of
 from ..numbers import with_interval
-from ..texts import texts
+from ..texts import say, texts
 from .curves import HEIGHT, named
 from .ratios import perplexity_ratios
 from .stage import with_text
@@ -83,9 +83,12 @@ def _over_length(name: str, points: Points, language: str, y: dict[str, object],
         return None
     words, traces, items = texts(language), [], []
     for place, (model, line) in enumerate(points.items()):
-        told = [with_interval(metric) + _estimate(metric, words) for _, metric in line]
+        told = [with_interval(metric, language=language) + _estimate(metric, words) for _, metric in line]
         traces.append(_line(style(model, language), line, told, place - (len(points) - 1) / 2))
-        values = words["and"].join(f"{text} ({length:,})" for (length, _), text in zip(line, told, strict=True))
+        values = words["and"].join(
+            say(language, "figure.with_unit", name=text, unit=f"{length:,}")
+            for (length, _), text in zip(line, told, strict=True)
+        )
         items.append(f"{traces[-1].name}{words['colon']} {values}")
     every = [metric for line in points.values() for _, metric in line]
     fields |= {"interval": interval_words(every, language)}

@@ -137,7 +137,7 @@ def scale_stress(record: StageRecord, language: str = "en") -> go.Figure:
     curves = [s for s in record.series if s.name.startswith("scale_stress") and s.y]
     need(curves, "series scale_stress", record)
     for found in curves:
-        look, name = style(found.model, language), found.y_name.replace("_", " ")
+        look, name = style(found.model, language), _axis_words(found.y_name, words)
         line = {"dash": look.dash, "width": 2}
         traces.append(curve(look, found.x, found.y, line, "lines+markers", name=look.label))
         items.append(say(language, "scale_stress.item", model=look.label, name=name, **_ends(found)))

@@ -79,7 +79,7 @@ def half_lives(record: StageRecord, language: str = "en") -> go.Figure:
     low, high = (m.samples if m and len(m.samples) == len(found.samples) else found.samples for m in others)
     shares, look, (smallest, largest) = _read_shares(record, found), style(found.model, language), DOT_PIXELS
     sizes = rounded(smallest + (largest - smallest) * share**0.5 for share in shares)
-    about = {"x": rounded(_side_by_side(found.layers)), "mode": "markers", "text": found.labels}
+    about = {"x": rounded(_side_by_side(found.layers)), "mode": "markers", "text": _heads(found, language)}
     about["hovertemplate"] = "%{text}: %{y}<extra></extra>"
     traces = [
         go.Scatter(
@@ -116,8 +116,18 @@ def _side_by_side(layers: Sequence[int]) -> list[float]:
     return [layer + 0.6 * ((head + 0.5) / layers.count(layer) - 0.5) for layer, head in zip(layers, heads, strict=True)]
 
 
+def _heads(lives: Metric, language: str) -> list[str]:
+    """The heads by layer and place in it; as the record calls them where it does not say their layers."""
+    if len(lives.layers) != len(lives.samples):
+        return lives.labels
+    return [
+        say(language, "figure.head", layer=layer, head=lives.layers[:at].count(layer))
+        for at, layer in enumerate(lives.layers)
+    ]
+
+
 def _lives_in_words(lives: Metric, shares: Sequence[float], language: str) -> str:
-    rows = list(zip(lives.samples, lives.labels, strict=True))
+    rows = list(zip(lives.samples, _heads(lives, language), strict=True))
     (low, low_name), (high, high_name) = min(rows), max(rows)
     short, long = LIVES_TOKENS
     read = {"read_short": 0.0, "read_middle": 0.0, "read_long": 0.0}

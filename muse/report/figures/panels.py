@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from muse.records.schema import Metric
 
 from ..numbers import rounded
+from ..texts import span
 from .style import CLEAR, NEUTRAL, Style, axis, whiskers
 
 COLUMNS = 3
@@ -160,10 +161,10 @@ def _fill(look: Style, metric: Metric) -> dict[str, object]:
     return {"color": look.color, "line": line, "pattern": pattern if metric.basis == "estimate" else None}
 
 
-def value_note(numbers: Sequence[str], row: int) -> dict[str, object]:
+def value_note(numbers: Sequence[str], row: int, language: str) -> dict[str, object]:
     """Return the note at the right edge of a row: a value and, below it, the ends of its interval."""
     value, *ends = numbers
-    text = f"<b>{value}</b>" + (f"<br>{' – '.join(ends)}" if ends else "")
+    text = f"<b>{value}</b>" + (f"<br>{span(language, ends)}" if ends else "")
     return {"text": text, "xref": "paper", "x": 1, "xanchor": "left", "xshift": 8, "y": row, "yanchor": "middle",
             "showarrow": False, "align": "left", "font": {"size": 12}}  # fmt: skip
 

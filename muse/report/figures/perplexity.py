@@ -37,14 +37,14 @@ def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
         floor = record.find(name)
         if floor is None or floor.value is None:
             continue
-        told_floor = f"{words[f'floor.{name}']} ({number(floor.value)})"
+        told_floor = say(language, "figure.with_unit", name=words[f"floor.{name}"], unit=number(floor.value))
         near = min(drawn) / NEAR <= floor.value <= max(drawn) * NEAR
         (lines if near else far).append(told_floor)
         if near:
             line = {"color": NEUTRAL, "dash": dash, "width": 2}
             x, y = rounded([floor.value] * 2), [-0.5, len(found) - 0.5]
             traces.append(go.Scatter(x=x, y=y, mode="lines", name=told_floor, line=line))
-    values = [value_note(told(metric), row) for row, metric in enumerate(found)]
+    values = [value_note(told(metric), row, language) for row, metric in enumerate(found)]
     fields = {"interval": interval_words(found, language)}
     fields["far"] = say(language, "perplexity_bars.far", list=words["join"].join(far)) if far else ""
     return make_figure(
@@ -63,7 +63,7 @@ def _names(metric: Metric, language: str) -> tuple[str, str]:
     look, averaged, size = style(metric.model, language), metric.name == "ensemble_perplexity", len(metric.labels)
     name = look.label + ("<br>" + say(language, "figure.averaged", n=size) if averaged else "")
     told = say(language, "perplexity_bars.averaged", n=size) if averaged else ""
-    return name, f"{look.label}{told} {with_interval(metric)}"
+    return name, f"{look.label}{told} {with_interval(metric, language=language)}"
 
 
 def _dot(metric: Metric, row: int, name: str, language: str) -> go.Scatter:

@@ -52,9 +52,10 @@ def perplexity_ratios(
     if baseline == BASELINE:
         lines[PERPLEXITY_RATIO] = say(language, "figure.target", limit=PERPLEXITY_RATIO)
     traces = [trace for row, metric in enumerate(found) for trace in _row(metric, row, language, places)]
-    values = [value_note(told(metric, places), row) for row, metric in enumerate(found)]
+    values = [value_note(told(metric, places), row, language) for row, metric in enumerate(found)]
     x, one = _ratio_axis(found, label, language, lines), min(lines)
-    items = [f"{name} {with_interval(metric, places)}" for name, metric in zip(names, found, strict=True)]
+    told_whole = [with_interval(metric, places, language=language) for metric in found]
+    items = list(map(" ".join, zip(names, told_whole, strict=True)))
     fields = {"baseline": label, "interval": interval_words(found, language), **fields}
     return make_figure(
         name, language, traces, items, ROW * len(found) + 100, fields,
@@ -83,7 +84,7 @@ def _line_words(at: float, words: str, x: dict[str, object], to_the_right: bool)
 def _row(metric: Metric, row: int, language: str, places: int) -> list[go.Scatter]:
     """The value with its whiskers, and below it the seeds."""
     look = style(metric.model, language)
-    text = f"{look.label}{texts(language)['colon']} {with_interval(metric, places)}"
+    text = f"{look.label}{texts(language)['colon']} {with_interval(metric, places, language=language)}"
     about = {"name": look.label, "mode": "markers", "hovertext": text, "hoverinfo": "text"}
     marker = {"color": look.color, "symbol": look.symbol, "size": 10}
     dot = go.Scatter(x=rounded([metric.value]), y=[row + DOT], error_x=whiskers(metric), marker=marker, **about)

@@ -29,6 +29,16 @@ def say(language: str, key: str, **fields: object) -> str:
     return words[key].format(colon=words["colon"], **fields)
 
 
+def unit_label(unit: str, language: str) -> str:
+    """Return a unit as it is written in the language."""
+    return texts(language).get(f"unit.{unit}", unit)
+
+
+def span(language: str, ends: Iterable[str]) -> str:
+    """Return the two ends of a range as one text; an empty one for none."""
+    return texts(language)["range"].join(ends)
+
+
 def join(language: str, items: Iterable[str]) -> str:
     """Return the items as one enumeration."""
     return texts(language)["join"].join(items)

@@ -1,0 +1,55 @@
+"""The page of a stage from its record alone, in any language: question, answer, figures, numbers.
+
+An English report shows executed notebooks in their place, which are written in English; another one links to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+from markupsafe import Markup
+
+from muse import catalog
+from muse.host.files import write_atomic
+from muse.records.schema import StageRecord
+
+from . import answers, figures
+from .assemble import companions_of, stage_record
+from .export import assets_folder, number_figures
+from .figures.style import mimebundle
+from .frame import page_text
+from .html import render
+from .page import numbers_table, scale_notice, titled
+from .real_baseline import real_baseline_note
+from .texts import texts
+
+
+def write(folder: Path, stage: str, links: Sequence[tuple[str, str]], language: str) -> None:
+    """Write a stage's page into the folder of its run; RecordError where the stage left no record."""
+    record, page = stage_record(folder, stage), folder / catalog.page(stage)
+    notebook = folder / catalog.notebook_page(stage)
+    drawn = [Markup(mimebundle(figure)["text/html"]) for figure in figures.of_stage(record, language)]
+    title = titled(record, language)
+    main = render(
+        "stage", language, title=title, stage=record, notice=scale_notice([record], language), figures=drawn,
+        answer=_answer(record, language), note=real_baseline_note(record, language, companions_of(folder)),
+        numbers=numbers_table(record, language), notebook=notebook.name if notebook.is_file() else "",
+    )  # fmt: skip
+    soup = BeautifulSoup(main, "html.parser")
+    for table in soup.select("details.code:has(table)"):
+        table["open"] = ""
+    number_figures(soup.main, language)
+    text = page_text(soup, title, links=links, language=language, here=f"../{catalog.page(stage)}",
+                     num_figures=len(drawn), assets=assets_folder(page))  # fmt: skip
+    write_atomic(page, text)
+
+
+def _answer(record: StageRecord, language: str) -> list[str]:
+    """The stage's answer, in which a program's error is marked as English."""
+    found = answers.of_stage(record, language)
+    if record.status == "ok":
+        return found
+    error = Markup('<code lang="en">{}</code>').format(record.error)
+    return [Markup(texts(language)["answer.failed"]).format(error=error), *found[1:]]
