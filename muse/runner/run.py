@@ -226,14 +226,12 @@ class Run:
         """Export the executed notebook, or write a page of our own; return what went wrong, unless the stage failed."""
         stage, source = notebook.stage, self.executed(notebook)
         is_index = stage == REPORT
-        pages = {other.stage: catalog.page(other.stage) for other in self.notebooks}
-        up = "" if is_index else "../"
-        links = [(self.label(other), up + pages[other.stage]) for other in (self.notebooks[-1], *self.notebooks[:-1])]
+        links = self.links("" if is_index else "../")
         if is_index:
             from muse.report.run_list import further_links
 
             links += further_links(self.folder, self.settings.language)
-        page = self.folder / pages[stage]
+        page = self.folder / catalog.page(stage)
         arguments = {"notebook": source, "page": page, "links": links}
         arguments["inline_assets"] = is_index and not self.shared_script
         arguments |= {
@@ -257,6 +255,12 @@ class Run:
             self.plain_stage(notebook)
         return None if stage in self.errors else error or "no page was written"
 
+    def links(self, up: str) -> list[tuple[str, str]]:
+        """Return (label, href) of the run's pages, the report first, seen from a page so many folders below it."""
+        return [
+            (self.label(other), up + catalog.page(other.stage)) for other in (self.notebooks[-1], *self.notebooks[:-1])
+        ]
+
     def reductions(self, stage: str) -> list[Reduction]:
         """Return in which way a stage is smaller than published: by its settings, or by the text its record names."""
         text = ""
@@ -272,15 +276,19 @@ class Run:
 
     def plain_stage(self, notebook: Notebook) -> None:
         """Write a page that says how the stage ended, where its notebook cannot be shown."""
-        page = self.folder / catalog.page(notebook.stage)
-        write_atomic(page, plain.page(self.label(notebook), self.settings.language, [self.row(notebook, "../")]))
+        stage, language = notebook.stage, self.settings.language
+        page, rows = self.folder / catalog.page(stage), [self.row(notebook, "../")]
+        about = {"links": self.links("../"), "here": "../" + catalog.page(stage)}
+        about["reductions"] = self.reductions(stage)
+        write_atomic(page, plain.page(self.label(notebook), language, rows, **about))
 
     def row(self, notebook: Notebook, up: str = "") -> tuple[str, str, str, str]:
         """Return (title, outcome, page, log) of a stage for the plain pages."""
         text = texts(self.settings.language)
         outcome = self.errors.get(notebook.stage) or (text["fallback.ok"] if notebook.stage in self.done else "-")
         page = "" if notebook.stage == REPORT else up + catalog.page(notebook.stage)
-        return self.label(notebook), outcome, page, f"{up}logs/{notebook.stage}.log"
+        log = f"{up}logs/{notebook.stage}.log" if self.log(notebook.stage).exists() else ""
+        return self.label(notebook), outcome, page, log
 
     def plain_index(self, interrupted: bool) -> None:
         """Write the honest little index of a run whose report could not be made."""
@@ -288,7 +296,9 @@ class Run:
         text, rows = texts(language), [self.row(notebook) for notebook in self.notebooks]
         lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
         title = text["fallback.title"].format(profile=self.settings.profile)
-        page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria)
+        about = {"links": self.links(""), "here": catalog.page(REPORT)}
+        about["reductions"] = reductions_of(self.settings.model_dump())
+        page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria, **about)
         write_atomic(self.folder / "index.html", page)
 
     def draw_stills(self) -> None:

@@ -27,9 +27,9 @@ from muse.catalog import STAGE_NAMES
 from muse.records import criteria
 from muse.records.criteria import CRITERIA
 from muse.records.scale import reductions_of
-from muse.records.schema import Excerpt, InputFile, Judged, Metric, Report, Series, Summary
+from muse.records.schema import Excerpt, InputFile, Judged, Metric, Reduction, Report, Series, Summary
 from muse.records.store import write_record
-from muse.report import browser, check, export, figures, stills
+from muse.report import browser, check, export, figures, plain, stills
 from muse.report import page as report
 from muse.report.figures.style import PLOTLY_MIME, mimebundle
 from muse.report.provenance import provenance
@@ -609,6 +609,42 @@ def test_check_command(good, monkeypatch, capsys):
     assert "no browser found" in capsys.readouterr().out
     (good / "index.html").unlink()
     assert check.check_folders([good]) == 1
+
+
+@pytest.fixture
+def plain_run(tmp_path):
+    """The pages of a run whose notebooks could not be shown."""
+    links = [("Report", "index.html"), ("Perplexity", "pages/03_perplexity.html")]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "perplexity.log").write_text("why")
+    reduced = [Reduction(setting="d_model", value=8, published=512)]
+    row = ("Perplexity", "a <b>", "pages/03_perplexity.html", "logs/perplexity.log")
+    rows, judged = [row, ("Memory", "-", "", "")], make_report().criteria
+    index = plain.page("MUSE", "en", rows, "No report.", judged, links=links, here="index.html", reductions=reduced)
+    (tmp_path / "index.html").write_text(index)
+    links, row = ([tuple(f"../{v}" if "/" in v or v == "index.html" else v for v in one) for one in found]
+                  for found in (links, [row]))  # fmt: skip
+    page = plain.page("Perplexity", "en", row, links=links, here="../pages/03_perplexity.html", reductions=reduced)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "03_perplexity.html").write_text(page)
+    write_record(stage(scale="reduced", reductions=reduced), tmp_path / "records" / "perplexity.json")
+    return tmp_path
+
+
+def test_plain_pages_have_no_problems_and_say_what_is_known(plain_run):
+    assert check.check_run(plain_run) == []
+    index, page = (soup(path.read_text()) for path in check.pages_of(plain_run))
+    assert index.select_one("header.top a[aria-current]").text == "Report"
+    assert page.select_one("header.top a[aria-current]").text == "Perplexity"
+    assert "a <b>" in page.main.get_text()
+    assert "d_model 8" in page.select_one(".muse-scale").text
+    assert [cell.get_text() for cell in index.select("tbody tr")[1].select("td")] == ["Memory", "-", "", ""]
+
+
+@pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
+def test_plain_pages_are_in_every_readers_reach(plain_run):
+    pytest.importorskip("playwright")
+    assert check.check_in_browser(check.pages_of(plain_run), check.find_browser()) == []
 
 
 # --- browser
