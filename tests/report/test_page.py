@@ -650,6 +650,26 @@ def test_plain_pages_are_in_every_readers_reach(plain_run):
 # --- browser
 
 
+def test_tables_show_all_of_their_columns_on_a_phone(tmp_path, dark_tab):
+    long = {"note": "a long note " * 9, "samples": [1.0], "labels": ["seed 0"]}
+    metrics = [Metric(name="perplexity_ratio_to_phase2", model="stage1", value=123456.0, unit="per token", **long)]
+    record = stage(metrics=metrics, status="failed", error="x" * 99)
+    found = make_report([record], run=run_info(hardware={"cpu": "y" * 99}))
+    parts = [report.numbers_table(record), report.stage_table(found), provenance(found, tmp_path)]
+    page = export_cells(tmp_path, code("x", *(shown({"text/html": part}) for part in parts)), inline_assets=True)
+    dark_tab.set_viewport_size({"width": 375, "height": 900})
+    dark_tab.goto(page.resolve().as_uri())
+    assert dark_tab.locator(".muse-rows").count() >= 2
+    assert dark_tab.evaluate(check.HIDDEN) == []
+    dark_tab.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    labels = "box => getComputedStyle(box.querySelector('td:nth-child(3)'), '::before').content"
+    assert "Value" in dark_tab.locator(".muse-rows").first.evaluate(labels)
+    dark_tab.set_viewport_size({"width": 1280, "height": 900})
+    assert dark_tab.locator(".muse-rows thead").first.is_visible()
+    assert dark_tab.locator(".muse-rows").first.evaluate(labels) == "none"
+
+
+
 @pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
 def test_a_browser_draws_every_figure_without_network(good):
     pytest.importorskip("playwright")
@@ -803,11 +823,14 @@ def test_a_browser_finds_what_keeps_readers_out(good):
     pytest.importorskip("playwright")
     page = good / "index.html"
     nav = '<header class="top"><nav aria-label="x"><a href="index.html">a</a></nav></header>'
+    wide_table = '<details><summary>x</summary><div class="muse muse-table muse-rows" tabindex="0"><table><tr>'
+    wide_table += '<th style="min-width:500px">Long</th></tr></table></div></details>'
     broken = {
         "the first stop of the Tab key does not skip to the content": ('class="skip"', 'class="other"'),
         "one does not see that the focus is on": (":focus-visible { outline: 2px solid", ":focus-visible { outline: 0"),
         "the list of pages does not mark this one": ('<div class="frame">', nav + '<div class="frame">'),
         "at 375 px: wider than the window": ("<main", '<div style="width:500px">x</div><main'),
+        "at 375 px: the table of Long hides": ("</main", wide_table + "</main"),
         "at 375 px: figure 1 is cut": ("<main", "<style>.muse-figure > div { width: 600px }</style><main"),
         "shows nothing for": ("<body>", "<body><script>for(const t=Date.now();Date.now()<t+1500;);</script>"),
     }

@@ -21,7 +21,7 @@ ROW, FOOT = 30, 34
 PLOT, NARROW_PLOT = 400, 190
 """Pixels that the part right of the names is wide where it is narrowest: on a page, and on a phone."""
 
-LETTERS, NARROW_LETTERS = 52, 28
+LETTERS, NARROW_LETTERS = 52, 24
 """Half letters in a line of why a path has no speed."""
 
 
