@@ -36,6 +36,7 @@ class Metric(_Record):
     layers: list[int] = Field(default_factory=list, description="layers of the samples, where they belong to layers")
     trained: bool | None = Field(None, description="whether the model was trained; null where that is no question")
     reason: str = Field("", description="why there is no value")
+    method: str = Field("", description="version of the code that measured it; empty where that is not known")
     note: str = Field("", description="how it was measured, in words for people")
 
     @model_validator(mode="before")

@@ -64,6 +64,18 @@ OVERLAPS = """() => [...document.querySelectorAll(".muse-figure")].flatMap((box,
 })"""
 """Labels of a figure that lie on one another."""
 
+HIDDEN = """() => [...document.querySelectorAll(".muse-rows, .muse-defined")].map((box) => {
+  const folds = [];
+  for (let fold = box.closest("details:not([open])"); fold; fold = box.closest("details:not([open])")) {
+    fold.open = true;
+    folds.push(fold);
+  }
+  const hidden = box.scrollWidth - box.clientWidth;
+  folds.forEach((fold) => { fold.open = false; });
+  return [hidden, box.querySelector("th, td")?.textContent];
+}).filter(([px]) => px > 1).map(([px, first]) => `the table of ${first} hides ${px} px of its columns`)"""
+"""Tables, folded ones included, that show all of their columns only to who scrolls them sideways."""
+
 FOCUS = """() => {
   const here = document.activeElement, { width, height } = here.getBoundingClientRect(), look = getComputedStyle(here);
   const shown = width > 0 && height > 0 && look.outlineStyle !== "none" && parseFloat(look.outlineWidth) > 0;
@@ -222,6 +234,8 @@ def _at_width(tab, width: int) -> list[str]:
     too_wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     if too_wide > 1:
         problems.append(f"wider than the window by {too_wide} px")
+    if width == min(WIDTHS):
+        problems += tab.evaluate(HIDDEN)
     return problems + tab.evaluate(OVERLAPS)
 
 

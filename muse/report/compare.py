@@ -1,6 +1,7 @@
 """Two or more runs side by side: what differs in settings and code, what of the rest can be compared, and what ties.
 
-A number is compared only where both runs measured the same thing in the same way; else its row says why not.
+A number is compared only where both runs measured the same thing in the same way; else its row says why not. The way
+is a number's `method`, a version of the code that measured it: code of models may change, that is what is compared.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ OF_TIME = ("s", "ms", "tokens/s", "token/s", "FLOP/s", "byte/s")
 
 LOSSES = ("loss", "perplexity")
 Comparable = Literal["yes", "unknown", "no"]
+Method = Literal["same", "changed", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Row:
     value: float
     comparable: Comparable
     reasons: tuple[str, ...]
+    method: Method  # whether the same code measured both
     difference: Difference | None  # None where the two cannot be compared
 
 
@@ -189,7 +192,10 @@ def _rows(base: Run, run: Run) -> Iterator[Row]:
 
 def _row(base: Run, run: Run, stage: str, pair: tuple[Metric, Metric], of_stage: Sequence[str]) -> Row:
     before, metric = pair
-    reasons = [*of_stage, *(key for key in ("unit", "basis") if getattr(before, key) != getattr(metric, key))]
+    method = method_of(base, run, pair)
+    of_method: dict[Method, list[str]] = {"same": [], "changed": ["method"], "unknown": ["code"]}
+    reasons = [*of_stage, *of_method[method]]
+    reasons += [key for key in ("unit", "basis") if getattr(before, key) != getattr(metric, key)]
     if None not in (before.trained, metric.trained) and before.trained != metric.trained:
         reasons.append("trained")
     comparable: Comparable = "yes" if not reasons else "unknown" if reasons == ["code"] else "no"
@@ -198,7 +204,7 @@ def _row(base: Run, run: Run, stage: str, pair: tuple[Metric, Metric], of_stage:
         found = _difference(stage, pair, [losses_of(side, metric.model) for side in (base, run)])
         if found is None:
             comparable, reasons = "no", [*reasons, "targets"]
-    about = {"stage": stage, "metric": metric.name, "model": metric.model, "unit": metric.unit}
+    about = {"stage": stage, "metric": metric.name, "model": metric.model, "unit": metric.unit, "method": method}
     values = {"base": before.value, "value": metric.value, "reasons": tuple(reasons)}
     return Row(**about, **values, comparable=comparable, difference=found)
 
@@ -211,8 +217,21 @@ def _difference(stage: str, pair: tuple[Metric, Metric], losses: Sequence[Losses
     return by_seeds(metric, before)
 
 
+def method_of(base: Run, run: Run, pair: tuple[Metric, Metric]) -> Method:
+    """Return whether the same code measured a metric of two runs.
+
+    Records from before metrics had a method tell only where both runs are of one commit with nothing uncommitted.
+    """
+    before, after = (metric.method for metric in pair)
+    if before and after:
+        return "same" if before == after else "changed"
+    commits = {(side.report.run.git_commit, side.report.run.git_dirty) for side in (base, run)}
+    (commit, dirty), *others = commits
+    return "same" if not others and commit is not None and dirty is False else "unknown"
+
+
 def stage_reasons(base: Run, run: Run, stage: str) -> list[str]:
-    """Return why the numbers that two runs have of a stage cannot be compared, or (`code`) may not be."""
+    """Return why the numbers that two runs have of a stage cannot be compared, whatever code measured them."""
     before, after = (stage_of(side.report, stage) for side in (base, run))
     found = []
     if before.status != "ok" or after.status != "ok":
@@ -224,9 +243,6 @@ def stage_reasons(base: Run, run: Run, stage: str) -> list[str]:
         found.append("settings")
     if stage in ON_HARDWARE and _machine(base, before) != _machine(run, after):
         found.append("hardware")
-    commits = [(side.report.run.git_commit, side.report.run.git_dirty) for side in (base, run)]
-    if commits[0] != commits[1] or commits[0][0] is None or commits[0][1] is not False:
-        found.append("code")
     return found
 
 
@@ -288,7 +304,9 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
 
 def _apart(first: _Entry, entry: _Entry) -> list[str]:
     """Why a model's perplexity is none of the first one's targets, or was measured in another way."""
-    why = [key for key in stage_reasons(first.run, entry.run, "perplexity") if key != "code"]
+    why = stage_reasons(first.run, entry.run, "perplexity")
+    if method_of(first.run, entry.run, (first.metric, entry.metric)) == "changed":
+        why.append("method")
     if first.metric.trained != entry.metric.trained:
         why.append("trained")
     if first.losses and entry.losses and not same_targets(first.losses, entry.losses):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -85,14 +85,23 @@ def _code(pair: Pair, language: str, about: dict[str, str]) -> Table:
 def _numbers(pair: Pair, language: str, about: dict[str, str], which: Shown) -> Table:
     words = texts(language)
     shown = [row for row in pair.rows if _is_shown(row, which)]
-    rows = [_row(row, language) for row in shown]
+    is_told_above = all(row.method == "unknown" for row in pair.rows)
+    rows = [_row(row, language, ("code",) if is_told_above else ()) for row in shown]
     keys = ("numbers.model", "numbers.name", "numbers.unit", "compare.reading")
     later = ("repeat.difference", "numbers.interval", "compare.detectable", "compare.paired")
     head = [*(words[key] for key in keys), about["base"], pair.run, *(words[key] for key in later)]
     return Table(
         say(language, "compare.numbers", **about), head, rows, {4, 5, 6, 7, 8},
-        " ".join(_notes(pair, len(shown), language)),
+        " ".join(_notes(pair, len(shown), language)), methods(pair, language),
     )  # fmt: skip
+
+
+def methods(pair: Pair, language: str) -> str:
+    """Return the line on whether the same code measured the numbers of both runs."""
+    found = {method: sum(row.method == method for row in pair.rows) for method in ("same", "changed", "unknown")}
+    if (whole := next((method for method, count in found.items() if count == len(pair.rows)), None)) and pair.rows:
+        return texts(language)[f"compare.methods.{whole}"]
+    return say(language, "compare.methods.mixed", total=len(pair.rows), **found) if pair.rows else ""
 
 
 def _is_shown(row: Row, which: Shown) -> bool:
@@ -101,7 +110,8 @@ def _is_shown(row: Row, which: Shown) -> bool:
     return which == "changed" or any(row.metric == name or row.metric.startswith(f"{name}_") for name in HEADLINES)
 
 
-def _row(row: Row, language: str) -> list[str]:
+def _row(row: Row, language: str, told: Collection[str]) -> list[str]:
+    """The cells of a row; `told` are reasons that stand above the table."""
     words, found = texts(language), row.difference
     about = [style(row.model, language).label, metric_label(row.metric, language), unit_label(row.unit, language)]
     if found is None or found.identical:
@@ -110,7 +120,8 @@ def _row(row: Row, language: str) -> list[str]:
     else:
         values = _values(row, language)
         reading = words[f"compare.zero_possible.{found.is_zero_possible}"]
-    why = f" ({_reasons(row.reasons, language)})" if row.reasons else ""
+    reasons = [key for key in row.reasons if key not in told]
+    why = f" ({_reasons(reasons, language)})" if reasons else ""
     return [*about, reading + why, *values]
 
 

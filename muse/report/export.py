@@ -22,13 +22,11 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from muse.host.files import write_atomic
-from muse.records.scale import in_words, reductions_of
-from muse.records.schema import Reduction
+from muse.records.scale import reductions_of
 
 from .figures.style import PLOTLY_MIME, figure_html
-from .frame import page_text, slug
+from .frame import page_text, scale_label, slug
 from .html import asset, render
-from .texts import texts
 
 NOTEBOOK_ONLY = "notebook-only"
 """Cells with this tag help the reader of the notebook and are left out of the page."""
@@ -86,14 +84,6 @@ def write_assets(folder: Path) -> None:
 def assets_folder(page: Path) -> str:
     """Return the folder of what a run's pages share, as seen from one of them: index.html lies beside it."""
     return "assets" if page.name == "index.html" else "../assets"
-
-
-def scale_label(reductions: Sequence[Reduction], language: str) -> str:
-    """Return the sentence that marks numbers of a reduced profile, with what is smaller; an empty text for none."""
-    words = texts(language)
-    if not reductions:
-        return ""
-    return words["scale.reduced"] + words["scale.where"].format(note=in_words(reductions, words))
 
 
 def export_html(

@@ -11,8 +11,11 @@ from markupsafe import Markup
 from pygments.formatters import HtmlFormatter
 
 from muse.host.files import write_atomic
+from muse.records.scale import in_words
+from muse.records.schema import Reduction
 
 from .html import asset, render
+from .texts import texts
 from .typography import typeset, typeset_text
 
 INDEX, TEXT_PAGE = "index.html", "text.html"
@@ -77,6 +80,14 @@ def _contents(main: Tag) -> list[tuple[tuple[str, str], list[tuple[str, str]]]]:
         elif heading.name != "h1":
             found.append(((heading["id"], text), []))
     return found
+
+
+def scale_label(reductions: Sequence[Reduction], language: str) -> str:
+    """Return the sentence that marks numbers of a reduced profile, with what is smaller; an empty text for none."""
+    words = texts(language)
+    if not reductions:
+        return ""
+    return words["scale.reduced"] + words["scale.where"].format(note=in_words(reductions, words))
 
 
 def slug(text: str, taken: set[str]) -> str:

@@ -20,10 +20,9 @@ from muse.records.schema import Criterion, Excerpt, Judged, Report, StageRecord
 
 from . import companion_tables, figures, first_screen
 from .assemble import assemble, companions_of
-from .export import scale_label
 from .figures.companions import of_companions
 from .figures.style import metric_label, mimebundle, style
-from .frame import TEXT_PAGE
+from .frame import TEXT_PAGE, scale_label
 from .html import asset, render
 from .notes import note
 from .numbers import alike, column_decimals, decimals, number, told

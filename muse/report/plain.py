@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from muse.catalog import GATE_STATES
-from muse.records.schema import Criterion, Metric, Report
+from muse.records.schema import Criterion, Metric, Reduction, Report
 
 from .html import render
 from .tables import aligned
@@ -16,10 +14,28 @@ Row = tuple[str, str, str, str]  # a stage's title and outcome, links to its pag
 
 
 def page(
-    title: str, language: str, stages: Sequence[Row], lead: str = "", criteria: Sequence[Criterion] = ()
-) -> Markup:
-    """Return a complete page that needs nothing else: how stages ended and, with a `lead`, the verdicts."""
-    return render("plain", language, title=title, stages=stages, lead=lead, criteria=criteria)
+    title: str,
+    language: str,
+    stages: Sequence[Row],
+    lead: str = "",
+    criteria: Sequence[Criterion] = (),
+    *,
+    links: Sequence[tuple[str, str]] = (),
+    here: str = "",
+    reductions: Sequence[Reduction] = (),
+) -> str:
+    """Return a complete page that needs nothing else: how stages ended and, with a `lead`, the verdicts.
+
+    `links` are (label, href) of the run's pages and `here` the href of this one; `reductions` say in which way the run
+    is smaller than published.
+    """
+    from bs4 import BeautifulSoup
+
+    from .frame import page_text, scale_label
+
+    notice = scale_label(reductions, language)
+    main = render("plain", language, title=title, stages=stages, lead=lead, criteria=criteria, notice=notice)
+    return page_text(BeautifulSoup(main, "html.parser"), title, links=links, language=language, here=here)
 
 
 def verdict_table(report: Report) -> list[str]:

@@ -16,6 +16,7 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
     numeric: Collection[int] = ()
     note: str = ""
+    lead: str = ""  # above the table
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -39,11 +40,12 @@ def _sides(table: Table) -> str:
 
 def _terminal(table: Table) -> str:
     lines = [line.rstrip() for line in aligned(_sides(table)[:-1], [table.head, *table.rows])] if table.rows else []
-    return "\n".join([table.title, *("  " + line for line in lines), *([table.note] if table.note else [])])
+    about = [table.lead] if table.lead else []
+    return "\n".join([table.title, *about, *("  " + line for line in lines), *([table.note] if table.note else [])])
 
 
 def _markdown(table: Table) -> str:
-    parts = [f"## {table.title}", markdown(table.head, table.rows), table.note]
+    parts = [f"## {table.title}", table.lead, markdown(table.head, table.rows), table.note]
     return "\n\n".join(filter(None, parts))
 
 
@@ -51,7 +53,7 @@ def _tex(table: Table) -> str:
     columns = _sides(table).replace("<", "l").replace(">", "r")
     rows = [" & ".join(map(_escaped, row)) + r" \\" for row in (table.head, *table.rows)]
     rows[1:1] = [r"\hline"]
-    lines = [f"% {' '.join(part.split())}" for part in (table.title, table.note) if part]
+    lines = [f"% {' '.join(part.split())}" for part in (table.title, table.lead, table.note) if part]
     return "\n".join([*lines, rf"\begin{{tabular}}{{{columns}}}", *rows, r"\end{tabular}"])
 
 

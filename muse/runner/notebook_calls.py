@@ -53,12 +53,12 @@ def export_page(
 
     A run that is smaller than published in any way (`reductions`) says so on each of its pages.
     """
-    from muse.report import export
+    from muse.report import export, frame
 
     assets = page.parent / export.assets_folder(page)
     if not inline_assets and not assets.is_dir():
         export.write_assets(assets)
-    notice = export.scale_label(reductions, language)
+    notice = frame.scale_label(reductions, language)
     export.export_html(notebook, page, inline_assets=inline_assets, language=language, notice=notice, **about)
     return None
 

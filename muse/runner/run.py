@@ -304,15 +304,19 @@ class Run:
 
     def plain_stage(self, notebook: Notebook) -> None:
         """Write a page that says how the stage ended, where its notebook cannot be shown."""
-        page = self.folder / catalog.page(notebook.stage)
-        write_atomic(page, plain.page(self.label(notebook), self.settings.language, [self.row(notebook, "../")]))
+        stage, language = notebook.stage, self.settings.language
+        page, rows = self.folder / catalog.page(stage), [self.row(notebook, "../")]
+        about = {"links": self.links(stage), "here": "../" + catalog.page(stage)}
+        about["reductions"] = self.reductions(stage)
+        write_atomic(page, plain.page(self.label(notebook), language, rows, **about))
 
     def row(self, notebook: Notebook, up: str = "") -> tuple[str, str, str, str]:
         """Return (title, outcome, page, log) of a stage for the plain pages."""
         text = texts(self.settings.language)
         outcome = self.errors.get(notebook.stage) or (text["fallback.ok"] if notebook.stage in self.done else "-")
         page = "" if notebook.stage == REPORT else up + catalog.page(notebook.stage)
-        return self.label(notebook), outcome, page, f"{up}logs/{notebook.stage}.log"
+        log = f"{up}logs/{notebook.stage}.log" if self.log(notebook.stage).exists() else ""
+        return self.label(notebook), outcome, page, log
 
     def plain_index(self, interrupted: bool) -> None:
         """Write the honest little index of a run whose report could not be made."""
@@ -320,7 +324,9 @@ class Run:
         text, rows = texts(language), [self.row(notebook) for notebook in self.notebooks]
         lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
         title = text["fallback.title"].format(profile=self.settings.profile)
-        page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria)
+        about = {"links": self.links(REPORT), "here": catalog.page(REPORT)}
+        about["reductions"] = reductions_of(self.settings.model_dump())
+        page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria, **about)
         write_atomic(self.folder / "index.html", page)
 
     def draw_stills(self) -> None:

@@ -6,6 +6,7 @@ from muse import measure
 from muse.catalog import REFERENCE
 from muse.records.schema import Metric, StageRecord
 
+from .method import by
 from .stage import Stage
 
 
@@ -33,4 +34,5 @@ def run(stage: Stage) -> StageRecord:
     )
     loss = Metric(name="untrained_loss", model=REFERENCE, value=gradients.loss_nats, unit="nat/token")
     health = [metric for metric in gradients.metrics(REFERENCE) if metric.name != "gradient_norm"]
-    return stage.write([counts, loss, *health, *memory.metrics(REFERENCE)])
+    health = by([loss, *health], measure.measure_gradients)
+    return stage.write([*by([counts], run), *health, *by(memory.metrics(REFERENCE), measure.measure_memory)])

@@ -13,6 +13,7 @@ from muse.models.generate import generate
 from muse.ops import planar
 from muse.records.schema import Excerpt, Metric, StageRecord
 
+from .method import by
 from .stage import Stage
 
 PROMPT_TOKENS = 32
@@ -42,9 +43,9 @@ def run(stage: Stage) -> StageRecord:
 
 
 def marked(metrics: Sequence[Metric], trained: bool) -> list[Metric]:
-    """Return the metrics with whether they are of a trained model; their notes say it where they are not."""
+    """Return the metrics of `watch` with whether they are of a trained model; their notes say it where they are not."""
     untrained = "" if trained else "untrained; "
-    return [one.model_copy(update={"trained": trained, "note": untrained + one.note}) for one in metrics]
+    return by((one.model_copy(update={"trained": trained, "note": untrained + one.note}) for one in metrics), watch)
 
 
 def memory_model(stage: Stage) -> str | None:

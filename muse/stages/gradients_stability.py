@@ -6,6 +6,7 @@ from muse import measure
 from muse.host.progress import track
 from muse.records.schema import StageRecord
 
+from .method import by
 from .stage import Stage
 
 
@@ -19,7 +20,7 @@ def run(stage: Stage) -> StageRecord:
             n_tokens=settings.gradient_n_tokens,
             seed=settings.seed,
         )
-        metrics += gradients.metrics(name)
+        metrics += by(gradients.metrics(name), measure.measure_gradients)
         stability = measure.measure_stability(
             stage.model(name, recompute=False),  # the same numbers, sooner
             trials=settings.stability_trials,
@@ -28,9 +29,9 @@ def run(stage: Stage) -> StageRecord:
             seed=settings.seed,
             progress=track,
         )
-        metrics += stability.metrics(name)
+        metrics += by(stability.metrics(name), measure.measure_stability)
         series += stability.series(name)
-        metrics += measure.check_layout(stage.model(name)).metrics(name)
+        metrics += by(measure.check_layout(stage.model(name)).metrics(name), measure.check_layout)
         print(f"{name}: loss {gradients.loss_nats:.4f} nat/token; first overflow at scale", end=" ")
         print(f"{stability.first_non_finite_scale}: {stability.stress_place}")
     return stage.write(metrics, series=series)

@@ -13,6 +13,7 @@ from muse.records.schema import Metric, StageRecord
 from muse.training.recipe import Recipe
 from muse.training.trainer import OptimizerStep, resolve_precision
 
+from .method import by
 from .stage import Stage
 
 BASELINE_BFLOAT16 = f"{BASELINE}_bfloat16"
@@ -45,7 +46,7 @@ def run(stage: Stage) -> StageRecord:
             step = peak(partial(float32, recompute=True), training=training(stage, optimizer, **size))
             metrics += step.metrics(name, variant)
         metrics += _recipe_step(stage, name)
-    return stage.write([*metrics, *_ratios(metrics)])
+    return stage.write(by([*metrics, *_ratios(metrics)], run))
 
 
 def training(stage: Stage, optimizer: str, batch_size: int, n_seq: int, about: str = "") -> measure.Training:

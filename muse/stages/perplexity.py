@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from muse.records.losses import write_losses
 from muse.records.schema import Artifact, Metric, StageRecord
 from muse.records.text_sample import TextSample, Window, write_sample
 
+from .method import by
 from .stage import Stage
 
 SCAN_TOLERANCE = 1e-4
@@ -49,7 +50,8 @@ def run(stage: Stage) -> StageRecord:
     for name in stage.keeping(in_formats, metrics, "models measured in formats", series=series):
         metrics += evaluate_formats(stage, name)
     for name, base in comparisons(list(results)):
-        metrics += measure.compare(results[name], results[base], base).metrics(name)
+        ratios = measure.compare(results[name], results[base], base).metrics(name)
+        metrics += by(ratios, _on_test_split, measure.compare)
     return stage.write([*metrics, *floors(stage)], series=series)
 
 
@@ -63,14 +65,15 @@ def evaluate(stage: Stage, name: str) -> tuple[dict[int, measure.PerplexityResul
     with planar.cpu_compute("float32"):
         for seed, model in stage.models_by_seed(name).items():
             if not checks:
-                checks = [found for check in CHECKS for found in check(model, tolerance=SCAN_TOLERANCE).metrics(name)]
+                checks = [found for check in CHECKS for found in _checked(check, model, name)]
             try:
                 results[seed] = _on_test_split(stage, model)
             except measure.NonFiniteBatchError as error:
                 return {}, [*checks, _no_perplexity(name, f"seed {seed}: {error}", trained)]
     untrained = "" if trained else "untrained; "
-    metrics = measure.seed_metrics(name, results)
-    metrics += measure.ensemble_metrics(name, results, stage.corpus.splits["test"])
+    metrics = by(measure.seed_metrics(name, results), _on_test_split, measure.seed_metrics)
+    averaged = measure.ensemble_metrics(name, results, stage.corpus.splits["test"])
+    metrics += by(averaged, _on_test_split, measure.ensemble_metrics)
     return results, [
         *(metric.model_copy(update={"trained": trained, "note": untrained + metric.note}) for metric in metrics),
         *checks,
@@ -121,8 +124,8 @@ def evaluate_formats(stage: Stage, name: str) -> list[Metric]:
             return []
         note = f"seed {seed}, weights and activations in {form}; "
         try:
-            with planar.cpu_compute("float32"):
-                metrics = _on_test_split(stage, model.to(stage.device, getattr(torch, form))).metrics(name)
+            result = _on_test_split(stage, model.to(stage.device, getattr(torch, form)))
+            metrics = by(result.metrics(name), _on_test_split)
         except measure.NonFiniteBatchError as error:
             metrics = [_no_perplexity(name, str(error), trained=True)]
         found += [
@@ -141,18 +144,25 @@ def floors(stage: Stage) -> list[Metric]:
         floor, bigram = stage.corpus.entropy_nats_per_token, grammar.Grammar().bigram_entropy_nats()
         found["floor_perplexity"] = math.exp(floor), "exp of the grammar's entropy rate"
         found["bigram_floor_perplexity"] = math.exp(bigram), "best of any model that sees one token"
-    return [Metric(name=name, value=value, unit="per token", note=note) for name, (value, note) in found.items()]
+    metrics = [Metric(name=name, value=value, unit="per token", note=note) for name, (value, note) in found.items()]
+    return by(metrics, floors)
+
+
+def _checked(check: Callable, model: nn.Module, name: str) -> list[Metric]:
+    """One of CHECKS as metrics of a model."""
+    return by(check(model, tolerance=SCAN_TOLERANCE).metrics(name), check, _checked)
 
 
 def _on_test_split(stage: Stage, model: nn.Module) -> measure.PerplexityResult:
-    return measure.measure_perplexity(
-        model,
-        stage.corpus.splits["test"],
-        n_seq=model.config.n_seq,
-        batch_size=stage.settings.ppl_batch_size,
-        max_batches=stage.settings.max_ppl_batches,
-        progress=track,
-    )
+    with planar.cpu_compute("float32"):
+        return measure.measure_perplexity(
+            model,
+            stage.corpus.splits["test"],
+            n_seq=model.config.n_seq,
+            batch_size=stage.settings.ppl_batch_size,
+            max_batches=stage.settings.max_ppl_batches,
+            progress=track,
+        )
 
 
 def _no_perplexity(name: str, why: str, trained: bool) -> Metric:

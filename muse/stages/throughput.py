@@ -17,6 +17,7 @@ from muse.ops import planar
 from muse.records.schema import Metric, StageRecord
 from muse.report.plain import bench_tables
 
+from .method import by
 from .stage import Stage
 
 
@@ -26,16 +27,19 @@ def run(stage: Stage) -> StageRecord:
     ceilings = [measure.matrix_ceiling(stage.device, dtype) for dtype in {half, torch.float32}]
     ceiling, copy = max(ceilings, key=lambda found: found.value), measure.copy_ceiling(stage.device)
     print(f"{ceiling.note}: {ceiling.value / 1e12:.2f} TFLOP/s, copy {copy.value / 1e9:.1f} GB/s")
-    metrics, tokens = [*ceiling.metrics(), *copy.metrics()], random_tokens(stage)
+    metrics = [*by(ceiling.metrics(), measure.matrix_ceiling), *by(copy.metrics(), measure.copy_ceiling)]
+    tokens = random_tokens(stage)
     autocast_dtype = torch.bfloat16 if half != torch.float32 else None
     for name in stage.keeping(stage.compared, metrics):
-        metrics += model_speed(stage, name, tokens, autocast_dtype, ceiling.value).metrics(name)
+        speeds = model_speed(stage, name, tokens, autocast_dtype, ceiling.value)
+        metrics += by(speeds.metrics(name), model_speed, random_tokens)
     if stage.settings.bench:
         keep = partial(_keep_races, stage, metrics)
-        metrics += run_bench(stage, keep).metrics()
+        metrics += by(run_bench(stage, keep).metrics(), run_bench)
         print("\n".join(bench_tables(metrics)))
     speeds = [metric for metric in metrics if metric.name.startswith("throughput_")]
-    return stage.write([*metrics, *measure.ratio_metrics(speeds, BASELINE)])
+    ratios = by(measure.ratio_metrics(speeds, BASELINE), model_speed, random_tokens, measure.ratio_metrics)
+    return stage.write([*metrics, *ratios])
 
 
 def random_tokens(stage: Stage) -> Tensor:

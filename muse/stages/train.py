@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from muse.records.schema import StageRecord
+from muse.training import trainer, tuning
 from muse.training.choices import common_choice
 
+from .method import by
 from .stage import Stage
+
+VALIDATION = (tuning.Trained.metrics, trainer.TrainingResult.metrics, trainer._Training.evaluate)
+"""What makes numbers of a training, its loss on the validation split among them."""
 
 
 def run(stage: Stage) -> StageRecord:
@@ -22,9 +27,9 @@ def run(stage: Stage) -> StageRecord:
         reached = f"best validation loss {min(losses):.4f} to {max(losses):.4f} nat/token"
         print(f"{name:14} {', '.join(filter(None, (reached, trained.told)))}")
         tries[name] = trained.tries
-        metrics += trained.metrics(name)
+        metrics += by(trained.metrics(name), *VALIDATION)
         series += trained.series(name)
     if common := common_choice(tries):
         print(common)
-        metrics += common.metrics()
+        metrics += by(common.metrics(), common_choice)
     return stage.write(metrics, series=series)

@@ -113,19 +113,28 @@ class Closure:
         """Yield the digest of each statement together with what its names stand for."""
         for module in self.modules.values():
             for statement in module.statements:
-                bound = self.bindings(module)
-                if statement.is_definition and statement.imports:
-                    bound = bound | self._bindings(module, statement.imports)
-                meanings = {".".join(chain): self.meaning(module, chain, bound) for chain in statement.chains}
-                lines = sorted(f"{chain} is {meaning}" for chain, meaning in meanings.items() if meaning)
-                yield hashlib.sha256("\n".join([statement.digest, *lines]).encode()).hexdigest()
+                yield self.digest(module, statement)
+
+    def digest(self, module: Module, statement: Statement) -> str:
+        """Return the digest of one statement together with what its names stand for."""
+        bound = self.known_in(module, statement)
+        meanings = {".".join(chain): self.meaning(module, chain, bound) for chain in statement.chains}
+        lines = sorted(f"{chain} is {meaning}" for chain, meaning in meanings.items() if meaning)
+        return hashlib.sha256("\n".join([statement.digest, *lines]).encode()).hexdigest()
+
+    def known_in(self, module: Module, statement: Statement) -> Bindings:
+        """Return what imported names stand for within a statement: the module's, and those that it imports itself."""
+        bound = self.bindings(module)
+        if statement.is_definition and statement.imports:
+            return bound | self._bindings(module, statement.imports)
+        return bound
 
     def read(self, path: Path) -> Module:
         """Return a file as a module, read once."""
         if path not in self.read_files:
             inside = path.is_relative_to(self.root)
             package = ".".join([self.name, *path.relative_to(self.root).parts[:-1]]) if inside else ""
-            self.read_files[path] = Module(path, package, *_parse(path.read_text(encoding="utf-8")))
+            self.read_files[path] = Module(path, package, *parse(path.read_text(encoding="utf-8")))
         return self.read_files[path]
 
     def has_no_effect(self, path: Path) -> bool:
@@ -209,18 +218,18 @@ def _bound_by(alias: ast.alias) -> str:
 
 
 @functools.cache
-def _parse(source: str) -> tuple[tuple[Statement, ...], tuple[Import, ...]]:
+def parse(source: str) -> tuple[tuple[Statement, ...], tuple[Import, ...]]:
     """Return the statements of a module's text, and the imports among them."""
     statements, imports = [], []
     for node in ast.parse(source).body:
         if isinstance(node, Import):
             imports.append(node)
         elif not _is_text(node):
-            statements.append(_statement(node))
+            statements.append(statement_of(node))
     return tuple(statements), tuple(imports)
 
 
-def _statement(node: ast.stmt) -> Statement:
+def statement_of(node: ast.stmt) -> Statement:
     inner = tuple(child for child in ast.walk(node) if isinstance(child, Import))
     chains, binds = frozenset(_chains(node)), frozenset(_bound(node))
     plain = _Plain().visit(node)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from builders import metric, record, run_info, soup
 
-from muse import cli
+from muse import cli, measure
 from muse.params import ParamsError
 from muse.records.losses import write_losses
 from muse.records.schema import InputFile, Report, Summary
@@ -19,21 +20,24 @@ from muse.report import compare_tables, tables
 from muse.report.check import check_page
 from muse.report.compare import Standing, compare, letters
 from muse.report.runs import read_run
-from muse.report.texts import LANGUAGES
+from muse.report.texts import LANGUAGES, texts
+from muse.stages import method, perplexity
 
 DOCUMENTS = np.repeat(np.arange(5, dtype=np.int32), 20)
 LOSSES = np.random.default_rng(0).gamma(2, 1.5, 100)
+OTHER = {"git_commit": "def456"}
 SETTINGS = {"n_seq": 64, "d_model": 8, "n_layers": 2, "train_tokens": 1000, "learning_rates": [0.01], "device": "cpu"}
 
 
-def write_run(folder, shifts=None, *, data="a", text="some text", memory=1.5, run=(), stage=(), **settings):
+def write_run(folder, shifts=None, *, data="a", text="some text", memory=1.5, method="", run=(), stage=(), **settings):
     """Write a run whose models have LOSSES moved by so much, with the perplexities and losses that follow."""
     settings, metrics, artifacts = SETTINGS | settings, [], []
     for model, shift in ({"stage1": 0.5, "phase2": 0.0} if shifts is None else shifts).items():
         by_seed = {seed: LOSSES + shift + seed / 4 for seed in (0, 1)}
         artifacts.append(write_losses(folder, model, by_seed, DOCUMENTS))
         samples = [float(np.exp(losses.mean())) for losses in by_seed.values()]
-        about = {"samples": samples, "labels": ["seed 0", "seed 1"], "n": 100, "unit": "per token", "trained": True}
+        about = {"samples": samples, "labels": ["seed 0", "seed 1"], "n": 100, "unit": "per token"}
+        about |= {"trained": True, "method": method}
         metrics.append(metric("perplexity", model, sum(samples) / 2, **about))
     inputs = [InputFile(path="test.txt", sha256=data * 64, num_bytes=1)]
     params = {"window": 1, **settings}
@@ -93,6 +97,7 @@ def test_a_changed_model_is_a_paired_difference(tmp_path):
         ({"run": {"hardware": {"cpu": "fast"}}}, "yes", ()),
         ({"stage": {"status": "failed"}}, "no", ("unfinished",)),
         ({"text": "another", "run": {"git_commit": "def456"}}, "no", ("text", "code")),
+        ({"method": "1", "run": {"git_commit": "def456"}}, "unknown", ("code",)),  # the other record knows no method
     ],
 )
 def test_a_changed_method_is_no_changed_model(tmp_path, changes, comparable, reasons):
@@ -105,6 +110,53 @@ def test_a_changed_method_is_no_changed_model(tmp_path, changes, comparable, rea
 def test_one_commit_is_one_code_only_where_both_trees_are_known_to_be_clean(tmp_path, unknown):
     found = rows([write_run(tmp_path / name, run=unknown) for name in "ab"])["perplexity", "stage1"]
     assert (found.comparable, found.reasons) == ("unknown", ("code",))
+
+
+def test_a_changed_method_is_told_from_a_changed_model_whatever_else_changed(tmp_path):
+    other = {"run": {"git_commit": "def456", "git_dirty": True}, "shifts": {"stage1": 0.25, "phase2": 0.0}}
+    base = write_run(tmp_path / "a", method="1")
+    same, changed = (write_run(tmp_path / version, method=version, **other) for version in ("1", "2"))
+    found = rows([base, same])["perplexity", "stage1"]
+    assert (found.method, found.comparable, found.reasons) == ("same", "yes", ())
+    assert found.difference.interval[1] < 0
+    found = rows([base, changed])["perplexity", "stage1"]
+    assert (found.method, found.comparable, found.reasons) == ("changed", "no", ("method",))
+    assert found.difference is None
+    assert rows([base, changed])["peak_memory", "stage1"].method == "unknown"
+    assert {one.reasons for one in compare([base, changed]).standings if one.run == "2"} == {("method",)}
+    assert {one.reasons for one in compare([base, same]).standings} == {()}
+
+
+def test_measuring_code_that_changes_is_a_changed_method_and_other_code_is_not(tmp_path):
+    package = shutil.copytree(method.PACKAGE, tmp_path / "muse", ignore=shutil.ignore_patterns("__pycache__"))
+    by = (perplexity._on_test_split, measure.seed_metrics)
+    base = write_run(tmp_path / "a", method=method.method_of(*by))
+    for file, expected in (("models/stage1.py", "same"), ("measure/memory.py", "same"), ("data/batches.py", "changed")):
+        text = (package / file).read_text()
+        (package / file).write_text(text.replace("    return ", "    return 0, "))
+        method._version.cache_clear()
+        run = write_run(tmp_path / "b", method=method.method_of(*by, package=package), run={"git_commit": "def456"})
+        assert rows([base, run])["perplexity", "stage1"].method == expected, file
+
+
+def numbers_of(runs):
+    return next(table for table in compare_tables.tables(compare(runs)) if table.title.startswith("Numbers"))
+
+
+def test_what_is_unknown_of_every_method_stands_once_above_the_table(tmp_path):
+    base, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", run={"git_commit": "def456"})
+    table = numbers_of([base, other])
+    assert table.lead == texts("en")["compare.methods.unknown"]
+    assert not any("unknown" in row[3] for row in table.rows)
+    assert tables.written([table], "terminal").splitlines()[1] == table.lead
+    assert tables.written([table], "md").splitlines()[2] == table.lead
+    compare_tables.page(compare([base, other]), tmp_path / "compare.html", "en")
+    assert table.lead in soup((tmp_path / "compare.html").read_text()).get_text()
+    table = numbers_of([write_run(tmp_path / "c", method="1"), write_run(tmp_path / "d", method="2", run=OTHER)])
+    assert "of 3 numbers 0 were measured by the same code; for 2 the method changed" in table.lead
+    assert [row[3] for row in table.rows if row[1] == "peak memory"] == ["identical (method unknown)"]
+    assert [row[3] for row in table.rows if row[1] == "perplexity"] == ["not comparable (the method changed)"] * 2
+    assert numbers_of([base, write_run(tmp_path / "e")]).lead == texts("en")["compare.methods.same"]
 
 
 def test_memory_is_that_of_a_machine_and_of_a_batch(tmp_path):

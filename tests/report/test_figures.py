@@ -14,8 +14,8 @@ from builders import metric, record, series, soup
 
 from muse.measure import dynamics
 from muse.report import figures
-from muse.report.figures import stage
-from muse.report.figures.panels import end_labels, wrapped
+from muse.report.figures import bench, stage
+from muse.report.figures.panels import DIGIT, end_labels, width_of, wrapped
 from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, style
 from muse.report.numbers import number
 from muse.report.texts import LANGUAGES, texts
@@ -553,3 +553,43 @@ def test_default_caption_and_alternative_are_the_figures_own():
 def test_metric_labels_fall_back_to_the_name():
     assert metric_label("peak_memory", "ja") == texts("ja")["metric.peak_memory"]
     assert metric_label("odd_thing") == "odd thing"
+
+
+def race():
+    """The record of a bench with a baseline, a faster and a slower path, and one without a speed."""
+    speeds = {"naive": 1000.0, "muse graph": 25_000.0, "other": 999.0}
+    found = [metric("bench_stack_2x16_speed", name, speed, interval=(speed, speed * 1.1))
+             for name, speed in speeds.items()]  # fmt: skip
+    found += [metric("bench_stack_2x16_ratio", name, speed / 1000) for name, speed in speeds.items()]
+    found.append(metric("bench_stack_2x16_matrix_share", "muse graph", 0.211))
+    found.append(metric("bench_stack_2x16_speed", "absent", None, reason="missing: " + "no such library here " * 4))
+    return record("bench", metrics=found)
+
+
+def test_a_race_names_its_paths_at_the_left_and_marks_the_baseline():
+    (figure,) = bench.bench_figures(race())
+    assert list(figure.layout.yaxis.ticktext) == ["muse graph", "naive (baseline)", "other", "absent"]
+    assert [(bar.y[0], bar.x[0]) for bar in figure.data] == [(0, 25_000), (1, 1000), (2, 999)]
+    told = [note.text for note in figure.layout.annotations]
+    assert told[:3] == ["25,000 · 25.00× · 21.1%", "1,000 · 1.00×", "999 · 0.999×"], "not the baseline, so not 1.00×"
+    assert "missing" in told[3]
+    (line,) = figure.layout.shapes
+    assert (line.x0, line.x1, line.y0, line.y1) == (1000, 1000, -0.5, 1.5), "the words of slower rows stand right of it"
+
+
+@pytest.mark.parametrize("where", ["page", "phone"])
+def test_the_values_of_a_race_stand_at_the_ends_of_their_bars_and_fit(where):
+    (figure,) = bench.bench_figures(race())
+    layout = figure.layout.to_plotly_json()
+    if where == "phone":
+        layout = layout | layout["meta"]["narrow"]
+    px = {"page": bench.PLOT, "phone": bench.NARROW_PLOT}[where]
+    ends = [25_000 * 1.1, 1100, 999 * 1.1, 0]
+    low, high = layout["xaxis"]["range"]
+    rows = 0
+    for note, end in zip(layout["annotations"], ends, strict=True):
+        lines = note["text"].split("<br>")
+        assert (note["x"], note["xanchor"]) == (pytest.approx(end), "left")
+        assert (note["x"] - low) / (high - low) * px + DIGIT * max(map(width_of, lines)) <= px
+        rows = max(rows, len(lines))
+    assert layout["height"] >= 4 * 15 * rows

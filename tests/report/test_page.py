@@ -27,9 +27,9 @@ from muse.catalog import STAGE_NAMES
 from muse.records import criteria
 from muse.records.criteria import CRITERIA
 from muse.records.scale import reductions_of
-from muse.records.schema import Excerpt, InputFile, Judged, Metric, Report, Series, Summary
+from muse.records.schema import Excerpt, InputFile, Judged, Metric, Reduction, Report, Series, Summary
 from muse.records.store import write_record
-from muse.report import browser, check, export, figures, stills
+from muse.report import browser, check, export, figures, plain, stills
 from muse.report import page as report
 from muse.report.figures.style import PLOTLY_MIME, mimebundle
 from muse.report.provenance import provenance
@@ -612,7 +612,63 @@ def test_check_command(good, monkeypatch, capsys):
     assert check.check_folders([good]) == 1
 
 
+@pytest.fixture
+def plain_run(tmp_path):
+    """The pages of a run whose notebooks could not be shown."""
+    links = [("Report", "index.html"), ("Perplexity", "pages/03_perplexity.html")]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "perplexity.log").write_text("why")
+    reduced = [Reduction(setting="d_model", value=8, published=512)]
+    row = ("Perplexity", "a <b>", "pages/03_perplexity.html", "logs/perplexity.log")
+    rows, judged = [row, ("Memory", "-", "", "")], make_report().criteria
+    index = plain.page("MUSE", "en", rows, "No report.", judged, links=links, here="index.html", reductions=reduced)
+    (tmp_path / "index.html").write_text(index)
+    links, row = ([tuple(f"../{v}" if "/" in v or v == "index.html" else v for v in one) for one in found]
+                  for found in (links, [row]))  # fmt: skip
+    page = plain.page("Perplexity", "en", row, links=links, here="../pages/03_perplexity.html", reductions=reduced)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "03_perplexity.html").write_text(page)
+    write_record(stage(scale="reduced", reductions=reduced), tmp_path / "records" / "perplexity.json")
+    return tmp_path
+
+
+def test_plain_pages_have_no_problems_and_say_what_is_known(plain_run):
+    assert check.check_run(plain_run) == []
+    index, page = (soup(path.read_text()) for path in check.pages_of(plain_run))
+    assert index.select_one("header.top a[aria-current]").text == "Report"
+    assert page.select_one("header.top a[aria-current]").text == "Perplexity"
+    assert "a <b>" in page.main.get_text()
+    assert "d_model 8" in page.select_one(".muse-scale").text
+    assert [cell.get_text() for cell in index.select("tbody tr")[1].select("td")] == ["Memory", "-", "", ""]
+
+
+@pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
+def test_plain_pages_are_in_every_readers_reach(plain_run):
+    pytest.importorskip("playwright")
+    assert check.check_in_browser(check.pages_of(plain_run), check.find_browser()) == []
+
+
 # --- browser
+
+
+def test_tables_show_all_of_their_columns_on_a_phone(tmp_path, dark_tab):
+    long = {"note": "a long note " * 9, "samples": [1.0], "labels": ["seed 0"]}
+    metrics = [Metric(name="perplexity_ratio_to_phase2", model="stage1", value=123456.0, unit="per token", **long)]
+    record = stage(metrics=metrics, status="failed", error="x" * 99)
+    found = make_report([record], run=run_info(hardware={"cpu": "y" * 99}))
+    parts = [report.numbers_table(record), report.stage_table(found), provenance(found, tmp_path)]
+    page = export_cells(tmp_path, code("x", *(shown({"text/html": part}) for part in parts)), inline_assets=True)
+    dark_tab.set_viewport_size({"width": 375, "height": 900})
+    dark_tab.goto(page.resolve().as_uri())
+    assert dark_tab.locator(".muse-rows").count() >= 2
+    assert dark_tab.evaluate(check.HIDDEN) == []
+    dark_tab.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    labels = "box => getComputedStyle(box.querySelector('td:nth-child(3)'), '::before').content"
+    assert "Value" in dark_tab.locator(".muse-rows").first.evaluate(labels)
+    dark_tab.set_viewport_size({"width": 1280, "height": 900})
+    assert dark_tab.locator(".muse-rows thead").first.is_visible()
+    assert dark_tab.locator(".muse-rows").first.evaluate(labels) == "none"
+
 
 
 @pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
@@ -768,11 +824,14 @@ def test_a_browser_finds_what_keeps_readers_out(good):
     pytest.importorskip("playwright")
     page = good / "index.html"
     nav = '<header class="top"><nav aria-label="x"><a href="index.html">a</a></nav></header>'
+    wide_table = '<details><summary>x</summary><div class="muse muse-table muse-rows" tabindex="0"><table><tr>'
+    wide_table += '<th style="min-width:500px">Long</th></tr></table></div></details>'
     broken = {
         "the first stop of the Tab key does not skip to the content": ('class="skip"', 'class="other"'),
         "one does not see that the focus is on": (":focus-visible { outline: 2px solid", ":focus-visible { outline: 0"),
         "the list of pages does not mark this one": ('<div class="frame">', nav + '<div class="frame">'),
         "at 375 px: wider than the window": ("<main", '<div style="width:500px">x</div><main'),
+        "at 375 px: the table of Long hides": ("</main", wide_table + "</main"),
         "at 375 px: figure 1 is cut": ("<main", "<style>.muse-figure > div { width: 600px }</style><main"),
         "shows nothing for": ("<body>", "<body><script>for(const t=Date.now();Date.now()<t+1500;);</script>"),
     }

@@ -116,21 +116,6 @@ def log_axis(title: str, values: Iterable[float], digits: Sequence[float] = (1, 
     return axis(title, type="log", tickmode="array", tickvals=marks, ticktext=list(map(number, marks)))
 
 
-BAR = {"width": 0.42, "offset": 0, "orientation": "h"}
-"""A horizontal bar in the lower part of its row; the upper part holds its text."""
-
-
-def bar_rows(title: str, labels: Sequence[str], tickformat: str) -> dict[str, object]:
-    """Return the layout of a figure with one bar for each label, which stands above it."""
-    where = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
-    return {
-        "height_px": 120 + 44 * len(labels),
-        "xaxis": axis(title, rangemode="tozero", tickformat=tickformat),
-        "yaxis": axis(range=[len(labels) - 0.4, -0.6], showticklabels=False, showgrid=False, zeroline=False),
-        "annotations": [where | {"y": row, "text": text, "yshift": 1} for row, text in enumerate(labels)],
-    }
-
-
 def whiskers(metric: Metric) -> dict[str, object] | None:
     """Return the error bar of a metric's interval; None without one."""
     return None if metric.interval is None else error_bars([(metric.value, *metric.interval)])
