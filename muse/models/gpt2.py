@@ -67,6 +67,8 @@ class Gpt2Model(nn.Module):
     def features(self, token_ids: Tensor) -> Tensor:
         """What the head reads: int64 (B T) -> r(B T D)."""
         check_token_ids(token_ids, self.config.vocab_size, self.config.n_seq)
+        if not len(token_ids):
+            raise ValueError(f"GPT-2 needs at least one text, got a batch of shape {tuple(token_ids.shape)}")
         return self.gpt2.transformer(token_ids).last_hidden_state
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -107,6 +109,7 @@ def _build(config: Gpt2Config, seed: int) -> nn.Module:
         use_cache=False,
         attn_implementation="sdpa",
     )
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    meta = torch.get_default_device().type == "meta"  # there shapes are all that is wanted
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.default_generator.manual_seed(seed)
         return GPT2LMHeadModel(library_config)

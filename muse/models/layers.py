@@ -59,13 +59,29 @@ def check_token_ids(token_ids: Tensor, vocab_size: int, n_seq: int) -> None:
 class ComplexLinear(nn.Module):
     """(A + iB)(x + iy) + (a + ib): planar r(... 2I) to planar r(... 2O), weights r(O I), biases r(O)."""
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.weight_real = nn.Parameter(torch.empty(out_channels, in_channels))
-        self.weight_imag = nn.Parameter(torch.empty(out_channels, in_channels))
-        self.bias_real = nn.Parameter(torch.empty(out_channels)) if bias else None
-        self.bias_imag = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.in_channels, self.out_channels = in_channels, out_channels
+        empty = partial(torch.empty, device=device, dtype=dtype)
+        self.weight_real = nn.Parameter(empty(out_channels, in_channels))
+        self.weight_imag = nn.Parameter(empty(out_channels, in_channels))
+        self.bias_real = nn.Parameter(empty(out_channels)) if bias else None
+        self.bias_imag = nn.Parameter(empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
         initialise(self)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, bias={self.bias_real is not None}"
 
     def forward(self, z: Tensor) -> Tensor:
         return planar.linear(z, self.weight_real, self.weight_imag, self.bias_real, self.bias_imag)
@@ -74,10 +90,19 @@ class ComplexLinear(nn.Module):
 class ModReLU(nn.Module):
     """relu(|z| + b) z / |z| with one real bias per channel: planar r(... 2D) to planar r(... 2D)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the bias to zero."""
         initialise(self)
+
+    def extra_repr(self) -> str:
+        return str(len(self.bias))
 
     def forward(self, z: Tensor) -> Tensor:
         return modrelu(z, self.bias)
@@ -86,12 +111,25 @@ class ModReLU(nn.Module):
 class ComplexLayerNorm(nn.Module):
     """Complex mean and one variance per token, real scale gamma and real shift beta: planar r(... 2D)."""
 
-    def __init__(self, channels: int, eps: float = NORM_EPS) -> None:
+    def __init__(
+        self,
+        channels: int,
+        eps: float = NORM_EPS,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.gamma = nn.Parameter(torch.empty(channels))
-        self.beta = nn.Parameter(torch.empty(channels))
+        self.gamma = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.beta = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set scale to one and shift to zero."""
         initialise(self)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.gamma)}, eps={self.eps}"
 
     def forward(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return complex_layer_norm(z, self.gamma, self.beta, self.eps, dtype)
@@ -100,11 +138,24 @@ class ComplexLayerNorm(nn.Module):
 class ComplexEmbedding(nn.Module):
     """Table of `num` complex vectors: ids (B T) to planar r(B T 2D), weights r(num D)."""
 
-    def __init__(self, num: int, channels: int) -> None:
+    def __init__(
+        self,
+        num: int,
+        channels: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.weight_real = nn.Parameter(torch.empty(num, channels))
-        self.weight_imag = nn.Parameter(torch.empty(num, channels))
+        self.weight_real = nn.Parameter(torch.empty(num, channels, device=device, dtype=dtype))
+        self.weight_imag = nn.Parameter(torch.empty(num, channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
         initialise(self)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.weight_real.shape))
 
     def forward(self, ids: Tensor) -> Tensor:
         return planar.pack(F.embedding(ids, self.weight_real), F.embedding(ids, self.weight_imag))

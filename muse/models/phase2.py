@@ -163,7 +163,8 @@ class Phase2Model(nn.Module):
             rank, low = config.table_rank or config.d_model, bool(config.table_rank)
             self.embedding = nn.Embedding(config.vocab_size, rank)
             self.lift = nn.Linear(rank, config.d_model, bias=False) if low else None
-            self.positions = nn.Parameter(position_table(config.n_seq, config.d_model), requires_grad=False)
+            positions = position_table(config.n_seq, config.d_model).to(torch.get_default_device())
+            self.positions = nn.Parameter(positions, requires_grad=False)
             self.embedding_dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(Phase2Block(config) for _ in range(config.n_layers))
             self.norm = nn.LayerNorm(config.d_model)

@@ -94,7 +94,10 @@ class Block(nn.Module):
 
 
 class Phase3Stage1Model(nn.Module):
-    """Token ids (B T) to next-token logits r(B T V); built on the CPU, equal seeds give equal weights."""
+    """Token ids (B T) to next-token logits r(B T V); equal seeds give equal weights.
+
+    Built on the CPU, or without values where torch's default device is meta.
+    """
 
     def __init__(self, config: Phase3Stage1Config, seed: int = 0) -> None:
         super().__init__()
@@ -119,8 +122,9 @@ class Phase3Stage1Model(nn.Module):
             if memory is None or not memory.tied:
                 self.head_weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
             self.head_bias = nn.Parameter(torch.empty(config.vocab_size))
-        self.to_empty(device="cpu")
-        self.init_weights(torch.Generator().manual_seed(seed))
+        if torch.get_default_device().type != "meta":  # there shapes are all that is wanted
+            self.to_empty(device="cpu")
+            self.init_weights(torch.Generator().manual_seed(seed))
         if config.use_complex32:
             self.half()
 

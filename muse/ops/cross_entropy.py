@@ -214,6 +214,9 @@ def head_loss(
         return eager(features, weight, bias, targets, reduction=reduction, chunk_tokens=chunk_tokens)
     _check(features, weight, targets, reduction, chunk_tokens)
     x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1).long()
+    if not len(y):  # no chunk: the formula has a sum of 0, a mean of NaN as PyTorch's, and zeros as gradients
+        nll = _nll(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), y, x.dtype)
+        return {"none": nll.reshape(targets.shape), "sum": nll.sum(), "mean": nll.mean()}[reduction]
     compute, storage = planar.product_dtypes(x)
     wanted = wants_grad(x, weight, bias)
     at_once = reduction != "none" and wanted and not transformed()  # the gradients on the way to the loss

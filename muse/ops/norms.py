@@ -24,12 +24,26 @@ NORM_EPS = 1e-5
 MAGNITUDE_EPS = 1e-4
 
 
+def _check(z: Tensor, channels: int) -> None:
+    """Raise ValueError unless z is planar, floating-point, with `channels` complex channels."""
+    if z.ndim < 1 or z.shape[-1] != 2 * channels:
+        raise ValueError(f"z must have 2 x {channels} planar channels, got shape {tuple(z.shape)}")
+    if not z.is_floating_point():
+        raise ValueError(f"planar numbers must be floating-point, got {z.dtype}")
+
+
 def _magnitude(z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """z as planes (... 2 D), bias (D) and r = sqrt(x^2 + y^2 + eps^2) (... 1 D), all in the accumulation dtype."""
     dtype = planar.accumulate_dtype(z.dtype)
     planes = z.to(dtype).unflatten(-1, (2, -1))
-    r = (planes.square().sum(-2, keepdim=True) + MAGNITUDE_EPS**2).sqrt()
+    r = _length(planes)
     return planes, bias.to(dtype), r
+
+
+def _length(planes: Tensor) -> Tensor:
+    """sqrt(x^2 + y^2 + eps^2) of planes (... 2 D), (... 1 D), without squares that overflow."""
+    x, y = planes.split(1, dim=-2)
+    return torch.hypot(torch.hypot(x, x.new_tensor(MAGNITUDE_EPS)), y)  # in this order its gradient is finite at 0
 
 
 def _modrelu_formula(z: Tensor, bias: Tensor) -> tuple[Tensor]:
@@ -44,10 +58,15 @@ def _modrelu_gradient(needed: tuple, grad: Tensor, z: Tensor, bias: Tensor) -> t
     open_ = (r + b > 0).to(planes.dtype)
     radial = open_ * (g * planes).sum(-2, keepdim=True) / r  # df/db, and the part of g along z
     grad_z = g * (torch.relu(r + b) / r) - planes * (radial * b / r.square())
-    return grad_z.flatten(-2).to(z.dtype), radial.flatten(0, -2).sum(0).to(bias.dtype)
+    return grad_z.flatten(-2).to(z.dtype), _summed(radial.squeeze(-2)).to(bias.dtype)
 
 
 _modrelu = by_hand(_modrelu_formula, _modrelu_gradient)
+
+
+def _summed(x: Tensor) -> Tensor:
+    """The sum over all tokens: (... D) to (D)."""
+    return x.reshape(-1, x.shape[-1]).sum(0)
 
 
 def _norm_formula(z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,8 +87,8 @@ def _norm_formula(z: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[T
 def _norm_gradient(needed: tuple, grad: Tensor, z, gamma, beta, eps, mean, rstd) -> tuple[Tensor | None, ...]:
     n = (z.to(mean.dtype).unflatten(-1, (2, -1)) - mean) * rstd
     g = grad.to(mean.dtype).unflatten(-1, (2, -1))
-    grad_gamma = (g * n).sum(-2).flatten(0, -2).sum(0)
-    grad_beta = g.select(-2, 0).flatten(0, -2).sum(0)
+    grad_gamma = _summed((g * n).sum(-2))
+    grad_beta = _summed(g.select(-2, 0))
     g = g * gamma.to(mean.dtype)
     along = (g * n).mean(-1, keepdim=True).sum(-2, keepdim=True)
     grad_z = rstd * (g - g.mean(-1, keepdim=True) - n * along)
@@ -88,7 +107,9 @@ def modrelu(z: Tensor, bias: Tensor) -> Tensor:
     """relu(|z| + b) z / |z| (arXiv:1511.06464): planar r(... 2D), bias r(D).
 
     |z| is sqrt(x^2 + y^2 + eps^2), which keeps the gradient at z = 0 finite and leaves b = 0 the exact identity.
+    ValueError for another width than 2D and for integers.
     """
+    _check(z, len(bias))
     return _modrelu(z, bias)
 
 
@@ -99,8 +120,9 @@ def complex_layer_norm(
 
     mu is the complex mean over channels; beta is real. The result has the dtype of z unless another is given. Unlike
     Trabelsi et al. (arXiv:1705.09792) there is one variance and no 2x2 whitening, so the norm commutes with a rotation
-    of the phase.
+    of the phase. ValueError for another width than 2D and for integers.
     """
+    _check(z, len(gamma))
     dtype = dtype or z.dtype
     if _has_kernel(z):
         return norms_triton.complex_layer_norm(z, gamma, beta, eps, dtype)
@@ -115,6 +137,7 @@ def residual_norm(z: Tensor, h: Tensor, keep: Tensor | None, activation: nn.Modu
     """
     if z.shape != h.shape:
         raise ValueError(f"z and h must have one shape, got {tuple(z.shape)} and {tuple(h.shape)}")
+    _check(z, len(norm.gamma))
     if _has_kernel(z, h):
         vectors = activation.bias, norm.gamma, norm.beta
         return norms_triton.residual_norm(z, h, keep, *vectors, norm.eps, MAGNITUDE_EPS)

@@ -225,7 +225,9 @@ def _normed_backward(gx, gy, nx, ny, rstd, gamma, inside, D: tl.constexpr):
 @triton.jit
 def _modrelu_scale(hx, hy, bias, eps):
     """relu(r + b) / r, r, and whether r + b > 0; NaN stays NaN."""
-    r = tl.sqrt(hx * hx + hy * hy + eps * eps)
+    most = tl.maximum(tl.maximum(tl.abs(hx), tl.abs(hy)), eps)  # its squares do not overflow
+    sx, sy, se = hx / most, hy / most, eps / most
+    r = most * tl.sqrt(sx * sx + sy * sy + se * se)
     shifted = r + bias
     return tl.where(shifted <= 0.0, 0.0, shifted) / r, r, shifted > 0.0
 

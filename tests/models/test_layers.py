@@ -171,6 +171,71 @@ def test_modrelu_is_the_textbook_away_from_zero():
     assert not closed.any()
 
 
+@pytest.mark.parametrize("bias", [0.0, -1.0])
+def test_modrelu_of_numbers_whose_squares_overflow(bias):
+    z = torch.tensor([[3e20, -1e30, 4e20, 0.0]], requires_grad=True)
+    layer = layers.ModReLU(2)
+    nn.init.constant_(layer.bias, bias)
+    y = layer(z)
+    y.backward(torch.ones_like(y))
+    assert torch.equal(y, z)
+    assert torch.allclose(z.grad, torch.ones_like(z))
+    assert torch.allclose(layer.bias.grad, torch.tensor([1.4, -1.0]))
+
+
+@pytest.mark.parametrize("name", ["linear", "modrelu", "norm"])
+def test_a_wrong_width_and_integers_are_refused(name):
+    layer, _ = cases()[name]
+    for width in (2, D, 2 * D - 2, 2 * D + 2):
+        with pytest.raises(ValueError, match=f"z must have 2 x {D} planar channels, got .*{width}"):
+            layer(planar_noise(3, width))
+    if name != "linear":  # whose product refuses them itself
+        with pytest.raises(ValueError, match=r"must be floating-point, got torch.int64"):
+            layer(torch.zeros(3, 2 * D, dtype=torch.int64))
+
+
+def test_residual_norm_refuses_another_width():
+    z = planar_noise(3, 2 * D + 2)
+    with pytest.raises(ValueError, match=f"2 x {D} planar channels"):
+        norms.residual_norm(z, z, None, layers.ModReLU(D).double(), layers.ComplexLayerNorm(D).double())
+
+
+@pytest.mark.parametrize("name", ["linear", "modrelu", "norm"])
+def test_one_token_without_other_dimensions_has_the_gradients_of_a_batch_of_one(name):
+    found, (layer, _) = [], cases()[name]
+    for shape in ((2 * D,), (1, 1, 2 * D)):
+        layer.zero_grad()
+        z = planar_noise(2 * D).reshape(shape).requires_grad_()
+        layer(z).square().sum().backward()
+        found.append([z.grad.flatten(), *(parameter.grad for parameter in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "told"),
+    [
+        (layers.ComplexLinear, (3, 4), "ComplexLinear(3, 4, bias=True)"),
+        (layers.ModReLU, (4,), "ModReLU(4)"),
+        (layers.ComplexLayerNorm, (4,), "ComplexLayerNorm(4, eps=1e-05)"),
+        (layers.ComplexEmbedding, (5, 4), "ComplexEmbedding(5, 4)"),
+    ],
+)
+def test_layers_are_made_printed_and_reset_as_those_of_the_library(make, sizes, told):
+    assert str(make(*sizes)) == told
+    assert {p.dtype for p in make(*sizes, dtype=torch.float64).parameters()} == {torch.float64}
+    empty = make(*sizes, device="meta")
+    assert all(p.is_meta for p in empty.parameters())
+    filled = empty.to_empty(device="cpu")
+    for parameter in filled.parameters():
+        nn.init.constant_(parameter, math.nan)
+    torch.manual_seed(3)
+    filled.reset_parameters()
+    torch.manual_seed(3)
+    for one, other in zip(filled.parameters(), make(*sizes).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_embedding_looks_up_both_parts():
     table = layers.ComplexEmbedding(13, D)
     ids = torch.tensor([[3, 12], [0, 3]])
