@@ -154,7 +154,7 @@ def test_what_is_unknown_of_every_method_stands_once_above_the_table(tmp_path):
     assert table.lead in soup((tmp_path / "compare.html").read_text()).get_text()
     table = numbers_of([write_run(tmp_path / "c", method="1"), write_run(tmp_path / "d", method="2", run=OTHER)])
     assert "of 3 numbers 0 were measured by the same code; for 2 the method changed" in table.lead
-    assert [row[3] for row in table.rows if row[1] == "peak memory"] == ["identical (method unknown)"]
+    assert [row[3] for row in table.rows if row[1] == "peak GPU memory"] == ["identical (method unknown)"]
     assert [row[3] for row in table.rows if row[1] == "perplexity"] == ["not comparable (the method changed)"] * 2
     assert numbers_of([base, write_run(tmp_path / "e")]).lead == texts("en")["compare.methods.same"]
 
