@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muse.host.files import check_no_dangling_link
-from muse.host.lines import one_line
+from muse.host.lines import cut, near, one_line
 from muse.host.output import kept_output
 from muse.host.paths import some_home
 from muse.host.signals import Interruptions
+from muse.host.workbook import copy_workbook, profiles
 from muse.runner.check import disk_problems, place_problems, raise_problems, resolved
 from muse.runner.notebooks import find_notebooks, stage_parameters
 from muse.runner.run import (
@@ -111,13 +112,25 @@ def _check_place() -> None:
         raise ParamsError("the working folder is gone; expected one that is there") from error
 
 
+class _Version(argparse.Action):
+    def __init__(self, *names: object, **more: object) -> None:
+        super().__init__(*names, nargs=0, **more)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"muse-workbook {version('muse-workbook')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="muse", description="Measure planar complex half-precision language models against real ones."
     )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     first = (_add_run, _add_check, _add_train, _add_export, _add_eval, _add_bench)
-    for add in (*first, _add_params, _add_report, _add_list, _add_compare, _add_check_pages):
+    for add in (*first, _add_params, _add_report, _add_list, _add_compare, _add_check_pages, _add_init):
         add(commands)
     _add(commands, "schema", _schema, "print the JSON schema of report.json", product=True)
     return parser
@@ -136,10 +149,27 @@ def _add(
 
 
 def _add_settings(add: Argument, optional: bool = False) -> None:
-    words = "a params file, such as params/quick.yaml" + (" (default: the published sizes)" if optional else "")
+    words = "a params file, or the name of one that came along, such as quick"
+    words += " (default: the published sizes)" if optional else ""
     add("params", type=Path, metavar="PARAMS", help=words, nargs="?" if optional else None)
     words = "set one parameter, as often as needed; the value is YAML: -p seeds=[0,1]"
     add("-p", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=words)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """The settings of the params file, which may be called by its name where it came with the workbook."""
+    path = options.params
+    if path is not None and path.name == str(path) and not path.suffix and not path.exists():
+        try:
+            known = profiles()
+        except FileNotFoundError as error:
+            raise ParamsError(str(error)) from error
+        if path.name not in known:
+            name, hint = one_line(path.name), near(path.name, known)
+            expected = f"a params file or one of {', '.join(known)}" + (f"; {hint}" if hint else "")
+            raise ParamsError(f"{cut(name)}: no such file, expected {expected}")
+        options.params = known[path.name]
+    return load_params(options.params, options.overrides)
 
 
 def _add_run(commands: Commands) -> None:
@@ -150,13 +180,14 @@ def _add_run(commands: Commands) -> None:
     )  # fmt: skip
     _add_settings(add)
     add("--out", **FOLDER, help="where the report goes (default: reports/<profile>)")
+    add("--notebooks", **FOLDER, help="the notebooks to run (default: those that came with muse)")
     add("--gate", action="store_true", help="let the exit code tell whether every criterion passes")
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = load_params(options.params, options.overrides)
+    settings = _settings(options)
     _check_out(options.out)
-    return run(settings, out=options.out, gate=options.gate, command=options.command)
+    return run(settings, out=options.out, notebooks=options.notebooks, gate=options.gate, command=options.command)
 
 
 def _add_check(commands: Commands) -> None:
@@ -170,7 +201,7 @@ def _add_check(commands: Commands) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    settings = load_params(options.params, options.overrides)
+    settings = _settings(options)
     check(settings, options.out)
     print(f"{one_line(str(options.params))}: no problem found; stages: {', '.join(settings.stages)}")
     return OK
@@ -230,7 +261,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resolved(options: argparse.Namespace) -> Settings:
-    return resolved(load_params(options.params, options.overrides))
+    return resolved(_settings(options))
 
 
 def _checked(settings: Settings, stage: Stage, out: Path | None, problems: list[str]) -> None:
@@ -481,6 +512,20 @@ def _compare(options: argparse.Namespace) -> int:
         page = options.out if options.out.suffix == ".html" else options.out / "compare.html"
         compare_tables.page(found, page, options.language)
         print(page.resolve().as_uri(), file=sys.stderr if options.form else sys.stdout)
+    return OK
+
+
+def _add_init(commands: Commands) -> None:
+    words = "copy the notebooks and params files into a folder, to change them"
+    add = _add(commands, "init", _init, words, description=f"{words.capitalize()}; muse run --notebooks takes them.")
+    add("folder", **FOLDER, help="where they go; nothing there is written over")
+
+
+def _init(options: argparse.Namespace) -> int:
+    with _given_by_the_user():
+        copies = copy_workbook(options.folder)
+    print(f"{one_line(str(options.folder))}: {len(copies)} files; run them from there with:")
+    print("muse run params/quick.yaml --notebooks notebooks")
     return OK
 
 

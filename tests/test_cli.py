@@ -49,7 +49,7 @@ def test_run_hands_over_settings_and_options(params, started, tmp_path):
 
 def test_run_without_options(params, started):
     cli.main(["run", params])
-    assert started[0][1] == {"out": None, "gate": False, "command": f"muse run {params}"}
+    assert started[0][1] == {"out": None, "notebooks": None, "gate": False, "command": f"muse run {params}"}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from muse.catalog import CORPORA, REPORT, STAGE_NAMES, TOKENIZERS, stem
 from muse.host.lines import cut, near, shown
+from muse.host.workbook import CHECKOUT, NOTEBOOKS, workbook_folder
 from muse.params import ParamsError, Settings
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
+REPOSITORY = CHECKOUT
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ def read_notebook(stage: str, path: Path) -> Notebook:
 
 def find_notebooks(stages: list[str], folder: Path | None = None) -> list[Notebook]:
     """Return the notebooks of these stages in the order in which stages run, the report's last."""
-    folder = folder or REPOSITORY / "notebooks"
+    try:
+        folder = folder or workbook_folder() / NOTEBOOKS
+    except FileNotFoundError as error:
+        raise ParamsError(str(error)) from error
     if not folder.is_dir():
-        raise ParamsError(f"{folder}: no such folder of notebooks; muse runs from a checkout (pip install -e .)")
+        raise ParamsError(f"{folder}: no such folder of notebooks")
     found = []
     for stage in (*(name for name in STAGE_NAMES if name in stages), REPORT):
         path = folder / f"{stem(stage)}.ipynb"
