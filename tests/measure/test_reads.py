@@ -127,7 +127,7 @@ def test_places_that_are_not_there_and_models_without_complex_memory_are_named()
             read_at(model, IDS, *place)
     for name in ("phase2", "stage1", "real_twin"):
         for ask in (states, traffic):
-            with pytest.raises(ValueError, match="model: got .*Model without complex memory, expected"):
+            with pytest.raises(ValueError, match=r"model: got .*Model without complex memory, expected"):
                 ask(build_model(name, **SIZES), IDS)
     with pytest.raises(ValueError, match="expected 1 to 48 tokens"):
         states(model, IDS.repeat(2))
