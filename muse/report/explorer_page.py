@@ -37,7 +37,7 @@ def surprise_rows(words: Sequence[str], losses: Mapping[str, Sequence[float]]) -
 
 
 def _cell(loss: float | None) -> tuple[str, str]:
-    return ("–", "s0") if loss is None else (f"{loss:.1f}", f"s{sum(loss >= limit for limit in LIMITS)}")
+    return ("–", "s0") if loss is None else (f"{abs(loss):.1f}", f"s{sum(loss >= limit for limit in LIMITS)}")
 
 
 def show_surprise(words: Sequence[str], losses: Mapping[str, Sequence[float]], position: int, language: str) -> None:
@@ -45,7 +45,7 @@ def show_surprise(words: Sequence[str], losses: Mapping[str, Sequence[float]], p
     names = [row_name(name, language) for name in losses]
     means = [f"{np.mean(values):.3f}" for values in losses.values()]
     plain = "\n".join(
-        f"{name}: {' '.join(f'{word} {loss:.1f}' for word, loss in zip(words[1:], values, strict=True))}"
+        f"{name}: {' '.join(f'{word} {abs(loss):.1f}' for word, loss in zip(words[1:], values, strict=True))}"
         for name, values in zip(names, losses.values(), strict=True)
     )
     show(

@@ -16,7 +16,7 @@ from torch import nn
 from muse.catalog import CORPORA, LANGUAGES, SYNTHETIC, TOKENIZERS
 from muse.data.corpora import TextCorpus, load_corpus
 from muse.data.grammar import Grammar
-from muse.host.lines import cut, near, one_line, shown
+from muse.host.lines import cut, one_line, shown
 from muse.measure import reads, switches
 from muse.models.build import build_model
 from muse.models.generate import generate
@@ -286,9 +286,8 @@ def _checked(values: Mapping[str, object]) -> Choices:
         for problem in error.errors():
             key = ".".join(map(str, problem["loc"]))
             expected = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-            hint = near(problem["input"], LANGUAGES) if key == "language" else ""
             got = "nothing" if problem["type"] == "missing" else shown(problem["input"])
-            lines.append(f"parameters: {key}: got {got}, expected {expected}{'; ' + hint if hint else ''}")
+            lines.append(f"parameters: {key}: got {got}, expected {expected}")
         raise ParamsError("\n".join(lines)) from None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
@@ -29,8 +30,13 @@ def tokens_axis(words: Sequence[str], **more: object) -> dict[str, object]:
     """Return an axis with a word at each token, so many that they do not lie on each other."""
     every = max(1, math.ceil(len(words) / 48))
     marks = [*range(0, len(words), every)]
-    look = {"tickmode": "array", "tickvals": marks, "ticktext": [words[at] for at in marks], "tickangle": -90}
+    look = {"tickmode": "array", "tickvals": marks, "ticktext": unmarked([words[at] for at in marks]), "tickangle": -90}
     return axis("", range=[-0.5, len(words) - 0.5], showgrid=False, zeroline=False, **look | more)
+
+
+def unmarked(words: Sequence[str]) -> list[str]:
+    """Return words for plotly, which takes <..> in a text for a mark."""
+    return [escape(word, quote=False) for word in words]
 
 
 def named(words: Sequence[str], at: int) -> str:
@@ -40,14 +46,14 @@ def named(words: Sequence[str], at: int) -> str:
 
 def phases(states: np.ndarray, words: Sequence[str], label: str, language: str = "en") -> go.Figure:
     """Phase (colour) and size (grey where small) of every channel of states c(L+1 T D), a panel for each layer."""
-    said, traces, notes, layout, items = texts(language), [], [], {}, []
+    said, shown, traces, notes, layout, items = texts(language), unmarked(words), [], [], {}, []
     count, height = len(states), 1 / len(states)
     size, angle = np.abs(states), np.degrees(np.angle(states))
     for layer in range(count):
         on = {"xaxis": f"x{layer + 1}" if layer else "x", "yaxis": f"y{layer + 1}" if layer else "y"}
         name = say(language, "figure.layer_number", number=layer - 1) if layer else said["explore.embedding"]
         covered = 0.92 * (1 - np.minimum(1, size[layer] / np.quantile(size[layer], LOUD)))
-        text = [[f"{words[t]}<br>|z| = {number(float(s))}" for t, s in enumerate(row)] for row in size[layer].T]
+        text = [[f"{shown[t]}<br>|z| = {number(float(s))}" for t, s in enumerate(row)] for row in size[layer].T]
         traces.append(
             go.Heatmap(
                 z=[rounded(row) for row in angle[layer].T], zmin=-180, zmax=180, colorscale=PHASES, text=text, **on,
@@ -89,12 +95,13 @@ def contributions(
     """Signed share of one read that each of S tokens gives, with rotation as bars and without as marks."""
     said = texts(language)
     x, place = [*range(len(rotated))], {"layer": layer, "head": head, "word": named(words, len(rotated) - 1)}
+    shown = unmarked(words[: len(x)])
     hover = "%{customdata}: %{y:.1%}<extra></extra>"
     colours = [BLUE if share >= 0 else ORANGE for share in rotated]
     traces = [
-        go.Bar(x=x, y=rounded(rotated), name=said["explore.rotated"], customdata=words[: len(x)], hovertemplate=hover,
+        go.Bar(x=x, y=rounded(rotated), name=said["explore.rotated"], customdata=shown, hovertemplate=hover,
                marker={"color": colours}),
-        go.Scatter(x=x, y=rounded(plain), name=said["explore.plain"], customdata=words[: len(x)], hovertemplate=hover,
+        go.Scatter(x=x, y=rounded(plain), name=said["explore.plain"], customdata=shown, hovertemplate=hover,
                    mode="markers",
                    marker={"symbol": "diamond-open", "size": 9, "color": NEUTRAL, "line": {"width": 2}}),
     ]  # fmt: skip
@@ -129,7 +136,8 @@ def traffic(
         traces.append(
             go.Heatmap(
                 z=[rounded(row) for row in flat], zmin=0, zmax=1, colorscale=RISING, y=rows, showscale=not place,
-                text=[words] * len(rows), hovertemplate="%{text}<br>%{y}: %{z:.1%}<extra>" + name + "</extra>", **on,
+                text=[unmarked(words)] * len(rows), **on,
+                hovertemplate="%{text}<br>%{y}: %{z:.1%}<extra>" + name + "</extra>",
                 colorbar={"tickformat": ".0%", "thickness": 12},
             )
         )  # fmt: skip
@@ -165,7 +173,7 @@ def switch_losses(
     limit = max(1e-9, min(3.0, float(np.abs(changes).max())))
     trace = go.Heatmap(
         z=[rounded(row) for row in changes], y=rows, zmin=-limit, zmax=limit, colorscale=DIVERGING,
-        text=[words] * len(rows), hovertemplate="%{text}<br>%{y}: %{z:+.3f} nat<extra></extra>",
+        text=[unmarked(words)] * len(rows), hovertemplate="%{text}<br>%{y}: %{z:+.3f} nat<extra></extra>",
         colorbar={"title": {"text": "nat"}, "thickness": 12, "tickformat": "+.2~f"},
     )  # fmt: skip
     means = (f"{mean:+.3f}".replace("-", "−") for mean in changes.mean(1).tolist())
