@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 
+from muse.host.paths import shortened
+
+from .figures.style import style
 from .html import render
 from .numbers import number, signed
+from .runs import Checkpoint
 from .tables import Table, written
 from .texts import say, texts
 
@@ -28,6 +33,26 @@ def show(template: str, plain: str, language: str, **values: object) -> None:
 def show_table(table: Table, language: str = "en") -> None:
     """Display a table."""
     show("explore_table", written([table], "terminal"), language, table=table)
+
+
+def models_table(checkpoints: Sequence[Checkpoint], language: str = "en") -> Table:
+    """Return a row for each training and exported model: its name, tokens, best validation loss, size, date, folder."""
+    words = texts(language)
+    rows = [
+        [
+            style(one.model, language).label,
+            words["models.export" if one.exported else "models.training"],
+            number(one.planned_tokens if one.tokens is None else one.tokens) if one.planned_tokens else "–",
+            words["runs.unfinished"] if one.loss is None and not one.exported else number(one.loss),
+            f"{one.weights.stat().st_size / 1000:,.0f}" if one.weights.is_file() else "–",
+            f"{datetime.fromtimestamp(one.weights.stat().st_mtime, UTC):%Y-%m-%d}" if one.weights.is_file() else "–",
+            shortened(str(one.folder.resolve())),
+        ]
+        for one in checkpoints
+    ]
+    keys = ("model", "kind", "tokens", "loss", "size", "date", "folder")
+    note = "" if rows else words["models.none"]
+    return Table(words["models.title"], [words[f"models.{key}"] for key in keys], rows, {2, 3, 4}, note)
 
 
 def surprise_rows(words: Sequence[str], losses: Mapping[str, Sequence[float]]) -> list[tuple[str, list[tuple]]]:

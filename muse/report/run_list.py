@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from markupsafe import Markup
-
-from muse.host.paths import shortened
 
 from .companions import settings_of, stage_of
 from .figures.style import style
@@ -86,26 +83,6 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> Table:
     ]
     head = ("model", "seed", "tokens", "loss (nat/token)", "folder")
     return Table("Trainings", head, rows, {1, 2, 3}, "" if rows else "No training was found.")
-
-
-def models_table(checkpoints: Sequence[Checkpoint], language: str = "en") -> Table:
-    """Return a row for each training and exported model: its name, tokens, best validation loss, size, date, folder."""
-    words = texts(language)
-    rows = [
-        [
-            style(one.model, language).label,
-            words["models.export" if one.exported else "models.training"],
-            number(one.planned_tokens if one.tokens is None else one.tokens) if one.planned_tokens else "–",
-            words["runs.unfinished"] if one.loss is None and not one.exported else number(one.loss),
-            f"{one.weights.stat().st_size / 1000:,.0f}" if one.weights.is_file() else "–",
-            f"{datetime.fromtimestamp(one.weights.stat().st_mtime, UTC):%Y-%m-%d}" if one.weights.is_file() else "–",
-            shortened(str(one.folder.resolve())),
-        ]
-        for one in checkpoints
-    ]
-    keys = ("model", "kind", "tokens", "loss", "size", "date", "folder")
-    note = "" if rows else words["models.none"]
-    return Table(words["models.title"], [words[f"models.{key}"] for key in keys], rows, {2, 3, 4}, note)
 
 
 def write_index(runs: Sequence[Run], folder: Path, language: str = "en", problems: Sequence[str] = ()) -> Path:

@@ -26,12 +26,12 @@ from muse.params import Folder, ParamsError, Seed, Text
 from muse.report import explorer_page, figures
 from muse.report.figures import explore
 from muse.report.figures.style import style
-from muse.report.run_list import models_table
 from muse.report.runs import find_models
 
 BOOKS = Path(__file__).resolve().parent.parent.parent / "notebooks"
-"""Where a folder of the parameters is looked for if it is not in the working folder; then in the checkout."""
+"""Where a folder of the parameters is looked for first; then in the working folder, then in the checkout."""
 
+NARROW = 128  # channels up to which one thread is no slower than several, which wait for each other on a busy machine
 SHOWN_TOKENS = 8  # rows of the table of next tokens
 Count = Annotated[int, Field(ge=0, le=10**6)]
 
@@ -78,6 +78,8 @@ class Explorer:
         self.language = self.choices.language
         self.corpus = self._corpus()
         self.seen = tuple(self._models())
+        if all(one.model.config.d_model <= NARROW for one in self.seen):
+            torch.set_num_threads(1)
         self.ids = torch.tensor(self._encoded())
         self.words = [self.corpus.decode([index]).replace("\n", "↵") for index in self.ids.tolist()]
         self.watched = next((one for one in self.seen if "no_imaginary" in switches.switches_of(one.model)), None)
@@ -176,7 +178,7 @@ class Explorer:
         """Show the models that lie in the folders, and which were chosen."""
         problems: list[str] = []
         folders = [found_folder("folders", folder, there=False) for folder in self.choices.folders]
-        table = models_table(find_models(folders, problems.append), self.language)
+        table = explorer_page.models_table(find_models(folders, problems.append), self.language)
         explorer_page.show_table(table, self.language)
         for problem in problems:
             print(problem)
@@ -255,11 +257,12 @@ class Explorer:
 
 def found_folder(key: str, value: str, *, there: bool = True) -> Path:
     """Return a folder of the parameters, the first that is one; ParamsError where none is and `there` wants one."""
-    places = [Path(value).expanduser(), BOOKS / value, BOOKS.parent / value]
+    given = Path(value).expanduser()
+    places = [BOOKS / given, given, BOOKS.parent / given]
     if found := next((place for place in places if place.is_dir()), None):
         return found
     if there:
-        raise _wrong(key, value, f"a folder, {cut(str(places[0].absolute()), 120)} is none")
+        raise _wrong(key, value, f"a folder, {cut(str(given.absolute()), 120)} is none")
     return places[0]
 
 

@@ -30,7 +30,7 @@ def test_phases_are_angles_covered_where_numbers_are_small(language):
     assert np.array(angle.z)[2, 2] == pytest.approx(90)
     size = np.abs(states()[0]).T
     assert np.array(cover.z)[1, 0] == 0  # the largest number is not covered
-    assert np.array(cover.z)[1, 4] == pytest.approx(0.92)  # zero is
+    assert np.array(cover.z)[1, 4] == pytest.approx(0.9)  # zero is
     assert (np.argsort(np.array(cover.z), axis=None)[-1]) == np.argmin(size)
     assert np.array(figure.data[3].z) == pytest.approx(np.array(cover.z))  # beside the others of the layer
     assert list(figure.layout.xaxis2.ticktext) == ["↵", "sea", "&lt;b&gt;", "red", "."]  # or plotly takes it as bold

@@ -12,6 +12,7 @@ from muse.records.schema import Judged, Report, Summary
 from muse.records.store import write_record
 from muse.report import run_list
 from muse.report.check import check_page
+from muse.report.explorer_page import models_table
 from muse.report.runs import find_checkpoints, find_models, find_runs, read_run
 from muse.report.texts import LANGUAGES
 
@@ -123,12 +124,12 @@ def test_trainings_and_exported_models_are_one_list(tmp_path):
     ]  # fmt: skip
     assert [line.split(":")[0].rsplit("/", 1)[1] for line in problems] == ["cut", "damaged", "empty"]
     assert all(", expected config.json of a training or of an exported model" in line for line in problems)
-    table = run_list.models_table(found)
+    table = models_table(found)
     kinds = [row[1:4] for row in table.rows]
     assert kinds == [["exported", "–", "–"], ["training", "700", "unfinished"], ["exported", "5,000", "1.25"]]
     size = (tmp_path / "out" / "known" / "model.safetensors").stat().st_size
     assert [row[4] for row in table.rows] == [table.rows[0][4], "–", f"{size / 1000:.0f}"]
     assert table.rows[1][5] == "–"
     assert len(table.rows[2][5]) == len("2026-01-02")
-    assert run_list.models_table([]).note == "No saved model was found."
+    assert models_table([]).note == "No saved model was found."
     assert find_checkpoints(tmp_path / "checkpoints")[0].exported is False

@@ -42,6 +42,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """As many threads as before: the explorer takes one for narrow models."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def given(folder, **different):
     values = {"checkpoint_a": str(folder / "stage1_memory"), "checkpoint_b": str(folder / "phase2"), "text": TEXT}
     values |= {"layer": 1, "head": 2, "position": 14, "n_new_tokens": 6, "folders": [str(folder)]}
@@ -110,7 +118,7 @@ def test_everything_is_shown_and_the_answer_is_of_what_was_shown(folder, shown, 
     text = soup(shown[0]["text/html"])
     words = [li.b.get_text() for li in text.select(".mx-text li:not(.line)")]
     assert words == explorer.words == ["↵", *TEXT.split()]
-    framed = [f"{losses[13]:.1f}" for losses in explorer.surprises.values()]
+    framed = [f"{abs(losses[13]):.1f}" for losses in explorer.surprises.values()]
     assert [number.get_text() for number in text.select(".here i")] == framed
     for number in text.select(".mx-text i"):  # never by colour alone
         loss = number.get_text()

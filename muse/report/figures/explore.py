@@ -19,7 +19,7 @@ from .style import BELOW, NEUTRAL, axis, make_figure
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
 PHASES = get_colorscale("phase")
-LOUD = 0.95  # quantile of the magnitudes from which on a colour is full
+LOUD = 0.7  # quantile of the magnitudes from which on a colour is full
 DIVERGING = [[0, BLUE], [0.5, "rgba(128,136,150,0.12)"], [1, ORANGE]]
 RISING = [[0, "rgba(213,94,0,0.04)"], [1, "rgba(213,94,0,1)"]]
 PIXELS = 22  # of a row of a head or a switch
@@ -52,7 +52,7 @@ def phases(states: np.ndarray, words: Sequence[str], label: str, language: str =
     for layer in range(count):
         on = {"xaxis": f"x{layer + 1}" if layer else "x", "yaxis": f"y{layer + 1}" if layer else "y"}
         name = say(language, "figure.layer_number", number=layer - 1) if layer else said["explore.embedding"]
-        covered = 0.92 * (1 - np.minimum(1, size[layer] / np.quantile(size[layer], LOUD)))
+        covered = 0.9 * (1 - np.minimum(1, size[layer] / np.quantile(size[layer], LOUD)))
         text = [[f"{shown[t]}<br>|z| = {number(float(s))}" for t, s in enumerate(row)] for row in size[layer].T]
         traces.append(
             go.Heatmap(
@@ -84,7 +84,7 @@ def phases(states: np.ndarray, words: Sequence[str], label: str, language: str =
         values = {"size": number(float(size[layer].mean())), "spread": number(float(spread.mean()))}
         items.append(say(language, "explore_phases.item", name=name, **values))
     return make_figure(
-        "explore_phases", language, traces, items, height_px=60 + 170 * count + 60, fields={"model": label},
+        "explore_phases", language, traces, items, height_px=120 + 190 * count, fields={"model": label},
         annotations=notes, **layout,
     )  # fmt: skip
 
