@@ -188,6 +188,16 @@ def test_surprise_and_next_tokens_are_those_of_the_logits(name):
         token_losses(model, IDS[:1])
 
 
+def test_a_look_leaves_the_model_as_it_was():
+    model = perturbed(dtype=torch.float32).to_complex32().train()
+    before = copy.deepcopy(model.state_dict())
+    for look in (states, traffic, lambda model, ids: read_at(model, ids, 0, 0, 3), token_losses):
+        look(model, IDS)
+    assert model.training
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) and after[key].dtype == value.dtype for key, value in before.items())
+
+
 def test_options_of_a_switched_copy_are_its_own():
     model = perturbed()
     options = dataclasses.asdict(model.blocks[0].memory.options)
