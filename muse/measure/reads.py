@@ -50,7 +50,7 @@ class Traffic:
 
     @property
     def new(self) -> Tensor:
-        """Size of a token's write over that of the memory after it: 1 where there is nothing else in it."""
+        """Size of a write over that of the memory after it: 1 where nothing else is in it, more where they cancel."""
         return self.written / self.held.clamp_min(1e-300)
 
     @property
