@@ -93,6 +93,8 @@ STAGES = (
 
 REPORT = "report"
 REPORT_NUMBER = 7
+EXPLORER, EXPLORER_NUMBER = "explore", 9
+"""The notebook for looking at saved models by hand: no stage of a run, it leaves no record."""
 
 MODEL_NAMES = tuple(model.name for model in MODELS)
 CANDIDATES = tuple(model.name for model in MODELS if model.candidate)
@@ -136,7 +138,7 @@ def recomputes(name: str, setting: bool | None) -> bool:
 
 def stage(name: str) -> Stage:
     """Return the row of a stage, the report's included; a stage that later versions know has a number behind all."""
-    rows = {row.name: row for row in (*STAGES, Stage(REPORT, REPORT_NUMBER))}
+    rows = {row.name: row for row in (*STAGES, Stage(REPORT, REPORT_NUMBER), Stage(EXPLORER, EXPLORER_NUMBER))}
     return rows.get(name, Stage(name, len(rows)))
 
 

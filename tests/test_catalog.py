@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_names_and_numbers_are_given_once():
     assert len(set(catalog.MODEL_NAMES)) == len(catalog.MODELS)
-    rows = [*catalog.STAGES, catalog.stage(catalog.REPORT)]
+    rows = [*catalog.STAGES, catalog.stage(catalog.REPORT), catalog.stage(catalog.EXPLORER)]
     assert len({row.name for row in rows}) == len({row.number for row in rows}) == len(rows)
 
 
 def test_each_stage_has_its_notebook_and_each_notebook_its_stage():
-    names = (*catalog.STAGE_NAMES, catalog.REPORT)
+    names = (*catalog.STAGE_NAMES, catalog.REPORT, catalog.EXPLORER)
     assert {catalog.stem(name) for name in names} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert catalog.page("perplexity") == "pages/03_perplexity.html"
     assert catalog.page(catalog.REPORT) == "index.html"

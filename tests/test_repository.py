@@ -15,17 +15,19 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from muse.catalog import STAGE_NAMES, stem
+from muse.catalog import EXPLORER, STAGE_NAMES, stem
 from muse.params import Settings, load_params, of_today, validate
 from muse.records.schema import Report, StageRecord
 from muse.records.store import read_record
 from muse.report.companions import repeats
 from muse.report.docs import comparison, pages
 from muse.report.texts import LANGUAGES, texts
+from muse.stages import explore
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "muse").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STAGES_NOTEBOOKS = [path for path in NOTEBOOKS if path.stem != stem(EXPLORER)]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def test_conda_view_of_the_dependencies_does_not_drift():
@@ -85,10 +87,13 @@ def test_notebooks_are_clean_and_declare_settings(path):
     namespace: dict[str, object] = {}
     exec("".join(parameters["source"]), namespace)
     declared = {name: value for name, value in namespace.items() if not name.startswith("__")}
-    assert "record_dir" in declared
-    settings = {name: value for name, value in declared.items() if name in Settings.model_fields}
-    assert declared.keys() - settings.keys() <= {"record_dir"}
-    validate(settings)  # the defaults are valid settings
+    if path in STAGES_NOTEBOOKS:
+        settings = {name: value for name, value in declared.items() if name in Settings.model_fields}
+        assert declared.keys() - settings.keys() == {"record_dir"}
+        validate(settings)  # the defaults are valid settings
+    else:
+        assert declared.keys() == explore.Choices.model_fields.keys()
+        explore.Choices(**declared)
     for line in "".join(parameters["source"]).splitlines():
         assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), f"{path.name}: {line!r} is not `name: type = value  # help`"
     source = "\n".join("".join(cell["source"]) for cell in code)
@@ -107,7 +112,7 @@ def test_a_stages_notebook_asks_makes_one_call_shows_figures_and_answers(name):
 
 def test_notebooks_that_look_for_a_training_declare_all_that_decides_it():
     declared = {}
-    for path in NOTEBOOKS:
+    for path in STAGES_NOTEBOOKS:
         cells = json.loads(path.read_text())["cells"]
         (parameters,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
         declared[path.stem] = {line.split(":")[0] for line in "".join(parameters["source"]).splitlines()}

@@ -11,7 +11,9 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,16 @@ WIKITEXT_ARTICLES = {"train": 600, "validation": 60, "test": 60}
 WIKITEXT_CHARACTERS = {"train": 10_000_000, "validation": 1_000_000, "test": 1_200_000}  # either text has some more
 OTHER_TEXT = "another text"
 SAMPLE = 100_000  # characters of a split whose words tell the median
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
+
+
+@dataclass(frozen=True)
+class TextCorpus(Corpus):
+    """A corpus that takes text as well; apart from Corpus, which is part of every training's key."""
+
+    encode: Callable[[str], list[int]] = field(kw_only=True)
+    """Text to ids, the inverse of `decode`: as the splits were made, so words that a corpus of words does not know are
+    `<unk>`. The synthetic language has none: ValueError names the word and what it is near."""
 
 
 def load_corpus(
@@ -44,7 +56,7 @@ def load_corpus(
     cache_dir: Path | None = None,
     hub_timeout_seconds: float = 10,
     synthetic_tokens: dict[str, int] | None = None,
-) -> Corpus:
+) -> TextCorpus:
     """Reads a corpus (a name of the catalog or a folder) with a tokenizer ("gpt2", "corpus" or a folder).
 
     Token ids are kept in `cache_dir` (default $MUSE_CACHE_DIR, else the user's cache), keyed by the SHA-256 of text and
@@ -71,7 +83,8 @@ def load_corpus(
     token_splits = {name: _tokenized(corpus, name, lines[name], encoder, cache_dir) for name in splits}
     text, files = HUB_CORPORA.get(corpus) or text_of(lines), files + encoder.files
     tokens = encoder.vocab_size, token_splits, files, None, encoder.decode
-    return Corpus(corpus, tokenizer, *tokens, text, encoder.vocabulary_sha256)
+    encode = partial(_encoded, encoder)
+    return TextCorpus(corpus, tokenizer, *tokens, text, encoder.vocabulary_sha256, encode=encode)
 
 
 def text_of(lines: Mapping[str, Sequence[str]]) -> str:
@@ -94,7 +107,13 @@ def _is_wikitext(name: str, lines: Sequence[str]) -> bool:
     return sum(map(len, lines)) >= WIKITEXT_CHARACTERS[name] and len(_titles(lines)[0]) == WIKITEXT_ARTICLES[name]
 
 
-def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, int]) -> Corpus:
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text, line by line as those of the splits."""
+    lines = LINE.findall(text)
+    return tokenizer.encode(lines)[0].tolist() if lines else []
+
+
+def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, int]) -> TextCorpus:
     """The language of muse.grammar at its default sizes, a seed for each split; its symbols are its tokens."""
     if tokenizer != "corpus":
         raise ValueError(f"corpus {SYNTHETIC!r} has symbols of its own: tokenizer must be 'corpus', got {tokenizer!r}")
@@ -110,7 +129,7 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
         files.append(SourceFile.of_bytes(f"muse.data.grammar.Grammar().sample({len(ids)}, seed={seed})", content))
     symbols = vocabulary_sha256({grammar.decode([index]): index for index in range(grammar.vocab_size)})
     known = grammar.entropy_nats(), grammar.decode, SYNTHETIC, symbols
-    return Corpus(SYNTHETIC, "corpus", grammar.vocab_size, made, tuple(files), *known)
+    return TextCorpus(SYNTHETIC, "corpus", grammar.vocab_size, made, tuple(files), *known, encode=grammar.encode)
 
 
 def _titles(lines: Sequence[str]) -> tuple[list[int], list[int]]:

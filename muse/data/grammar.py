@@ -12,11 +12,14 @@ state is the entropy given the whole past (Shannon 1948, section 7), and the rat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
+
+from muse.host.lines import near, shown
 
 TOPICS = ("sea", "farm", "forest", "city", "desert", "school", "harbour", "market")
 NAMES = ("ann", "bob", "eve", "joe")
@@ -171,6 +174,15 @@ class Grammar:
         """Words with spaces between them; a document is a line."""
         words = " ".join(self.symbols[index] for index in ids)
         return words.replace(f" {START}", START).replace(f"{START} ", START)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text's words and line ends, the inverse of `decode`; ValueError names a word of another language."""
+        ids = {symbol: index for index, symbol in enumerate(self.symbols)}
+        words = re.findall(r"\n|\S+", text)
+        if unknown := next((word for word in words if word not in ids), None):
+            hint = near(unknown, self.symbols[1:]) or f"such as {', '.join(self.symbols[1:9])}"
+            raise ValueError(f"got {shown(unknown)}, expected words of the synthetic language; {hint}")
+        return [ids[word] for word in words]
 
 
 class Automaton:

@@ -14,7 +14,9 @@ from .properties import (
     check_mixing,
     check_statefulness,
 )
+from .reads import Read, Traffic, read_at, states, traffic
 from .stability import StabilityResult, measure_stability
+from .switches import SWITCHES, next_tokens, switched, switches_of, token_losses
 from .throughput import (
     Ceiling,
     ThroughputResult,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from muse.records.store import RecordError
 
 from .assemble import assemble
 from .companions import read_report, stage_of
+
+WEIGHTS = "model.safetensors"
+LONGEST_HEADER = 2**20  # bytes of the JSON before the weights; the largest model's has some ten thousand
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def losses_of(run: Run, model: str) -> Losses | None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training on disk; what it came to is None as long as it is not finished."""
+    """A training on disk, or an exported model; what it came to is None as long as a training is not finished."""
 
     folder: Path
     model: str
@@ -87,18 +90,44 @@ class Checkpoint:
     planned_tokens: int
     tokens: int | None = None
     loss: float | None = None  # best validation, nat/token
+    exported: bool = False
+
+    @property
+    def weights(self) -> Path:
+        """The file of the weights, which an unfinished training does not have."""
+        return self.folder / WEIGHTS
 
 
 def find_checkpoints(folder: str | Path, skip: Callable[[str], object] = lambda problem: None) -> list[Checkpoint]:
     """Return the trainings that lie in a folder, by model, seed and loss; what cannot be read is told to `skip`."""
+    return _sorted(_found(folder, skip, _checkpoint, "a training's config.json"))
+
+
+def find_models(
+    folders: Iterable[str | Path], skip: Callable[[str], object] = lambda problem: None
+) -> list[Checkpoint]:
+    """Return the trainings and the exported models that lie in some folders; one that is not there holds none.
+
+    Sorted by model, seed and loss (nat/token); what cannot be read is told to `skip`, a line each.
+    """
+    there = [folder for folder in folders if Path(folder).is_dir()]
+    wanted = "config.json of a training or of an exported model"
+    return _sorted(one for folder in there for one in _found(folder, skip, _training_or_export, wanted))
+
+
+def _found(
+    folder: str | Path, skip: Callable[[str], object], read: Callable[[Path], Checkpoint], wanted: str
+) -> Iterator[Checkpoint]:
     if not Path(folder).is_dir():
         raise ParamsError(f"{folder}: got no such folder, expected a folder of trainings, such as checkpoints")
-    found = []
     for path in sorted(Path(folder).glob("*/config.json")):
         try:
-            found.append(_checkpoint(path.parent))
+            yield read(path.parent)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            skip(f"{path.parent}: got {type(error).__name__} ({error}), expected a training's config.json")
+            skip(f"{path.parent}: got {type(error).__name__} ({error}), expected {wanted}")
+
+
+def _sorted(found: Iterable[Checkpoint]) -> list[Checkpoint]:
     return sorted(found, key=lambda one: (one.model, one.seed, one.loss is None, one.loss or 0))
 
 
@@ -109,3 +138,24 @@ def _checkpoint(folder: Path) -> Checkpoint:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     about = config["model_name"], int(recipe["seed"]), int(recipe["train_tokens"])
     return Checkpoint(folder, *about, result.get("tokens"), result.get("best_validation_loss"))
+
+
+def _training_or_export(folder: Path) -> Checkpoint:
+    """A training's folder, or that of a model which was exported after a training and says so in its weights."""
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "architectures" not in values:
+        return _checkpoint(folder)
+    about = _metadata(folder / WEIGHTS)
+    recipe = about.get("recipe", {})
+    tokens = int(recipe.get("train_tokens", 0))
+    name = about.get("model_name") or values["architectures"][0]
+    return Checkpoint(folder, name, recipe.get("seed", 0), tokens, tokens, about.get("validation_loss_nats"), True)
+
+
+def _metadata(path: Path) -> dict[str, object]:
+    """What the weights of an exported model say about their training, read without torch."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= LONGEST_HEADER:
+            raise ValueError(f"{path.name}: a header of {length} bytes")
+        return json.loads(json.loads(file.read(length))["__metadata__"]["muse"])

@@ -141,6 +141,22 @@ def test_token_counts_equal_canonical_words(articles):
         assert len(split.ids) == split.num_words
 
 
+@pytest.mark.parametrize("text", [ARTICLES, PARAGRAPHS, "no end of a line", "\n\n \n", ""])
+@pytest.mark.parametrize("tokenizer", ["corpus", "bpe"])
+def test_text_is_encoded_as_the_splits_were_and_back(articles, bpe_folder, tmp_path, tokenizer, text):
+    corpus = load_corpus(str(articles), tokenizer if tokenizer == "corpus" else str(bpe_folder), splits=("test",))
+    ids = corpus.encode(text)
+    assert {type(index) for index in ids} <= {int}
+    if text == ARTICLES:
+        assert ids == corpus.splits["test"].ids.tolist()
+    if tokenizer == "bpe":
+        assert corpus.decode(ids) == text
+    else:
+        assert corpus.encode(corpus.decode(ids)) == ids
+        assert len(ids) == len(text.split()) + text.count("\n")
+        assert corpus.decode(corpus.encode("a caf\u00e9 unheard of\n")) == "a caf\u00e9 <unk> <unk> \n"
+
+
 def as_hub_rows(text: str) -> list[str]:
     """WikiText as the hub stores it: a line a row, blank lines empty."""
     return [line + "\n" if line.strip() else "" for line in text.split("\n")[:-1]]

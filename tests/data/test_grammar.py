@@ -190,3 +190,18 @@ def test_automaton_refuses_what_has_no_exact_entropy():
 def test_conditional_entropy_by_hand():
     assert conditional_entropy_nats(np.full((5, 7), 1 / 35)) == pytest.approx(math.log(7))
     assert conditional_entropy_nats(np.eye(4) / 4) == 0
+
+
+def test_text_becomes_the_symbols_it_was_made_of():
+    ids = GRAMMAR.sample(2000, seed=8).tolist()
+    assert GRAMMAR.encode(GRAMMAR.decode(ids)) == ids
+    fox, sings = map(GRAMMAR.symbols.index, ("fox", "sings"))
+    assert GRAMMAR.encode(" the  fox\n\nsings .") == [1, fox, 0, 0, sings, 5]
+    assert GRAMMAR.encode("") == []
+
+
+def test_a_word_of_another_language_is_named_with_one_that_is_near():
+    with pytest.raises(ValueError, match=r"^got 'foxx', expected words of the synthetic language; did you mean fox\?$"):
+        GRAMMAR.encode("the foxx sings . the dragon")
+    with pytest.raises(ValueError, match=r"got 'zzz', expected .* such as the, many, that"):
+        GRAMMAR.encode("zzz")

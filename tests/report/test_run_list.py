@@ -12,7 +12,8 @@ from muse.records.schema import Judged, Report, Summary
 from muse.records.store import write_record
 from muse.report import run_list
 from muse.report.check import check_page
-from muse.report.runs import find_checkpoints, find_runs, read_run
+from muse.report.explorer_page import models_table
+from muse.report.runs import find_checkpoints, find_models, find_runs, read_run
 from muse.report.texts import LANGUAGES
 
 
@@ -95,3 +96,40 @@ def test_trainings_are_listed_with_their_loss(tmp_path, capsys):
     assert shown.err == f"muse: {tmp_path}/stage1-s3-c: got KeyError ('config'), expected a training's config.json\n"
     assert len(find_checkpoints(tmp_path)) == 2
     assert find_runs(tmp_path) == []
+
+
+def test_trainings_and_exported_models_are_one_list(tmp_path):
+    torch = pytest.importorskip("torch")
+    from muse.models.build import build_model
+    from muse.models.pretrained import save_pretrained
+
+    model = build_model("stage1", vocab_size=9, d_model=4, n_layers=1, n_seq=8).to(torch.float16)
+    about = {"model_name": "stage1", "recipe": {"seed": 3, "train_tokens": 5000}, "validation_loss_nats": 1.25}
+    save_pretrained(model, tmp_path / "out" / "known", about)
+    save_pretrained(model, tmp_path / "out" / "made")
+    training = tmp_path / "checkpoints" / "phase2-s1-a"
+    training.mkdir(parents=True)
+    config = {"config": {"model_name": "phase2", "recipe": {"seed": 1, "train_tokens": 700}}}
+    (training / "config.json").write_text(json.dumps(config))
+    for name, content in (("damaged", b"\xff" * 20), ("cut", b""), ("empty", None)):
+        (tmp_path / "out" / name).mkdir()
+        config = (tmp_path / "out" / "known" / "config.json").read_text()
+        (tmp_path / "out" / name / "config.json").write_text(config)
+        if content is not None:
+            (tmp_path / "out" / name / "model.safetensors").write_bytes(content)
+    problems = []
+    found = find_models([tmp_path / "out", tmp_path / "checkpoints", tmp_path / "no"], problems.append)
+    assert [(one.model, one.seed, one.tokens, one.loss, one.exported) for one in found] == [
+        ("Phase3Stage1Model", 0, 0, None, True), ("phase2", 1, None, None, False), ("stage1", 3, 5000, 1.25, True)
+    ]  # fmt: skip
+    assert [line.split(":")[0].rsplit("/", 1)[1] for line in problems] == ["cut", "damaged", "empty"]
+    assert all(", expected config.json of a training or of an exported model" in line for line in problems)
+    table = models_table(found)
+    kinds = [row[1:4] for row in table.rows]
+    assert kinds == [["exported", "–", "–"], ["training", "700", "unfinished"], ["exported", "5,000", "1.25"]]
+    size = (tmp_path / "out" / "known" / "model.safetensors").stat().st_size
+    assert [row[4] for row in table.rows] == [table.rows[0][4], "–", f"{size / 1000:.0f}"]
+    assert table.rows[1][5] == "–"
+    assert len(table.rows[2][5]) == len("2026-01-02")
+    assert models_table([]).note == "No saved model was found."
+    assert find_checkpoints(tmp_path / "checkpoints")[0].exported is False
