@@ -25,7 +25,7 @@ from muse.host.files import write_atomic
 from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Reduction
 
-from .figures.style import PLOTLY_MIME, figure_html
+from .figures.style import LAB_ONLY, PLOTLY_MIME, figure_html
 from .frame import page_text, slug
 from .html import asset, render
 from .texts import texts
@@ -169,6 +169,9 @@ def _prepare(notebook: NotebookNode) -> int:
     """Leave out cells that are not for the page, give every figure its HTML, and return how many there are."""
     left_out = {NOTEBOOK_ONLY, "papermill-error-cell-tag"}
     notebook.cells = [cell for cell in notebook.cells if not left_out & set(cell.metadata.get("tags", []))]
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if LAB_ONLY not in output.get("metadata", {})]
     count = 0
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         plain = output.get("data", {}).get(PLOTLY_MIME)
