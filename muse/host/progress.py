@@ -38,12 +38,9 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     path = os.environ.get(PROGRESS_FILE_VARIABLE)
     if path:
         return _write_progress(iterable, description, total, Path(path))
-    return iter(tqdm(iterable, desc=description, total=total, file=bar_stream()))
-
-
-def bar_stream() -> TextIO:
-    """Return where a bar goes: the terminal's messages; in a notebook the output, since messages are red there."""
-    return sys.stdout if in_notebook() else sys.stderr
+    if in_notebook():  # where messages are red, and a bar that is through tells nothing
+        return iter(tqdm(iterable, desc=description, total=total, file=sys.stdout, leave=False, mininterval=0.5))
+    return iter(tqdm(iterable, desc=description, total=total, file=sys.stderr))
 
 
 def _write_progress(iterable: Iterable[T], description: str, total: int | None, path: Path) -> Iterator[T]:

@@ -71,8 +71,9 @@ def declared(namespace: Mapping[str, object]) -> list[str]:
     if not isinstance(cells, list):
         return [name for name, value in namespace.items() if _is_plain(name, value)]
     earlier = [assigned(cell) for cell in cells[:-1]]  # the last one is the cell that asks
-    last = max((at for at, names in enumerate(earlier) if ANCHOR in names), default=len(earlier))
-    found = [*_run(earlier[last:]), *_run(earlier[:last:-1])]
+    anchors = [at for at, names in enumerate(earlier) if ANCHOR in names]
+    since = earlier[anchors[-1] :] if anchors else earlier
+    found = [*_run(since if anchors else []), *_run(since[::-1])]
     return [name for name in dict.fromkeys(found) if name in namespace and not name.startswith("_")]
 
 
