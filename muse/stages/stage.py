@@ -30,6 +30,7 @@ from muse.training.live import Followed, live_curve, training_bar
 from muse.training.recipe import OnReport, TrainingResult
 from muse.training.tuning import Trained, choose_and_train
 
+from . import tables as tables
 from .notebook import parameters_of, refuse_changes, settings_in
 
 NAMED = {"corpus": CORPORA, "tokenizer": TOKENIZERS}
