@@ -10,10 +10,10 @@ EXPLAINED = { code=$$?; exec >&2; tail -n 12 $(LOG); \
 	echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; exit $$code; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test kernels browser lab clean docs
+.PHONY: help setup report test kernels browser lab lab-test clean docs
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(READY) ## create .venv and install the pinned packages (the others do this on first use)
 
@@ -48,8 +48,16 @@ OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --Lab
 browser: $(READY) ## test the check of pages in a browser, fault by fault (two minutes)
 	@$(BIN)/python -m pytest -m browser
 
-lab: $(READY) ## open JupyterLab on notebooks/
-	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(OFFLINE)
+# What JupyterLab saves by itself goes to copies, which git ignores and nothing overwrites.
+lab: $(READY) ## open JupyterLab on your copies of the notebooks, in notebooks/mine/
+	@mkdir -p notebooks/mine
+	@for made in notebooks/*.ipynb; do mine="notebooks/mine/$${made##*/}"; \
+		if [ ! -e "$$mine" ]; then cp "$$made" "$$mine"; \
+		elif [ "$$made" -nt "$$mine" ]; then echo "$$mine is older than $$made: remove it to get the new one"; fi; done
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/mine $(OFFLINE)
+
+lab-test: $(READY) ## test every notebook in JupyterLab, mistakes included (some minutes)
+	@$(BIN)/python -m pytest -m lab
 
 docs: $(READY) ## write docs/ and the README's table from the committed records
 	@$(BIN)/python -m muse.report.docs

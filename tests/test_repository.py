@@ -95,7 +95,13 @@ def test_notebooks_are_clean_and_declare_settings(path):
         assert declared.keys() == explore.Choices.model_fields.keys()
         explore.Choices(**declared)
     for line in "".join(parameters["source"]).splitlines():
-        assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), f"{path.name}: {line!r} is not `name: type = value  # help`"
+        said = re.fullmatch(r"\w+: \w+ = .+  # .+|# .+", line)
+        assert said, f"{path.name}: {line!r} is not `name: type = value  # help`"
+    if len(declared) > 10:
+        first, rest = "".join(parameters["source"]).split("# the rest\n")
+        assert first.startswith("# what one changes first\n")
+        assert len(first.splitlines()) == 1 + 6
+        assert len(rest.splitlines()) == len(declared) - 6
     source = "\n".join("".join(cell["source"]) for cell in code)
     assert not re.search(r"^\s*def ", source, re.MULTILINE), "logic belongs in muse, not in a cell"
 
@@ -106,8 +112,9 @@ def test_a_stages_notebook_asks_makes_one_call_shows_figures_and_answers(name):
     assert "**Question.**" in "".join(cells[0]["source"])
     _, call, shown, answer = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     assert call.splitlines()[-1] == f'record = {name}.run(Stage("{name}", globals()))'
-    assert shown == "for figure in figures.of_stage(record, language):\n    figures.show(figure)"
-    assert answer == "answers.show(record, language)"
+    found = f'record_of("{name}", globals()), language)'
+    assert shown.endswith(f"\n\nfor figure in figures.of_stage({found}:\n    figures.show(figure)")
+    assert answer.endswith(f"\n\nanswers.show({found}")
 
 
 def test_notebooks_that_look_for_a_training_declare_all_that_decides_it():

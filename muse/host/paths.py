@@ -10,8 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+"""The folder that holds the package: of a checkout its top."""
+
 SHOWN = "..."
 """Stands for the folders above one that lies elsewhere."""
+
+
+def from_checkout(path: str | Path) -> Path:
+    """Return a path of a notebook: relative ones start at the checkout, wherever the notebook runs; `~` is a home."""
+    return (CHECKOUT / Path(path).expanduser()).resolve()
 
 
 def shortened(text: str, folders: Iterable[str | Path | None] = ()) -> str:
@@ -29,7 +37,7 @@ def shortened(text: str, folders: Iterable[str | Path | None] = ()) -> str:
 
 def _roots(folders: Iterable[str | Path | None]) -> list[tuple[str, str]]:
     """(absolute path, what stands for it), longest first; never the root of the file system."""
-    cwd, checkout = Path.cwd(), Path(__file__).resolve().parent.parent.parent
+    cwd, checkout = Path.cwd(), CHECKOUT
     roots = {str(cwd): ".", str(checkout): "."}
     for folder in folders:
         path = Path(folder).expanduser() if folder else None

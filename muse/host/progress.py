@@ -7,18 +7,28 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from .files import write_atomic
 
 PROGRESS_FILE_VARIABLE = "MUSE_PROGRESS_FILE"
 WRITE_INTERVAL_SECONDS = 0.2
 T = TypeVar("T")
+
+warnings.filterwarnings("ignore", "IProgress not found", TqdmWarning)  # libraries look for widgets that nobody needs
+
+
+def in_notebook() -> bool:
+    """Whether a person may watch a notebook's cell: in a kernel, and in no batch run, which has a driver's file."""
+    if os.environ.get(PROGRESS_FILE_VARIABLE) or "IPython" not in sys.modules:
+        return False
+    return getattr(sys.modules["IPython"].get_ipython(), "kernel", None) is not None
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -28,6 +38,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     path = os.environ.get(PROGRESS_FILE_VARIABLE)
     if path:
         return _write_progress(iterable, description, total, Path(path))
+    if in_notebook():  # where messages are red, and a bar that is through tells nothing
+        return iter(tqdm(iterable, desc=description, total=total, file=sys.stdout, leave=False, mininterval=0.5))
     return iter(tqdm(iterable, desc=description, total=total, file=sys.stderr))
 
 
@@ -140,13 +152,10 @@ class StageLines:
 
 def growing_text() -> Callable[[str], None]:
     """Return a function that shows a text whenever it has grown: one output in a notebook, printing elsewhere."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import HTML, display
-    except ImportError:
+    if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
         return _printer()
-    if get_ipython() is None:
-        return _printer()
+    from IPython.display import HTML, display
+
     handle = display(HTML(""), display_id=True)
     page = '<div class="muse"><p class="muse-excerpt" style="white-space: pre-wrap">{}</p></div>'
     return lambda text: handle.update(HTML(page.format(html.escape(text))))

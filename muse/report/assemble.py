@@ -10,6 +10,7 @@ from pathlib import Path
 from muse import catalog
 from muse.catalog import REPORT, STAGE_NAMES
 from muse.host.files import write_atomic
+from muse.host.paths import shortened
 from muse.params import ParamsError
 from muse.records.criteria import judge, judge_beside, summarise
 from muse.records.environment import utc_now
@@ -24,13 +25,15 @@ COMPANIONS = "companions"
 """Where, in the folder of a run, the reports of its companions lie."""
 
 
-def assemble(run_dir: str | Path, language: str = "en") -> Report:
+def assemble(run_dir: str | Path, language: str = "en", *, without_run: bool = False) -> Report:
     """Return the report of a run folder, from its run.json and the records of its stages; reasons in `language`.
 
-    A report that is kept without its records has them in its report.json.
+    A report that is kept without its records has them in its report.json. `without_run` lets records do that notebooks
+    left by themselves, beside which there is no run.json.
     """
     run_dir = Path(run_dir)
-    info = read_record(RunInfo, run_dir / "run.json")
+    explored = without_run and not (run_dir / "run.json").exists()
+    info = info_of_records(run_dir) if explored else read_record(RunInfo, run_dir / "run.json")
     records = []
     for stage in (*(name for name in STAGE_NAMES if name in info.params["stages"]), REPORT):
         try:
@@ -47,6 +50,36 @@ def assemble(run_dir: str | Path, language: str = "en") -> Report:
         summary = summarise(stages, criteria, candidate=name)
         judged.append(Judged(model=name, criteria=criteria, summary=summary, beside=beside))
     return Report.of(info, judged, stages)
+
+
+def info_of_records(run_dir: Path) -> RunInfo:
+    """Return what records without a run tell of it: their stages, models and settings, and when they were made.
+
+    RecordError where there is none.
+    """
+    paths = [run_dir / "records" / f"{stage}.json" for stage in STAGE_NAMES]
+    records = [read_record(StageRecord, path) for path in paths if path.exists()]
+    if not records:
+        raise RecordError(
+            f"record_dir: got {shortened(str(run_dir / 'records'))}, which holds no records; run another notebook "
+            "first, or name the records of a run, such as reports/quick/records after `make report`"
+        )
+    params = {key: value for record in records for key, value in record.params.items()}
+    models = list(dict.fromkeys(name for record in records for name in record.params.get("models", ())))
+    params |= {"stages": [record.stage for record in records], "candidates": catalog.usual_candidates(models)}
+    return RunInfo(
+        id=run_dir.name,
+        profile=str(params.get("profile", "custom")),
+        started_utc=min(record.started_utc for record in records),
+        finished_utc=max(record.finished_utc for record in records),
+        git_commit=None,
+        git_dirty=None,
+        versions={},
+        hardware={},
+        seeds=params.get("seeds", [params.get("seed", 0)]),
+        command="",
+        params=params | ({"models": models} if models else {}),
+    )
 
 
 def stage_record(run_dir: Path, stage: str) -> StageRecord:

@@ -24,7 +24,7 @@ from pygments.lexers import PythonLexer
 from muse.host.files import write_atomic
 from muse.records.scale import reductions_of
 
-from .figures.style import PLOTLY_MIME, figure_html
+from .figures.style import LAB_ONLY, PLOTLY_MIME, figure_html
 from .frame import page_text, scale_label, slug
 from .html import asset, render
 
@@ -159,6 +159,9 @@ def _prepare(notebook: NotebookNode) -> int:
     """Leave out cells that are not for the page, give every figure its HTML, and return how many there are."""
     left_out = {NOTEBOOK_ONLY, "papermill-error-cell-tag"}
     notebook.cells = [cell for cell in notebook.cells if not left_out & set(cell.metadata.get("tags", []))]
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if LAB_ONLY not in output.get("metadata", {})]
     count = 0
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         plain = output.get("data", {}).get(PLOTLY_MIME)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from muse import catalog
 from muse.catalog import BASELINE
+from muse.host.paths import from_checkout
 from muse.records.criteria import LIMITS, quoted
 from muse.records.reasons import RECORDED
 from muse.records.schema import Criterion, Excerpt, Judged, Report, StageRecord
@@ -47,8 +48,8 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
 
     `record_dir` holds the records of the stages; run.json and the companions stand beside it.
     """
-    folder, words = Path(record_dir).parent, texts(language)
-    report, companions = assemble(folder, language), companions_of(folder)
+    folder, words = from_checkout(record_dir).parent, texts(language)
+    report, companions = assemble(folder, language, without_run=True), companions_of(folder)
     blocks = [lead(report, language), *_quality(report, language)]
     blocks += [verdicts(report, language), first_screen.about(report, language), stage_table(report, language)]
     blocks.append(render("heading", level=2, text=words["report.results"]))
@@ -68,6 +69,12 @@ def titled(stage: StageRecord, language: str) -> str:
     """Return a stage's name with the text that it read, if any."""
     name = stage_title(stage.stage, texts(language))
     return say(language, "figure.with_unit", name=name, unit=stage.text) if stage.text else name
+
+
+def show(record_dir: str | Path, language: str = "en") -> None:
+    """Show the report of a run below a notebook's cell, with the captions of its figures."""
+    for block in sections(record_dir, language):
+        figures.show_bundle(block)
 
 
 def text_link(stage: StageRecord, folder: Path, language: str = "en") -> Markup:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from muse.catalog import BASELINE, REFERENCE, recomputes
+from muse.catalog import BASELINE, CORPORA, REFERENCE, TOKENIZERS, recomputes
 from muse.data.corpora import SPLITS, load_corpus
 from muse.data.corpus import Corpus
-from muse.host.paths import shortened, with_short_paths
+from muse.host.paths import from_checkout, shortened, with_short_paths
+from muse.host.signals import Interrupted
 from muse.measure.live_bytes import WithoutData
 from muse.models.build import build_model
 from muse.models.pretrained import served
@@ -25,9 +26,24 @@ from muse.records.scale import in_words, reductions_of
 from muse.records.schema import Artifact, Excerpt, InputFile, Metric, Series, StageRecord, TrainingRun
 from muse.records.store import write_record
 from muse.report.texts import texts
-from muse.training.live import live_curve, training_bar
-from muse.training.recipe import TrainingResult
+from muse.training.live import Followed, live_curve, training_bar
+from muse.training.recipe import OnReport, TrainingResult
 from muse.training.tuning import Trained, choose_and_train
+
+from . import tables as tables
+from .notebook import parameters_of, refuse_changes, settings_in
+
+NAMED = {"corpus": CORPORA, "tokenizer": TOKENIZERS}
+"""Settings that are a folder or one of some names."""
+
+TRAINING = ("train", "perplexity", "dynamics")
+"""Stages whose models are trained ones, where there are any."""
+
+TOY_WIDTH = 64
+"""Models up to this width are trained and measured on one thread of a CPU."""
+
+USUAL_THREADS: dict[str, int] = {}
+"""How many threads there were, while there is one."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of glibc's malloc.h
 
@@ -43,20 +59,43 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def _from_checkout(settings: Settings) -> Settings:
+    """Return settings whose folders are absolute."""
+    names = {name: getattr(settings, name) for name in ("cache_dir", "checkpoint_dir", "results_dir")}
+    names |= {name: getattr(settings, name) for name, known in NAMED.items() if getattr(settings, name) not in known}
+    return settings.model_copy(update={name: str(from_checkout(path)) for name, path in names.items() if path})
+
+
+def use_threads(toy: bool) -> None:
+    """Compute on one thread where models are tiny, else on as many as before: two that wait for each other are slower.
+
+    At a width of 32, beside other work on two cores, one thread trained 26 thousand tokens a second and two 2.
+    """
+    if toy:
+        USUAL_THREADS.setdefault("number", torch.get_num_threads())
+        torch.set_num_threads(1)
+    elif USUAL_THREADS:
+        torch.set_num_threads(USUAL_THREADS.pop("number"))
+
+
 class Stage:
     """One run of one stage, from its notebook's parameters to its record."""
 
     def __init__(self, name: str, namespace: Mapping[str, object]):
-        """Check the parameters found in `namespace` (pass `globals()`); ParamsError says what is wrong with them."""
-        self.name = name
+        """Check the parameters found in `namespace` (pass `globals()`); ParamsError says what is wrong with them.
+
+        Relative folders start at the checkout, wherever the notebook runs.
+        """
+        self.name, self.namespace = name, namespace
         self.started_utc = utc_now()
-        self.params = {key: namespace[key] for key in Settings.model_fields if key in namespace}
-        self.settings: Settings = validate(self.params)
-        self.record_path = Path(str(namespace["record_dir"])).resolve() / f"{name}.json"
+        self.params = parameters_of(namespace)
+        self.settings: Settings = _from_checkout(validate(self.params))
+        self.record_path = from_checkout(str(namespace["record_dir"])) / f"{name}.json"
         self.artifacts: list[Artifact] = []  # of the record, beside the weights that were looked for
         self.trainings: list[TrainingRun] = []  # of the record
         self.device = self._device()
         self._corpus: Corpus | None = None
+        self._curve: OnReport | None = None  # one drawing of all trainings
         self._untrained: tuple[tuple[str, float], nn.Module] | None = None
         self._trained: dict[str, tuple[TrainingResult, ...]] = {}
 
@@ -68,7 +107,13 @@ class Stage:
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
         if wanted == "cpu":
             keep_freed_memory()
+            width = self.settings.train_d_model or self.settings.d_model
+            use_threads(toy=self.name in TRAINING and self.settings.train_tokens > 0 and width <= TOY_WIDTH)
         return torch.device(wanted)
+
+    def check_parameters(self) -> None:
+        """Raise CellError where a parameter of the notebook has changed since this stage took it."""
+        refuse_changes(self.name, self.params, settings_in(self.namespace))
 
     @property
     def corpus(self) -> Corpus:
@@ -76,9 +121,11 @@ class Stage:
         if self._corpus is None:
             cache_dir = Path(self.settings.cache_dir) if self.settings.cache_dir else None
             splits = SPLITS if self.settings.train_tokens or self.name != "perplexity" else ("test",)
-            self._corpus = load_corpus(
-                self.settings.corpus, self.settings.tokenizer, splits=splits, cache_dir=cache_dir
-            )
+            read = self.settings.corpus, self.settings.tokenizer
+            try:
+                self._corpus = load_corpus(*read, splits=splits, cache_dir=cache_dir)
+            except ValueError as error:
+                raise ParamsError(str(error)) from error
         return self._corpus
 
     @property
@@ -140,10 +187,18 @@ class Stage:
         return model
 
     def train(self, name: str) -> Trained:
-        """Return the trainings of a model, one per seed; those found finished on disk are not repeated."""
-        trained = choose_and_train(
-            self.settings, name, self.corpus, build_model, self.device, live_curve(), training_bar
-        )
+        """Return the trainings of a model, one per seed; those found finished on disk are not repeated.
+
+        An interruption says at which step it came, and that the same cell goes on from there.
+        """
+        self.check_parameters()
+        if self._curve is None:
+            self._curve = live_curve(self.corpus.entropy_nats_per_token)
+        shown, followed = self._curve, Followed(training_bar)
+        try:
+            trained = choose_and_train(self.settings, name, self.corpus, build_model, self.device, shown, followed)
+        except Interrupted:
+            raise Interrupted(followed.told) from None
         self._trained[name] = trained.results
         return trained
 
@@ -181,6 +236,7 @@ class Stage:
         excerpts: Sequence[Excerpt] = (),
     ) -> StageRecord:
         """Return the stage's record."""
+        self.check_parameters()
         text = self._corpus.text if self._corpus else ""
         smaller = reductions_of(self.params, text)
         files = self._corpus.files if self._corpus else ()

@@ -76,6 +76,21 @@ def test_only_declared_parameters_are_checked_against_each_other(namespace):
     Stage("memory", namespace | {"n_seq": 16})  # gradient_n_tokens and others are not this stage's business
 
 
+def test_toy_models_are_trained_on_one_thread_and_others_on_all(namespace):
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        Stage("train", namespace | TRAIN)
+        assert torch.get_num_threads() == 1
+        Stage("train", namespace | TRAIN)
+        Stage("train", namespace | TRAIN | {"train_d_model": 66})
+        assert torch.get_num_threads() == 2
+        Stage("memory", namespace | TRAIN)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(usual)
+
+
 def test_cuda_is_refused_where_there_is_none(namespace):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")

@@ -30,7 +30,7 @@ from muse.models.weights import DRAWS, CheckpointError, load_trained, read_tenso
 from muse.params import Settings
 from muse.records.environment import device_hardware
 from muse.training import trainer as module
-from muse.training.live import curve_svg, live_curve, training_bar
+from muse.training.live import Followed, curves_svg, live_curve, marks, training_bar
 from muse.training.recipe import Recipe, Report
 from muse.training.trainer import DeadGradientError, NonFiniteLossError, train
 from muse.training.tuning import choose_and_train
@@ -629,18 +629,55 @@ def test_progress_goes_to_the_drivers_file_or_to_a_bar(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err == ""
 
 
-def test_the_curve_is_drawn_with_its_meaning_as_text(tmp_path):
+def test_curves_are_drawn_with_axes_and_told_in_words(tmp_path):
     reports = []
     train("toy", Toy, RECIPE, make_corpus(), tmp_path, on_report=reports.append)
     assert [r.step for r in reports if r.step < 10] == list(range(1, 10))
-    drawing = curve_svg(reports[-1])
-    assert drawing.count("<circle") == 4
+    drawing = curves_svg(reports[-1:], width=720)
+    assert drawing.count("<circle") == 4 + 1, "a dot each validation, and one before the words"
     assert "step 40 of 40, training loss" in drawing
-    first = drawing.split('points="')[1].split('"')[0].split()
-    assert len(first) == 40
-    assert float(first[-1].split(",")[0]) == 630
-    assert curve_svg(Report("nothing yet", 0, 10, 0, (), ())).startswith("<svg")
+    points = drawing.split('points="')[1].split('"')[0].split()
+    assert len(points) == 40
+    assert float(points[-1].split(",")[0]) == 720 - 16
+    assert "tokens seen" in drawing
+    assert "no model can go below" not in drawing
+    assert curves_svg([]).startswith("<svg")
+    assert curves_svg([Report("nothing yet", 0, 10, 0, (), ())]).startswith("<svg")
     live_curve()(reports[-1])  # not in a notebook: nothing happens
+
+
+def test_several_trainings_share_one_drawing_with_the_floor_and_the_time_that_is_left():
+    """Heights are those of the losses; a name that is HTML stays text."""
+    first = Report("one", 10, 10, 1000, ((500, 4.0), (1000, 3.0)), ((1000, 3.5),))
+    second = Report("<b>two</b>", 5, 10, 500, ((500, 2.0),), ())
+    drawing = curves_svg([first, second], floor=1.0, seconds_left=61)
+    lines = [[tuple(map(float, p.split(","))) for p in part.split('"')[0].split()]
+             for part in drawing.split('points="')[1:]]  # fmt: skip
+    (x, high), (end, low) = lines[0]
+    ((same, lowest),) = lines[1]
+    assert (x, round(lowest - low, 1)) == (same, round(low - high, 1))
+    assert end > x
+    assert "one: step 10 of 10" in drawing
+    assert "step 5 of 10, training loss 2.000, about 1 min 01 s left" in drawing
+    assert "<b>" not in drawing
+    assert "entropy of the text 1.000" in drawing
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (2.3, 6.1, [3, 4, 5, 6]), (0, 2e5, [0, 5e4, 1e5, 1.5e5, 2e5])],
+)
+def test_marks_of_an_axis_are_round_numbers(low, high, found):
+    assert marks(low, high) == found
+
+
+def test_a_bar_that_is_followed_says_where_an_interruption_came(tmp_path):
+    followed = Followed(training_bar)
+    assert followed.told == "stopped before the first step; run this cell again to go on"
+    with followed("toy", RECIPE, 7) as show:
+        show(2, 1.0, 0)
+        show(1, 1.0, 0)
+    assert followed.told == "toy: stopped at step 10 of 40; run this cell again to go on"
 
 
 def test_nothing_is_pickled(tmp_path):

@@ -9,7 +9,7 @@ from .perplexity import perplexity_bars
 from .quality import quality_over_memory
 from .ratios import perplexity_ratios
 from .stage import of_stage
-from .style import NothingToDraw, show
+from .style import NothingToDraw, show, show_bundle
 
 __all__ = [
     "NothingToDraw",
@@ -28,5 +28,6 @@ __all__ = [
     "rotation_periods",
     "scale_stress",
     "show",
+    "show_bundle",
     "throughput_bars",
 ]

@@ -22,6 +22,9 @@ from ..numbers import RATIO, number, rounded
 from ..texts import join, say, texts
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
+LAB_ONLY = "muse-lab-only"
+"""Marks, in its metadata, an output that pages have in another way."""
+
 PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False}
 """How plotly behaves in JupyterLab; pages have the same in `figures.js`. Its own default offers to upload a figure."""
 
@@ -216,6 +219,22 @@ def show(figure: go.Figure, caption: str = "", alt: str = "") -> None:
     JupyterLab draws it with the extension that the plotly package brings along; a lab without plotly in its own
     environment shows caption and text alternative.
     """
+    show_bundle(mimebundle(figure, caption, alt))
+
+
+def show_bundle(bundle: Mapping[str, object]) -> None:
+    """Display a MIME bundle; in JupyterLab a figure has its title and caption below it, as it has on pages.
+
+    Both are left out of the drawing there, where a title and a legend of two lines would lie upon each other.
+    """
     from IPython.display import display
 
-    display(mimebundle(figure, caption, alt), raw=True)
+    drawn = bundle.get(PLOTLY_MIME)
+    if drawn is None:
+        display(bundle, raw=True)
+        return
+    layout = {key: value for key, value in drawn["layout"].items() if key != "title"}
+    display({**bundle, PLOTLY_MIME: {**drawn, "layout": layout}}, raw=True)
+    title, caption = drawn["layout"].get("title") or {}, (drawn["layout"].get("meta") or {}).get("caption", "")
+    below = render("lab_caption", title=title.get("text", ""), caption=caption)
+    display({"text/html": below, "text/plain": caption}, raw=True, metadata={LAB_ONLY: True})
