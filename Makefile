@@ -29,9 +29,12 @@ $(READY): requirements.lock pyproject.toml
 report: $(READY) ## run params/quick.yaml and print the path of the report
 	@$(BIN)/muse run params/quick.yaml
 
+# Two processes of one thread each end sooner than one process of two: most tests wait for processes of their own.
+WORKERS ?= 2
+
 test: $(READY) ## lint, then run every test
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 kernels: $(INTERPRETER) ## test the CUDA kernels without a GPU, by Triton's interpreter (three minutes)
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels
