@@ -233,7 +233,7 @@ def _train(options: argparse.Namespace) -> int:
     from muse.training.trainer import DeadGradientError, NonFiniteLossError
     from muse.training.tuning import known_tries, result_line
 
-    stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings) / "records"})
+    stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings).absolute() / "records"})
     _checked(settings, stage, None, problems)
     finished, tries, failed = [], {}, None
     try:
@@ -360,7 +360,7 @@ def _bench(options: argparse.Namespace) -> int:
     info = run_info(settings, options.command, hardware())
     every = settings.model_dump()
     chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
-    stage = Stage("bench", chosen | {"record_dir": options.out})
+    stage = Stage("bench", chosen | {"record_dir": options.out.absolute()})
     _checked(settings, stage, options.out.absolute(), problems)
     unfinished = stage.record_path.with_suffix(".unfinished.json")  # a bench that is cut displaces no finished one
     shown = 0

@@ -84,10 +84,11 @@ def export_cells(folder, *cells, page="pages/03_perplexity.html", parameters=Non
 def run_notebook(folder, language, monkeypatch):
     """Run the cells of 07_report here and return its outputs as one page."""
     outputs = []
-    monkeypatch.setattr(
-        "IPython.display.display",
-        lambda *bundles, raw: outputs.extend(map(shown, bundles)),
-    )
+
+    def display(*bundles, raw, metadata=None):
+        outputs.extend(new_output("display_data", bundle, metadata=metadata or {}) for bundle in bundles)
+
+    monkeypatch.setattr("IPython.display.display", display)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     values = {}
     for cell in notebook.cells:

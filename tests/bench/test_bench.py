@@ -337,8 +337,9 @@ SETTINGS = ["vocab_size=53", "d_model=6", "n_layers=1", "n_seq=128", "throughput
             "throughput_samples=2", "throughput_warmups=1", "device=cpu", "bench_groups=[head]"]  # fmt: skip
 
 
-def test_the_command_prints_tables_and_writes_a_record(tmp_path, capsys, without_compiler):
-    arguments = ["bench", "--out", str(tmp_path / "out"), *(word for one in SETTINGS for word in ("-p", one))]
+def test_the_command_prints_tables_and_writes_a_record(tmp_path, capsys, monkeypatch, without_compiler):
+    monkeypatch.chdir(tmp_path)  # where a relative folder starts, unlike those of a notebook
+    arguments = ["bench", "--out", "out", *(word for one in SETTINGS for word in ("-p", one))]
     assert cli.main(arguments) == 0
     shown = capsys.readouterr().out
     assert "head 7" in shown

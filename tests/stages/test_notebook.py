@@ -10,12 +10,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from builders import code, export_cells
+from nbformat.v4 import new_output
 
 from muse.host.signals import Interrupted
 from muse.params import ParamsError
 from muse.records.schema import StageRecord
 from muse.records.store import RecordError, read_record
 from muse.report.assemble import assemble
+from muse.report.figures import style as figures
+from muse.report.figures.style import PLOTLY_MIME
 from muse.runner.notebooks import REPOSITORY
 from muse.stages.notebook import CellError, assigned, declared, lines_of, parameters_of, record_of
 from muse.stages.stage import Stage
@@ -140,6 +144,23 @@ def test_records_that_notebooks_left_make_a_report_without_a_run(tmp_path):
     assert report.run.params["models"] == ["stage1", "phase2", "stage1_memory"]
     with pytest.raises(RecordError, match="RunInfo"):
         assemble(tmp_path / "explore")
+
+
+def test_a_figure_has_its_caption_below_it_in_jupyterlab_and_once_on_the_page(tmp_path, monkeypatch):
+    """The drawing itself has no title there, so that a legend of two lines meets none."""
+    outputs = []
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda data, raw, metadata=None: outputs.append(new_output("display_data", data, metadata=metadata or {})),
+    )
+    figure = figures.make_figure("memory_bars", "en", [], fields={"caption": "Lower <b> is better."})
+    figures.show(figure)
+    drawn, below = outputs
+    assert "title" not in drawn.data[PLOTLY_MIME]["layout"]
+    assert figure.layout.title.text in below.data["text/html"]
+    assert "Lower &lt;b&gt; is better." in below.data["text/html"]
+    page = export_cells(tmp_path, code("x", *outputs))
+    assert page.read_text().count("Lower &lt;b&gt; is better.") == 1
 
 
 @pytest.fixture(scope="module")
