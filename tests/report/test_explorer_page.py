@@ -101,7 +101,7 @@ def test_a_long_text_keeps_the_ticks_apart():
 
 def test_what_a_token_holds_is_text_and_its_number_is_there_without_colours(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw, metadata=None: shown.append(bundle))
     explorer_page.show_surprise(WORDS, {"A": [0.1, 0.6, 4.5, 2.0], explorer_page.FLOOR: [0.0, 1.0, 1.0, 1.0]}, 2, "en")
     page = soup(shown[0]["text/html"])
     tokens = page.select(".mx-text > li:not(.line)")

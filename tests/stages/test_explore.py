@@ -60,7 +60,7 @@ def given(folder, **different):
 def shown(monkeypatch):
     """What is displayed, as mime bundles."""
     found = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: found.append(bundle))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw, metadata=None: found.append(bundle))
     return found
 
 
