@@ -30,6 +30,7 @@ class Tokenizer:
     decode: Callable[[Sequence[int]], str]
     unk_pieces: tuple[tuple[int, ...], ...] = ()  # ids of <unk> after a space and without one, where they are several
     vocabulary_sha256: str = ""
+    definition: bytes = b""  # of a GPT-2 style one: its tokenizer.json
 
 
 def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
@@ -100,6 +101,7 @@ def _wrap(tokenizer, files: tuple[SourceFile, ...], vocab_size: int | None = Non
         decode=lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False),
         unk_pieces=tuple(pieces for pieces in unk_pieces if len(pieces) > 1),
         vocabulary_sha256=vocabulary_sha256(tokenizer.get_vocab(), json.loads(definition)["model"]["merges"]),
+        definition=definition,
     )
 
 
