@@ -48,8 +48,9 @@ logger = logging.getLogger(__name__)
 
 @register_model("muse")
 class MuseLM(LM):
-    """A saved model (or one in memory) with its own tokenizer, or GPT-2's from the hub or a folder; products as measured.
+    """A saved model (or one in memory) with its own tokenizer, or GPT-2's from the hub or a folder.
 
+    Products are those that are measured.
     Without a GPU, one that is asked for is replaced by the CPU, as the harness's own models do.
     """
 

@@ -53,7 +53,10 @@ def saved_tokenizer(folder: Path) -> Tokenizer | None:
     file = SourceFile.of_bytes(folder / WHOLE, (folder / WHOLE).read_bytes())
 
     def encode(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [found.ids for found in backend.encode_batch(lines)]
+        try:
+            rows = [found.ids for found in backend.encode_batch(lines)]
+        except Exception as error:  # of a Rust library
+            raise ValueError(f"{folder / WHOLE}: cannot read a text with other words than its own ({error})") from error
         return np.array([index for row in rows for index in row], np.int32), np.array([len(row) for row in rows])
 
     def decode(ids: Sequence[int]) -> str:

@@ -201,10 +201,14 @@ def test_without_a_gpu_the_cpu_is_taken(harness, folders, monkeypatch, caplog, a
 
 def test_the_harness_command_line_knows_the_adapter(harness, folders, tmp_path):
     saved = save_pretrained(tiny(), tmp_path / "model", tokenizer=folders / "bpe")
-    metadata = json.dumps({"corpus": str(folders / "corpus")})
-    arguments = ["--model", "muse", "--model_args", f"pretrained={saved}", "--tasks", "muse_wikitext", "--device", "cuda:0",
-                 "--include_path", str(harness.TASKS), "--metadata", metadata, "--output_path", str(tmp_path / "out")]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "muse.harness", *arguments], capture_output=True, text=True, timeout=250)
+    given = {
+        "model": "muse", "model_args": f"pretrained={saved}", "tasks": "muse_wikitext", "device": "cuda:0",
+        "include_path": harness.TASKS, "metadata": json.dumps({"corpus": str(folders / "corpus")}),
+        "output_path": tmp_path / "out",
+    }  # fmt: skip
+    arguments = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
+    command = [sys.executable, "-m", "muse.harness", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "out").rglob("results*.json")
     found = json.loads(results.read_text())["results"]["muse_wikitext"]["bits_per_byte,none"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import muse
 from muse.catalog import MODEL_NAMES
@@ -100,13 +101,14 @@ REMOTE = """
 import sys
 from transformers import AutoConfig, AutoModelForCausalLM
 import torch
+from safetensors.torch import save_file
 {before}
 folder = sys.argv[1]
 choices = {choices}
 config = AutoConfig.from_pretrained(folder, **choices)
 assert config.model_type == "muse" and config.n_seq == 12
 model = AutoModelForCausalLM.from_pretrained(folder, **choices)
-torch.save(model(torch.arange(16).reshape(2, 8) * 5 % 77).logits, sys.argv[2])
+save_file({{"logits": model(torch.arange(16).reshape(2, 8) * 5 % 77).logits}}, sys.argv[2])
 model.save_pretrained(sys.argv[3])
 """
 
@@ -122,12 +124,13 @@ def in_a_process(code, *arguments, **environment):
 
 @pytest.mark.parametrize("remote", [True, False])
 def test_a_fresh_process_opens_a_folder_with_remote_code_or_with_the_import(folder_of, tmp_path, remote):
-    code = REMOTE.format(before="" if remote else "import muse.hub", choices={"trust_remote_code": True} if remote else {})
-    again, logits = tmp_path / "again", tmp_path / "logits.pt"
+    before, choices = ("", {"trust_remote_code": True}) if remote else ("import muse.hub", {})
+    code = REMOTE.format(before=before, choices=choices)
+    again, logits = tmp_path / "again", tmp_path / "logits.safetensors"
     done = in_a_process(code, folder_of("stage1_memory"), logits, again, HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     own = from_pretrained(folder_of("stage1_memory"))
-    assert torch.equal(torch.load(logits), own(IDS))
+    assert torch.equal(load_file(logits)["logits"], own(IDS))
     assert torch.equal(from_pretrained(again)(IDS), own(IDS))
     assert json.loads((again / "config.json").read_text())["auto_map"] == hub_files.AUTO_MAP
     assert (again / "modeling_muse.py").read_text() == hub_files.modeling_source()
@@ -243,8 +246,8 @@ def test_what_is_no_input_is_refused(opened):
 def test_a_step_of_the_trainer_trains_and_what_it_saves_is_a_model(opened, tmp_path, name):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     model, own = opened(name)
-    choices = {"max_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "report_to": [], "use_cpu": True}
-    arguments = transformers.TrainingArguments(str(tmp_path / "run"), save_strategy="no", **choices)
+    choices = {"max_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "use_cpu": True}
+    arguments = transformers.TrainingArguments(str(tmp_path / "run"), save_strategy="no", report_to=[], **choices)
     data = [{"input_ids": row, "labels": row} for row in IDS]
     before = model(IDS, labels=IDS).loss.item()
     trainer = transformers.Trainer(model, arguments, train_dataset=data)
@@ -271,11 +274,11 @@ def test_what_is_saved_again_is_the_same_model_for_both(opened, tmp_path, name, 
     assert torch.equal(again(IDS).logits, own(IDS))
 
 
-def test_dtypes_and_devices(opened, folder_of):
+def test_dtypes_and_devices(opened):
     wide, own = opened("stage1_memory", half=True, dtype=torch.float32)
     assert {p.dtype for p in wide.parameters()} == {torch.float32}
     assert torch.equal(wide(IDS).logits, own.float()(IDS))
-    assert transformers.AutoModelForCausalLM.from_pretrained(folder_of("phase2"), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert opened("phase2", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
     assert wide.to("meta").device.type == "meta"
 
 

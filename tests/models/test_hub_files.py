@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -20,9 +21,15 @@ from muse.models.pretrained import check_ours, export_checkpoint, from_pretraine
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("default")  # another project's warnings are not ours to refuse
 
-TRAIN = " = A Title = \n \n the sea is old . the sea is old , <unk> and the (<unk>) sea\n \n x<unk>y caf\u00e9 \u4e00 l'ann\u00e9e ##a\n"
+TRAIN = (
+    " = A Title = \n \n the sea is old . the sea is old , <unk> and the (<unk>) sea\n \n"
+    " x<unk>y caf\u00e9 \u4e00 l'ann\u00e9e ##a\n"
+)
 TEXTS = {
-    "test": " \n = A Title = \n \n the  old\tsea is <unk> (<unk>) un<unk>known .\n\n\n   ##a sea caf\u00e9\u00a0\u4e00\u3000old\x1cis\x85the",
+    "test": (
+        " \n = A Title = \n \n the  old\tsea is <unk> (<unk>) un<unk>known .\n\n\n"
+        "   ##a sea caf\u00e9\u00a0\u4e00\u3000old\x1cis\x85the"
+    ),
     "validation": "the sea\r\nis old\r\r\ufeffthe sea \ufeff old <unk>\n\ufeff\ufeffis\u2028old",
     "train": TRAIN,
 }
@@ -56,8 +63,6 @@ def tiny(vocab_size, name="stage1_memory"):
 def checkpoint(folder, corpus, vocab_size):
     """A finished training's folder as far as an export reads it."""
     model = tiny(vocab_size)
-    from dataclasses import asdict
-
     about = {"model_name": "stage1_memory", "model_config": asdict(model.config), "corpus": corpus}
     folder.mkdir()
     weights.save_weights(folder / "model.safetensors", model, about)
@@ -84,6 +89,8 @@ def test_symbols_of_the_synthetic_language_too(tmp_path):
     found, ids = transformers.AutoTokenizer.from_pretrained(folder), corpus.splits["test"].ids.tolist()
     assert found.decode(ids) == corpus.decode(ids)
     assert found(corpus.decode(ids))["input_ids"] == ids
+    with pytest.raises(ValueError, match=r"tokenizer\.json: cannot read a text with other words than its own"):
+        saved_tokenizer(folder).encode(["the elephant"])
     assert found.get_vocab() == {symbol: index for index, symbol in enumerate(Grammar().symbols)}
 
 
