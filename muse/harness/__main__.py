@@ -1,8 +1,6 @@
-"""The command line of the lm-evaluation-harness with `--model muse`: python -m muse.harness --model muse ..."""
+"""The command line of the lm-evaluation-harness with this project's adapter: python -m muse.harness --model muse ..."""
 
-from lm_eval.__main__ import cli_evaluate
-
-from . import harness  # noqa: F401 - registers the adapter
+from .harness import command_line
 
 if __name__ == "__main__":
-    cli_evaluate()
+    command_line()

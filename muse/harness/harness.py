@@ -175,6 +175,13 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name or "cuda")
 
 
+def command_line() -> None:
+    """The harness's own command line, which knows the adapter by now."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
 def load_text(corpus: str | None = None, **unused: object) -> DatasetDict:
     """The test split of a corpus folder (test.txt or parquet) as one row, from `metadata={"corpus": FOLDER}`."""
     if corpus is None:
