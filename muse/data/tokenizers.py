@@ -16,6 +16,7 @@ from .hub import from_cache_or_hub, quiet_datasets
 from .tokenizer_files import END_OF_TEXT, read_definition
 
 GPT2_HUB_ID = "openai-community/gpt2"
+GPT2 = "gpt2"  # the name of its tokenizer on the hub
 UNKNOWN, NEWLINE = "<unk>", "\n"
 
 
@@ -35,7 +36,7 @@ class Tokenizer:
 
 def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
     """GPT-2's tokenizer from the hub (`source` "gpt2") or from a folder that `read_definition` reads."""
-    if source != "gpt2":
+    if source != GPT2:
         return _folder_tokenizer(Path(source))
     from transformers import GPT2TokenizerFast
 

@@ -29,7 +29,7 @@ from muse.data import readers
 from muse.data.corpora import canonical_words
 from muse.data.corpus import TokenSplit
 from muse.data.text import normalized
-from muse.data.tokenizers import gpt2_tokenizer
+from muse.data.tokenizers import GPT2, gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
 from muse.models.generate import generate
@@ -69,7 +69,7 @@ class MuseLM(LM):
             model, about = read_pretrained(folder)
             own = saved_tokenizer(folder) if tokenizer is None else None
         self._device = _device(device)
-        self.model, self.tokenizer = model.to(self._device), own or gpt2_tokenizer(str(tokenizer or "gpt2"))
+        self.model, self.tokenizer = model.to(self._device), own or gpt2_tokenizer(str(tokenizer or GPT2))
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size: got {batch_size!r}, expected a number of sequences")
         self.batch_size = int(batch_size)

@@ -19,7 +19,7 @@ from muse.data.corpus import Corpus, SourceFile
 from muse.data.grammar import Grammar
 from muse.data.text import MARK
 from muse.data.tokenizer_files import ADDED, CONFIG, MERGES, SPECIAL, VOCAB, WHOLE
-from muse.data.tokenizers import NEWLINE, UNKNOWN, Tokenizer, gpt2_tokenizer, vocabulary_sha256
+from muse.data.tokenizers import GPT2, NEWLINE, UNKNOWN, Tokenizer, gpt2_tokenizer, vocabulary_sha256
 
 MODEL_TYPE = "muse"
 MODELING_FILE = "modeling_muse.py"
@@ -104,7 +104,7 @@ def symbol_files() -> TokenizerFiles:
 
 def _gpt2_files(name: str) -> TokenizerFiles:
     found, folder = gpt2_tokenizer(name), Path(name)
-    paths = [] if name == "gpt2" else [folder / each for each in TOKENIZER_FILES if (folder / each).is_file()]
+    paths = [] if name == GPT2 else [folder / each for each in TOKENIZER_FILES if (folder / each).is_file()]
     files = {path.name: path.read_bytes() for path in paths} or {WHOLE: found.definition}
     settings = json.loads(files.get(CONFIG, b"{}"))
     if "tokenizer_class" not in settings:  # without it transformers does not know whose these files are

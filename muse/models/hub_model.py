@@ -100,7 +100,7 @@ class MuseForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table."""
-        return self.muse.gpt2.transformer.wte if hasattr(self.muse, "gpt2") else self.muse.embedding
+        return self.muse.embedding if hasattr(self.muse, "embedding") else self.muse.gpt2.transformer.wte
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Phase 2's head; the other models' heads are parameters or the token table."""
