@@ -296,13 +296,16 @@ def _add_export(commands: Commands) -> None:
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoints/<model>-s<seed>-<key>")
     add("out", type=Path, metavar="OUT", help="the folder that gets the model")
     add("--float32", action="store_true", help="as trained, not stored in float16 planes")
+    add("--tokenizer", metavar="FOLDER", help="its files go along: a folder, gpt2, or corpus (words of --corpus)")
+    add("--corpus", metavar="FOLDER", help="whose words --tokenizer corpus takes: a folder or a name")
 
 
 def _export(options: argparse.Namespace) -> int:
     from muse.models.pretrained import export_checkpoint
 
     with _given_by_the_user():
-        model = export_checkpoint(options.checkpoint, options.out, float32=options.float32)
+        given = {"float32": options.float32, "tokenizer": options.tokenizer, "corpus": options.corpus}
+        model = export_checkpoint(options.checkpoint, options.out, **given)
     parameters = list(model.parameters())
     count, dtype = sum(p.numel() for p in parameters), str(parameters[0].dtype).removeprefix("torch.")
     print(f"{options.out}: {type(model).__name__}, {count:,} parameters in {dtype}")
@@ -316,9 +319,10 @@ def _add_eval(commands: Commands) -> None:
         product=True,
     )  # fmt: skip
     add("model", type=Path, metavar="MODEL", help="a folder that muse export wrote")
-    add("--tokenizer", default="gpt2", metavar="FOLDER", help="gpt2 (from the hub, default) or a folder")
+    add("--tokenizer", metavar="FOLDER", help="gpt2 (from the hub) or a folder; default: the model's own, else gpt2")
     add("--tasks", nargs="+", default=["muse_wikitext"], metavar="TASK", help="default: muse_wikitext")
     add("--corpus", metavar="FOLDER", help="the text of muse_wikitext: a folder with test.txt or parquet")
+    add("--include-path", metavar="FOLDER", help="where tasks of your own lie, as YAML of the harness")
     add("--limit", type=int, metavar="N", help="only the first N documents of each task")
     add("--batch-size", type=int, default=4, metavar="N", help="sequences at once (default: 4)")
     add("--device", metavar="DEVICE", help="default: cuda where there is one, else cpu")
@@ -331,7 +335,7 @@ def _eval(options: argparse.Namespace) -> int:
         raise ParamsError(f"{error}; muse eval needs an extra: pip install 'muse-workbook[eval]'") from error
     with _given_by_the_user():
         model = MuseLM(options.model, options.tokenizer, options.device, options.batch_size)
-        found = evaluate(model, options.tasks, options.corpus, options.limit)
+        found = evaluate(model, options.tasks, options.corpus, options.limit, options.include_path)
     print(json.dumps(found, indent=1, allow_nan=False))
     return OK
 

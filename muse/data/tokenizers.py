@@ -16,6 +16,7 @@ from .hub import from_cache_or_hub, quiet_datasets
 from .tokenizer_files import END_OF_TEXT, read_definition
 
 GPT2_HUB_ID = "openai-community/gpt2"
+GPT2 = "gpt2"  # the name of its tokenizer on the hub
 UNKNOWN, NEWLINE = "<unk>", "\n"
 
 
@@ -30,11 +31,12 @@ class Tokenizer:
     decode: Callable[[Sequence[int]], str]
     unk_pieces: tuple[tuple[int, ...], ...] = ()  # ids of <unk> after a space and without one, where they are several
     vocabulary_sha256: str = ""
+    definition: bytes = b""  # of a GPT-2 style one: its tokenizer.json
 
 
 def gpt2_tokenizer(source: str, hub_timeout_seconds: float = 10) -> Tokenizer:
     """GPT-2's tokenizer from the hub (`source` "gpt2") or from a folder that `read_definition` reads."""
-    if source != "gpt2":
+    if source != GPT2:
         return _folder_tokenizer(Path(source))
     from transformers import GPT2TokenizerFast
 
@@ -100,6 +102,7 @@ def _wrap(tokenizer, files: tuple[SourceFile, ...], vocab_size: int | None = Non
         decode=lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False),
         unk_pieces=tuple(pieces for pieces in unk_pieces if len(pieces) > 1),
         vocabulary_sha256=vocabulary_sha256(tokenizer.get_vocab(), json.loads(definition)["model"]["merges"]),
+        definition=definition,
     )
 
 

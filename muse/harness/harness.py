@@ -1,5 +1,7 @@
 """EleutherAI's lm-evaluation-harness on models of this project: an adapter, and a WikiText task over a local folder.
 
+`python -m muse.harness` is the harness's own command line with this adapter in it, as `--model muse`.
+
 Text becomes tokens line by line, as in `muse.data.corpora`. No model here has learned a token that starts a text, so
 none is invented: in a rolling likelihood the first token is charged the mean of the others, as
 `muse.measure.perplexity` does for words and bytes, and an empty context is read as one end of line. Needs the extra
@@ -8,6 +10,7 @@ none is invented: in a rolling likelihood the first token is charged the mean of
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,36 +29,47 @@ from muse.data import readers
 from muse.data.corpora import canonical_words
 from muse.data.corpus import TokenSplit
 from muse.data.text import normalized
-from muse.data.tokenizers import gpt2_tokenizer
+from muse.data.tokenizers import GPT2, gpt2_tokenizer
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
 from muse.models.generate import generate
-from muse.models.pretrained import check_tokenizer, read_pretrained
+from muse.models.hub_files import saved_tokenizer
+from muse.models.pretrained import check_tokenizer, local_folder, read_pretrained
 from muse.ops import planar
 from muse.ops.logits import head_logits
 
 TASKS = Path(__file__).parent / "tasks"
+OWN = {path.stem for path in TASKS.glob("*.yaml")}
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
 START = "\n"  # what an empty context is read as
 NEW_TOKENS = 256  # the harness's own default for an answer
+logger = logging.getLogger(__name__)
 
 
 @register_model("muse")
 class MuseLM(LM):
-    """A saved model (or one in memory) with GPT-2's tokenizer from the hub or from a folder; products as measured."""
+    """A saved model (or one in memory) with its own tokenizer, or GPT-2's from the hub or a folder.
+
+    Products are those that are measured.
+    Without a GPU, one that is asked for is replaced by the CPU, as the harness's own models do.
+    """
 
     def __init__(
         self,
         pretrained: str | Path | nn.Module,
-        tokenizer: str = "gpt2",
+        tokenizer: str | Path | None = None,
         device: str | None = None,
         batch_size: int | str = 4,
         **unused: object,
     ) -> None:
         super().__init__()
-        model, about = (pretrained, {}) if isinstance(pretrained, nn.Module) else read_pretrained(pretrained)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.tokenizer = model.to(self._device), gpt2_tokenizer(str(tokenizer))
+        model, about, own = pretrained, {}, None
+        if not isinstance(pretrained, nn.Module):
+            folder = local_folder(pretrained)
+            model, about = read_pretrained(folder)
+            own = saved_tokenizer(folder) if tokenizer is None else None
+        self._device = _device(device)
+        self.model, self.tokenizer = model.to(self._device), own or gpt2_tokenizer(str(tokenizer or GPT2))
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size: got {batch_size!r}, expected a number of sequences")
         self.batch_size = int(batch_size)
@@ -64,7 +78,7 @@ class MuseLM(LM):
                 f"tokenizer {tokenizer}: got {self.tokenizer.vocab_size} tokens, "
                 f"expected at most the model's {model.config.vocab_size}"
             )
-        check_tokenizer(about, self.tokenizer.vocabulary_sha256, str(tokenizer))
+        check_tokenizer(about, self.tokenizer.vocabulary_sha256, str(tokenizer or pretrained))
 
     @property
     def n_seq(self) -> int:
@@ -106,9 +120,8 @@ class MuseLM(LM):
 
     def _pairs(self, arguments: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """The last n_seq + 1 ids of context and continuation together, and how many belong to the continuation."""
-        contexts = [context.rstrip(" ") or START for context, _ in arguments]  # tokens begin with their space
-        spaces = [context[len(context.rstrip(" ")) :] for context, _ in arguments]
-        wholes = [c + s + a[1] for c, s, a in zip(contexts, spaces, arguments, strict=True)]
+        contexts = [context.rstrip() or context or START for context, _ in arguments]  # tokens begin with their space
+        wholes = [c + a[0][len(c) :] + a[1] for c, a in zip(contexts, arguments, strict=True)]
         pairs = []
         for before, ids in zip(self.encode(contexts), self.encode(wholes), strict=True):
             if (count := len(ids) - len(before)) > self.n_seq:
@@ -154,6 +167,21 @@ class MuseLM(LM):
         return answer
 
 
+def _device(name: str | None) -> torch.device:
+    if (name is None or name.startswith("cuda")) and not torch.cuda.is_available():
+        if name is not None:
+            logger.warning("device: got %s, which is not there: cpu is taken", name)
+        return torch.device("cpu")
+    return torch.device(name or "cuda")
+
+
+def command_line() -> None:
+    """The harness's own command line, which knows the adapter by now."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
 def load_text(corpus: str | None = None, **unused: object) -> DatasetDict:
     """The test split of a corpus folder (test.txt or parquet) as one row, from `metadata={"corpus": FOLDER}`."""
     if corpus is None:
@@ -174,15 +202,29 @@ def process_results(doc: Mapping[str, str], results: Sequence[float]) -> dict[st
     return {"word_perplexity": per_word, "byte_perplexity": per_byte, "bits_per_byte": per_byte}
 
 
-def evaluate(model: MuseLM, tasks: Sequence[str], corpus: str | None = None, limit: int | None = None) -> dict:
-    """Return the harness's results of these tasks, its own and ours, by task; null where one is not finite."""
+def evaluate(
+    model: MuseLM,
+    tasks: Sequence[str],
+    corpus: str | None = None,
+    limit: int | None = None,
+    include_path: str | Path | None = None,
+) -> dict:
+    """Return the harness's results of these tasks, its own, ours and those below `include_path`, by task.
+
+    null stands where one is not finite. ValueError for a task that is not there.
+    """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    own = {path.stem for path in TASKS.glob("*.yaml")}  # reading the harness's own thousands takes seconds
-    manager = TaskManager(
-        include_path=str(TASKS), include_defaults=not own.issuperset(tasks), metadata={"corpus": corpus}
-    )
+    paths = [str(TASKS), *([str(include_path)] if include_path else [])]
+    if missing := [path for path in paths if not Path(path).is_dir()]:
+        raise ValueError(f"include path {missing[0]}: no such folder")
+    manager = TaskManager(include_path=paths, include_defaults=False, metadata={"corpus": corpus})
+    if not set(tasks) <= set(manager.all_tasks):  # reading the harness's own thousands takes seconds
+        manager = TaskManager(include_path=paths, metadata={"corpus": corpus})
+    if unknown := [task for task in tasks if task not in manager.all_tasks and not Path(task).is_file()]:
+        expected = f"expected {', '.join(sorted(OWN))}, one of the harness's own or of those in the include path"
+        raise ValueError(f"task: got {unknown[0]!r}, {expected}")
     found = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0)
     return {task: {name: _plain(value) for name, value in row.items()} for task, row in found["results"].items()}
 

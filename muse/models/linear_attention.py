@@ -25,6 +25,7 @@ from muse.ops.linear_attention import memory_chunked, memory_step
 from muse.ops.operator import by_hand
 
 from . import layers
+from .adapters import matrix_of
 from .memory_options import MemoryOptions
 
 SHORTEST_TOKENS = 2  # initial memory of the fastest head, 1 / gamma
@@ -134,7 +135,7 @@ class MemoryMixer(nn.Module):
         logit = (rate / (self.rate_cap - rate)).log() + self.decay_bias
         if self.decay is None:
             return (-self.rate_cap * torch.sigmoid(logit))[:, None].expand(shape)
-        return -self.rate_cap * torch.sigmoid(_exact(u, self.decay.weight) + logit).transpose(1, 2)
+        return -self.rate_cap * torch.sigmoid(_exact(u, matrix_of(self.decay, RealLinear)) + logit).transpose(1, 2)
 
     def frequencies(self) -> Tensor:
         """theta in radians per token, float32 (H X/2): log-spaced times exp(turn_bias)."""
@@ -145,7 +146,9 @@ class MemoryMixer(nn.Module):
 
     def _pace(self, u: Tensor) -> Tensor | None:
         """How fast the token rotates the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
-        return None if self.pace is None else 2 * torch.sigmoid(_exact(u, self.pace.weight)).transpose(1, 2)
+        if self.pace is None:
+            return None
+        return 2 * torch.sigmoid(_exact(u, matrix_of(self.pace, RealLinear))).transpose(1, 2)
 
     def _counted(self, tokens: int) -> Tensor:
         """The cumulated rotation after each token, by fixed frequencies (1 H T X/2)."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import yaml
 from torch import nn
+
+from muse.catalog import HUB_CORPORA
+from muse.data.readers import WIKITEXT_HUB_ID
 
 from .weights import dtype_of
 
@@ -28,10 +32,12 @@ def model_card(model: nn.Module, training: Mapping[str, object] | None = None) -
         limits.insert(0, NO_MIXING)
     title = str(training.get("model_name") or type(model).__name__)
     parts = [
-        "---\nlicense: mit\nlibrary_name: muse-workbook\npipeline_tag: text-generation\ntags: [muse, causal-lm]\n---",
+        f"---\n{yaml.safe_dump(_front_matter(title, training), sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
         "A language model of the MUSE workbook, which measures planar complex half-precision models against real ones.",
         "```python\nfrom muse import from_pretrained\n\nmodel = from_pretrained(FOLDER)  # ids (B T) to logits\n```",
+        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n```",
         "## Sizes",
         _table(_sizes(model)),
         "## Training",
@@ -42,6 +48,29 @@ def model_card(model: nn.Module, training: Mapping[str, object] | None = None) -
         "MIT, like the code that made it. The text it was trained on has a licence of its own.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(title: str, training: Mapping[str, object]) -> dict[str, object]:
+    """What the hub reads of a card; data, language and results where the training recorded them."""
+    values = {
+        "license": "mit",
+        "library_name": "muse-workbook",
+        "pipeline_tag": "text-generation",
+        "tags": ["muse", "causal-lm"],
+    }
+    corpus, loss = training.get("corpus"), training.get("validation_loss_nats")
+    name = str(corpus.get("name", "")) if isinstance(corpus, Mapping) else ""
+    of_hub = name in HUB_CORPORA
+    if of_hub:
+        values |= {"datasets": [WIKITEXT_HUB_ID], "language": ["en"]}
+    if name and loss is not None:
+        data = {"name": name, "type": WIKITEXT_HUB_ID if of_hub else name, "split": "validation"}
+        data |= {"config": HUB_CORPORA[name]} if of_hub else {}
+        metric = {"type": "perplexity", "value": round(math.exp(loss), 4), "name": "perplexity per token"}
+        task = {"type": "text-generation", "name": "language modeling"}
+        result = {"task": task, "dataset": data, "metrics": [metric]}
+        values |= {"metrics": ["perplexity"], "model-index": [{"name": title, "results": [result]}]}
+    return values
 
 
 def _sizes(model: nn.Module) -> dict[str, object]:

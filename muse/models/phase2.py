@@ -27,6 +27,7 @@ from muse.ops.cross_entropy import head_loss
 from muse.ops.green import left_green
 from muse.ops.logits import head_logits
 
+from .adapters import matrix_of
 from .hebbian import HebbianMemory
 from .layers import check_token_ids, compute_again, run_blocks
 from .sizes import check_largest
@@ -96,7 +97,7 @@ class BKCore(nn.Module):
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """u (B T D) -> what the block adds r(B T D), rate Gamma r(B T N)."""
         with torch.autocast(u.device.type, enabled=False):  # half-precision rates would make the decays noise
-            weight = self.potential_rate.weight
+            weight = matrix_of(self.potential_rate)
             wide = planar.accumulate_dtype(weight.dtype)
             potential, raw_rate = F.linear(u.to(wide), weight.to(wide)).chunk(2, dim=-1)
             rate = F.softplus(raw_rate) + LEAST_RATE
@@ -201,7 +202,7 @@ class Phase2Model(nn.Module):
 
     def head_parameters(self) -> tuple[Tensor, None]:
         """Weight (V D), of low rank (V R), of the untied head, which has no bias."""
-        return self.head.weight, None
+        return matrix_of(self.head), None
 
     def parameter_groups(self) -> dict[str, int]:
         """Elements by component, the frozen positions included."""

@@ -92,21 +92,25 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def read_tensors(
-    path: Path, expected_format: str, advice: str = "remove it to start again"
+    path: Path, expected_format: str, advice: str = "remove it to start again", others: bool = False
 ) -> tuple[dict[str, Tensor], dict]:
     """Read what write_tensors wrote; CheckpointError names the file and what is wrong with it.
 
-    The SHA-256 is checked against what was loaded. A file from before it had one is read with a line of warning.
+    The SHA-256 is checked against what was loaded. A file from before it had one is read with a line of warning, and
+    with `others` one that another tool wrote, which says nothing about itself.
     """
     with _readable(path, advice), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         about = json.loads(metadata.get(METADATA_KEY, "{}"), parse_constant=refuse_constant)
         names = file.keys()
         tensors = {name: file.get_tensor(name) for name in names}
-    if not isinstance(about, dict) or about.get("format") != expected_format:
+    foreign = others and is_of_others(metadata)
+    if not foreign and (not isinstance(about, dict) or about.get("format") != expected_format):
         found = about.get("format") if isinstance(about, dict) else about
         raise CheckpointError(f"{path}: got format {found!r}, expected {expected_format!r}")
-    if is_sealed(path, metadata):
+    if foreign:
+        logger.warning("%s: carries no SHA-256, another tool has written it: read unverified", path)
+    elif is_sealed(path, metadata):
         with _readable(path, advice):
             found = _seal_of(path, metadata[SEAL_KEY], tensors)
         if found != metadata[SEAL_KEY]:
@@ -142,6 +146,11 @@ def metadata_of(path: Path, advice: str = "remove it to start again") -> dict[st
     """Return the metadata of a safetensors file, unverified; CheckpointError where it cannot be read."""
     with _readable(path, advice), safe_open(path, framework="pt") as file:
         return file.metadata() or {}
+
+
+def is_of_others(metadata: Mapping[str, str]) -> bool:
+    """Whether metadata are those of a file that another tool wrote: at most its format."""
+    return metadata.keys() <= {"format"}
 
 
 def is_sealed(path: Path, metadata: Mapping[str, str] | None = None) -> bool:

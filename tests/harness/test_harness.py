@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -21,6 +22,16 @@ from muse.ops import planar
 
 pytestmark = pytest.mark.filterwarnings("default")  # another project's warnings are not ours to refuse
 
+MINE = """
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: perplexity}}]
+"""
 TEXT = (
     " \n = First Article = \n \n The café stood by the sea . It was <unk> , and it was old . \n \n"
     " = Second Article = \n \n One line\twith a tab .\n\n\n   three spaces, no end of line at the end"
@@ -135,6 +146,77 @@ def test_a_continuation_is_scored_after_its_context(adapter):
     assert len({round(nats, 3) for nats, _ in found}) == 4
 
 
+@pytest.mark.parametrize("space", [" ", "\n", "\n\n", " \t\n", "\u00a0"])
+def test_white_space_at_the_end_of_a_context_goes_to_the_continuation(adapter, space):
+    """As in the harness's own models, which have cut all of it off the context."""
+    lm = adapter(n_seq=64)
+    found = lm.loglikelihood([request("It was" + space, "old"), request("It was", space + "old")], disable_tqdm=True)
+    assert found[0] == (pytest.approx(found[1][0], rel=1e-6), found[1][1])
+    whole, before = lm.encode(["It was" + space + "old", "It was"])
+    assert found[0][0] == pytest.approx(naive_nats(lm.model, whole, len(before)), rel=1e-4)
+    (alone,) = lm.loglikelihood([request(space, "old")], disable_tqdm=True)
+    whole, before = lm.encode([space + "old", space])
+    assert alone[0] == pytest.approx(naive_nats(lm.model, whole, len(before)), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["stage1_memory", "phase2", "stage1", "gpt2"])
+def test_the_harness_own_model_gives_the_numbers_of_the_adapter(harness, folders, tmp_path, name):
+    """`--model hf` on the folder: contexts, continuations and answers, one text a line (see docs/clients.md)."""
+    from lm_eval.models.huggingface import HFLM
+
+    import muse.hub  # noqa: F401 - the Auto classes know the model from then on
+
+    saved = save_pretrained(tiny(name, n_seq=32), tmp_path / "model", tokenizer=folders / "bpe")
+    ours = harness.MuseLM(saved, device="cpu")
+    theirs = HFLM(pretrained=str(saved), device="cpu", batch_size=2, max_length=32)
+    pairs = [("It was", " old"), ("The café stood by", " the sea . It was"), ("It was ", "old"), ("It was\n", "old"),
+             ("The sea " * 9, "old"), ("a", " tab")]  # fmt: skip
+    requests = [request(*pair) for pair in pairs]
+    found, expected = (lm.loglikelihood(requests, disable_tqdm=True) for lm in (theirs, ours))
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], rel=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    options = {"max_gen_toks": 12, "until": ["never there"], "do_sample": False}
+    asked = [request(text, options) for text in ("The sea", "It was old", "One")]
+    assert theirs.generate_until(asked, disable_tqdm=True) == ours.generate_until(asked, disable_tqdm=True)
+
+
+def test_a_model_is_asked_with_its_own_tokenizer(harness, folders, tmp_path):
+    saved = save_pretrained(tiny(), tmp_path / "model", tokenizer=folders / "bpe")
+    lm, told = harness.MuseLM(saved, device="cpu"), harness.MuseLM(saved, str(folders / "bpe"), device="cpu")
+    assert lm.encode([TEXT]) == told.encode([TEXT])
+    corpus = load_corpus("synthetic", "corpus", splits=["test"], synthetic_tokens={"test": 300})
+    saved = save_pretrained(tiny(), tmp_path / "symbols", tokenizer=corpus)
+    lm, ids = harness.MuseLM(saved, device="cpu"), corpus.splits["test"].ids.tolist()
+    assert lm.encode([corpus.decode(ids)]) == [ids]
+    assert lm.tokenizer.decode(ids) == corpus.decode(ids)
+
+
+@pytest.mark.parametrize("asked", [None, "cuda", "cuda:0", "cpu"])
+def test_without_a_gpu_the_cpu_is_taken(harness, folders, monkeypatch, caplog, asked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    lm = harness.MuseLM(tiny(), str(folders / "bpe"), device=asked)
+    assert next(lm.model.parameters()).device.type == "cpu"
+    assert len(caplog.messages) == (asked in ("cuda", "cuda:0"))
+
+
+def test_the_harness_command_line_knows_the_adapter(harness, folders, tmp_path):
+    saved = save_pretrained(tiny(), tmp_path / "model", tokenizer=folders / "bpe")
+    given = {
+        "model": "muse", "model_args": f"pretrained={saved}", "tasks": "muse_wikitext", "device": "cuda:0",
+        "include_path": harness.TASKS, "metadata": json.dumps({"corpus": str(folders / "corpus")}),
+        "output_path": tmp_path / "out",
+    }  # fmt: skip
+    arguments = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
+    command = [sys.executable, "-m", "muse.harness", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    (results,) = (tmp_path / "out").rglob("results*.json")
+    found = json.loads(results.read_text())["results"]["muse_wikitext"]["bits_per_byte,none"]
+    model = harness.MuseLM(saved, device="cpu")
+    own = harness.evaluate(model, ["muse_wikitext"], corpus=str(folders / "corpus"))["muse_wikitext"]
+    assert found == pytest.approx(own["bits_per_byte,none"], rel=1e-6)
+
+
 def test_greedy_says_whether_the_likeliest_tokens_stand_there(adapter):
     lm = adapter(n_seq=64)
     words = [word for word in (" was", " the", " Article", " =", " .") if len(lm.encode([word])[0]) == 1][:2]
@@ -204,6 +286,24 @@ def test_the_command_prints_strict_json(harness, folders, tmp_path, capsys):
     assert found["muse_wikitext"]["bits_per_byte,none"] > 0
     assert cli.main(["eval", str(tmp_path), "--corpus", str(folders / "corpus")]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_task_that_is_not_there_is_one_line(harness, folders, tmp_path, capsys):
+    saved = save_pretrained(tiny(), tmp_path / "model", tokenizer=folders / "bpe")
+    for more in (["--tasks", "nosuchtask"], ["--include-path", str(tmp_path / "none")]):
+        assert cli.main(["eval", str(saved), "--device", "cpu", *more]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("muse:")]
+        assert "nosuchtask" in line or "no such folder" in line
+
+
+def test_tasks_of_ones_own(harness, folders, tmp_path, capsys):
+    saved = save_pretrained(tiny(n_seq=64), tmp_path / "model", tokenizer=folders / "bpe")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.jsonl").write_text('{"question": "It was", "answer": "old"}\n')
+    (tmp_path / "tasks" / "mine.yaml").write_text(MINE.format(file=tmp_path / "tasks" / "mine.jsonl"))
+    given = ["--include-path", str(tmp_path / "tasks"), "--tasks", "mine", "--device", "cpu"]
+    assert cli.main(["eval", str(saved), *given]) == 0
+    assert json.loads(capsys.readouterr().out)["mine"]["perplexity,none"] > 1
 
 
 def test_without_the_harness_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):

@@ -76,7 +76,8 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, name, use_complex32):
     assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
     assert torch.equal(loaded(IDS), model(IDS))
     assert not torch.equal(loaded(IDS), build_model(name, **SIZES, use_complex32=use_complex32).eval()(IDS))
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    names = ["README.md", "config.json", "model.safetensors", "modeling_muse.py"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == names
 
 
 def test_every_architecture_is_that_of_a_model():
@@ -267,7 +268,105 @@ def test_what_is_not_finite_is_neither_saved_nor_read(tmp_path, saved, bad):
         from_pretrained(saved)
 
 
+def by_others(folder, **added):
+    """Make a saved model one that another tool wrote again: no SHA-256 in it, and keys of that tool."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    values = json.loads((folder / "config.json").read_text())
+    kept = {key: values[key] for key in values if key not in ("sha256", "weights_sha256", "files")}
+    (folder / "config.json").write_text(json.dumps(kept | added))
+
+
+def with_keys(folder, **added):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | added))
+
+
+OF_OTHERS = {
+    "both files": lambda folder: by_others(folder, transformers_version="5.0", torch_dtype="float16", use_cache=True),
+    "the weights": lambda folder: save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors"),
+    "the configuration": lambda folder: (folder / "config.json").write_text(
+        json.dumps(
+            {key: value for key, value in json.loads((folder / "config.json").read_text()).items() if "256" not in key}
+            | {"transformers_version": "5.0"}
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OF_OTHERS)
+def test_what_other_tools_wrote_again_is_read_unverified_with_one_line(saved, what, caplog):
+    model, about = read_pretrained(saved)
+    assert about["verified"]
+    OF_OTHERS[what](saved)
+    again, about = read_pretrained(saved)
+    assert torch.equal(again(IDS), model(IDS))
+    assert not about["verified"]
+    (line,) = caplog.messages
+    assert "another tool has written it: read unverified" in line
+
+
+@pytest.mark.parametrize("of_today", [True, False])
+def test_keys_that_other_tools_add_do_not_break_the_seal(saved, of_today, caplog):
+    if not of_today:  # an export from before there were keys for clients
+        values = json.loads((saved / "config.json").read_text())
+        values = {key: values[key] for key in values if key not in ("model_type", "auto_map", "files", "sha256")}
+        values["sha256"] = tensor_file.sha256_of_json(values)
+        (saved / "config.json").write_text(json.dumps(values))
+        (saved / "modeling_muse.py").unlink()
+        assert read_pretrained(saved)[1]["verified"]
+    with_keys(saved, transformers_version="5.0", torch_dtype="float16", model_type="muse")
+    assert read_pretrained(saved)[1]["verified"]
+    assert caplog.messages == []
+    with_keys(saved, n_seq=9)
+    with pytest.raises(CheckpointError, match="changed since it was written"):
+        from_pretrained(saved)
+
+
+def test_weights_by_others_must_be_those_of_the_configuration(saved):
+    by_others(saved, transformers_version="5.0")
+    tensors = load_file(saved / "model.safetensors")
+    save_file({name: tensors[name] for name in sorted(tensors)[1:]}, saved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="tensors differ from the model's"):
+        from_pretrained(saved)
+    save_file(tensors, saved / "model.safetensors", {"format": "pt", "muse": "{}"})  # ours, half of it
+    with pytest.raises(CheckpointError, match="got format None"):
+        from_pretrained(saved)
+
+
+def test_the_weights_come_in_the_dtype_asked_for(saved):
+    model = muse.from_pretrained(saved, dtype=torch.float32, device="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.head_bias, from_pretrained(saved).head_bias.float())
+
+
+def test_a_repository_of_the_hub_is_a_folder_in_its_cache(saved, monkeypatch, tmp_path):
+    asked = []
+    hub = pytest.importorskip("huggingface_hub")
+
+    def snapshot_download(repository, **choices):
+        asked.append((repository, choices["revision"], set(choices["allow_patterns"])))
+        if repository == "user/none":
+            raise OSError("no such repository\nand more")
+        return str(saved)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(muse.from_pretrained("user/repo", revision="v1")(IDS), from_pretrained(saved)(IDS))
+    assert asked[0][:2] == ("user/repo", "v1")
+    assert asked[0][2] >= {"config.json", "model.safetensors"}
+    with pytest.raises(CheckpointError, match=r"^user/none: no such folder, and not to be had .*: no such repository$"):
+        muse.from_pretrained("user/none")
+    (tmp_path / "here").mkdir()
+    for local in (tmp_path / "none", "none", "./none", "a/b/c", "here/none", "../none"):
+        with pytest.raises(CheckpointError, match="expected the folder of a saved model"):
+            muse.from_pretrained(local)
+    assert len(asked) == 2
+
+
 FOREIGN = {
+    "another tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    "another modeling file": lambda folder: (folder / "modeling_muse.py").write_text("mine"),
     "a file": lambda folder: (folder / "notes.txt").write_text("mine"),
     "a folder": lambda folder: (folder / ".git").mkdir(),
     "a readme": lambda folder: (folder / "README.md").write_text("mine"),
@@ -367,6 +466,22 @@ def test_an_export_of_weights_beyond_float16_is_refused(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_card_has_what_the_hub_reads(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    about = {"model_name": "phase2", "corpus": {"name": "wikitext-2-v1"}, "validation_loss_nats": 2.0}
+    data = hub.ModelCard.load(save_pretrained(tiny("phase2"), tmp_path / "model", about) / "README.md").data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "muse-workbook", "text-generation")
+    assert (data.datasets, data.language, data.metrics) == (["Salesforce/wikitext"], ["en"], ["perplexity"])
+    (result,) = data.eval_results
+    assert (result.dataset_type, result.dataset_config) == ("Salesforce/wikitext", "wikitext-2-v1")
+    assert (result.metric_type, result.metric_value) == ("perplexity", pytest.approx(math.exp(2.0), abs=1e-4))
+    about = {"corpus": {"name": "my-texts"}, "validation_loss_nats": 1.0}
+    data = hub.ModelCard.load(save_pretrained(tiny("phase2"), tmp_path / "model", about) / "README.md").data
+    assert (data.datasets, data.language, data.eval_results[0].dataset_name) == (None, None, "my-texts")
+    data = hub.ModelCard.load(save_pretrained(tiny("phase2"), tmp_path / "model") / "README.md").data
+    assert (data.datasets, data.metrics, data.eval_results) == (None, None, None)
+
+
 def test_a_saved_model_tells_which_tokenizer_it_was_trained_with(tmp_path):
     known = {"corpus": {"tokenizer": "theirs", "tokenizer_sha256": "ab" * 32}}
     for training, refused in ((known, True), ({"corpus": {"tokenizer": "theirs"}}, False), ({}, False)):
@@ -391,7 +506,7 @@ def test_the_command_exports_and_says_what_is_wrong(trained, tmp_path, capsys):
 
 def test_no_file_holds_a_pickle(saved):
     for path in saved.iterdir():
-        assert path.suffix in (".json", ".md", ".safetensors")
+        assert path.suffix in (".json", ".md", ".safetensors") or path.name == "modeling_muse.py"
     source = "".join(Path(module.__file__).read_text() for module in (pretrained, checkpoint))
     assert "torch.load" not in source
     assert "import pickle" not in source
