@@ -295,7 +295,7 @@ def test_less_memory_for_the_backward_pass_changes_no_gradient(opened):
     for again in (False, True):
         model, _ = opened("stage1_memory")
         if again:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable()  # its name until transformers 6
         assert (model.muse.recompute, model.muse.training) == (again, False)
         model.train()
         assert model.muse.training
