@@ -30,7 +30,7 @@ class Question:
         self.process, self.asked = process, json.dumps(asked)
 
     def answer(self) -> dict[str, object]:
-        """Return {"hardware", "problems", "num_bytes"}; a process that fails is a problem and knows no hardware."""
+        """Return {"hardware", "problems", "num_bytes"}; ChildProcessError where the process failed or was killed."""
         try:
             output, errors = self.process.communicate(self.asked, timeout=CHECK_SECONDS)
             if self.process.returncode == 0:
@@ -38,8 +38,7 @@ class Question:
             last = (errors.strip().splitlines() or [f"exit code {self.process.returncode}"])[-1]
         except (subprocess.TimeoutExpired, ValueError) as error:
             last = str(error)
-        problems = [f"the check before the start failed: {last}"]
-        return {"hardware": {"unknown": last}, "problems": problems, "num_bytes": 0}
+        raise ChildProcessError(f"the check before the start failed, nothing was started: {last}")
 
 
 @contextmanager

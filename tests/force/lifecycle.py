@@ -203,10 +203,13 @@ class Force:
         if below:
             with contextlib.suppress(Exception):
                 self.choice.choice(below).kill()
-            if child.wait(self.run_seconds * 2 + PATIENCE) not in (0, 4):
+            code = child.wait(self.run_seconds * 2 + PATIENCE)
+            if code is None:
                 self.fault("hangs_over_10_s", "a run one of whose processes was killed")
                 child.send(signal.SIGKILL)
                 child.wait()
+            elif code not in (0, 4):
+                self.fault("wrong_exit_codes", f"a run one of whose processes was killed ended with {code}")
         else:
             self.stop(child, self.choice.choice((signal.SIGKILL, *ENDS)))
         self.no_orphans(child.token)

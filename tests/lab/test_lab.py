@@ -34,7 +34,7 @@ SMALL = {
 }  # fmt: skip
 NOTEBOOKS = {
     "00_planar_complex": 2, "01_basic_test": 1, "02_train": 2, "03_perplexity": 3, "04_memory": 1, "05_throughput": 1,
-    "06_gradients_stability": 2, "08_dynamics": 3, "07_report": 8,
+    "06_gradients_stability": 2, "08_dynamics": 3, "07_report": 8, "09_explore": 4,
 }  # fmt: skip
 """How many figures each one shows at least; the report comes last and shows what the others left."""
 
@@ -58,7 +58,7 @@ def house(tmp_path_factory):
         pytest.skip("not a checkout")
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(REPOSITORY / "muse", folder / "muse", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "notebooks").mkdir()
+    shutil.copytree(REPOSITORY / "notebooks" / "toy", folder / "notebooks" / "toy")
     for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
         text = path.read_text(encoding="utf-8")
         for name, value in SMALL.items():

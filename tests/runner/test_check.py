@@ -154,10 +154,11 @@ def test_places_of_other_commands_are_checked_too(tmp_path, capsys, monkeypatch,
     assert "--out: got" in capsys.readouterr().err
 
 
-def test_a_check_that_dies_is_a_problem(monkeypatch):
+def test_a_check_that_dies_is_no_fault_of_the_parameters(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(check, "MODULE", "muse.no_such_module")
-    with check.asked(Settings(), ["memory"]) as question:
-        answer = question.answer()
-    assert "the check before the start failed: " in answer["problems"][0]
-    assert "no_such_module" in answer["problems"][0]
+    (tmp_path / "p.yaml").write_text("stages: [memory]\n")
+    assert cli.main(["check", str(tmp_path / "p.yaml")]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("muse: the check before the start failed, nothing was started: ")
+    assert "no_such_module" in line
     assert "torch" in sys.modules
