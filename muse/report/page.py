@@ -17,7 +17,7 @@ from muse.catalog import BASELINE
 from muse.host.paths import from_checkout
 from muse.records.criteria import LIMITS, quoted
 from muse.records.reasons import RECORDED
-from muse.records.schema import Criterion, Excerpt, Judged, Report, StageRecord
+from muse.records.schema import Criterion, Excerpt, Judged, Reduction, Report, StageRecord
 
 from . import companion_tables, figures, first_screen
 from .assemble import assemble, companions_of
@@ -94,12 +94,15 @@ def _quality(report: Report, language: str) -> list[go.Figure]:
         return []
 
 
-def scale_notice(stages: Iterable[StageRecord], language: str = "en") -> str:
-    """Return the label that every page carries when any stage ran below the published scale, else an empty text."""
+def scale_notice(stages: Iterable[StageRecord], language: str = "en", reductions: Iterable[Reduction] = ()) -> str:
+    """Return the label that every page carries when any stage ran below the published scale, else an empty text.
+
+    `reductions` are those of the run, which count for a stage that has none of its own.
+    """
     reduced = [stage for stage in stages if stage.scale == "reduced"]
-    if not reduced:
+    found = list(dict.fromkeys([*(it for stage in reduced for it in stage.reductions), *reductions]))
+    if not reduced and not found:
         return ""
-    found = list(dict.fromkeys(reduction for stage in reduced for reduction in stage.reductions))
     return scale_label(found, language) or texts(language)["scale.reduced"]
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from muse import catalog
 from muse.host.files import write_atomic
-from muse.records.schema import StageRecord
+from muse.records.schema import Reduction, StageRecord
 
 from . import answers, figures
 from .assemble import companions_of, stage_record
@@ -26,14 +26,19 @@ from .real_baseline import real_baseline_note
 from .texts import texts
 
 
-def write(folder: Path, stage: str, links: Sequence[tuple[str, str]], language: str) -> None:
-    """Write a stage's page into the folder of its run; RecordError where the stage left no record."""
+def write(
+    folder: Path, stage: str, links: Sequence[tuple[str, str]], language: str, reductions: Sequence[Reduction] = ()
+) -> None:
+    """Write a stage's page into the folder of its run; RecordError where the stage left no record.
+
+    `reductions` say in which way the run is smaller than published, beside what the stage itself says.
+    """
     record, page = stage_record(folder, stage), folder / catalog.page(stage)
     notebook = folder / catalog.notebook_page(stage)
     drawn = [Markup(mimebundle(figure)["text/html"]) for figure in figures.of_stage(record, language)]
-    title = titled(record, language)
+    title, notice = titled(record, language), scale_notice([record], language, reductions)
     main = render(
-        "stage", language, title=title, stage=record, notice=scale_notice([record], language), figures=drawn,
+        "stage", language, title=title, stage=record, notice=notice, figures=drawn,
         answer=_answer(record, language), note=real_baseline_note(record, language, companions_of(folder)),
         numbers=numbers_table(record, language), notebook=notebook.name if notebook.is_file() else "",
     )  # fmt: skip

@@ -63,7 +63,9 @@ def export_page(
     return None
 
 
-def stage_page(folder: Path, stage: str, links: Sequence[tuple[str, str]], language: str) -> str | None:
+def stage_page(
+    folder: Path, stage: str, links: Sequence[tuple[str, str]], language: str, reductions: Sequence[Reduction]
+) -> str | None:
     """Write the page of a stage from its record; return why it cannot be made, or None."""
     from muse.records.store import RecordError
     from muse.report import export
@@ -72,7 +74,7 @@ def stage_page(folder: Path, stage: str, links: Sequence[tuple[str, str]], langu
     if not (folder / "assets").is_dir():
         export.write_assets(folder / "assets")
     try:
-        made.write(folder, stage, links, language)
+        made.write(folder, stage, links, language, reductions)
     except RecordError as error:
         return f"no valid record: {error}"
     return None

@@ -241,6 +241,7 @@ class Run:
             if self.executed(notebook).exists():
                 error = self.export_notebook(notebook, beside, links, RECORDED)
             about = {"folder": self.folder, "stage": stage, "links": self.links(stage), "language": language}
+            about["reductions"] = self.reductions(stage)
             error = self.call(notebook_calls.stage_page, about, stage) or error
         if error and stage != REPORT and not (self.folder / catalog.page(stage)).exists():
             self.plain_stage(notebook)

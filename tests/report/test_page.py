@@ -843,3 +843,10 @@ def test_a_browser_finds_what_keeps_readers_out(good):
     found = check.check_in_browser(pages, check.find_browser())
     for i, words in enumerate(broken):
         assert [problem for problem in found if problem.startswith(f"{i}.html: {words}")], (words, found)
+
+
+def test_a_stage_with_nothing_reduced_says_that_its_run_is():
+    found = reductions_of({"d_model": 64})
+    for language in ("en", "ja"):
+        assert report.scale_notice([stage()], language) == ""
+        assert "64" in report.scale_notice([stage()], language, found)
