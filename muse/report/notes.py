@@ -19,7 +19,7 @@ from muse.records.schema import Metric, StageRecord
 from .numbers import RATIO, number
 from .texts import join, texts
 
-PEAK = "(peak|held|reserved|parameter)_memory"
+PEAK = "(peak|held|reserved)_memory"
 KINDS = (
     (rf"perplexity(_without_unk)?{RATIO}.*", ("perplexity_ratio", "paired_seeds", "over")),
     (rf".*{RATIO}.*", ("ratio",)),
@@ -28,6 +28,7 @@ KINDS = (
     (r".*perplexity_without_unk", ("without_unk", "seeds", "split", "over")),
     (r"(uniform|floor|bigram_floor)_perplexity", ("floors",)),
     (r"(word_)?perplexity|loss|bits_per_byte|num_targets|ensemble_trainings", ("seeds", "split", "over")),
+    (r"parameter_memory.*", ("parameter_bytes",)),
     (r"causality_violations", ("causality",)),
     (r"mixing", ("mixing",)),
     (r"state_violations", ("state",)),

@@ -20,6 +20,7 @@ import torch
 from muse import cli
 from muse.host.parents import PARENT_VARIABLE
 from muse.params import Settings, load_params
+from muse.runner.check import resolved
 from muse.stages import train
 from muse.stages.stage import Stage
 from muse.training import parallel, tuning
@@ -361,7 +362,7 @@ def test_a_grid_of_batches_and_decays_chooses_the_same_in_turn_side_by_side_and_
     logs = {path.name for path in Path("checkpoints", "logs").iterdir()}
     assert {"phase2-s3-batch32-decay30.0-256.log", "gpt2-s4-batch32-decay0.1-512.log"} < logs
 
-    settings = load_params(params).model_dump() | {"record_dir": tmp_path / "records"}
+    settings = resolved(load_params(params)).model_dump() | {"record_dir": tmp_path / "records"}
     record = train.run(Stage("train", settings))
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == printed[0][-1]
