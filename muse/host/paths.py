@@ -18,8 +18,12 @@ SHOWN = "..."
 
 
 def from_checkout(path: str | Path) -> Path:
-    """Return a path of a notebook: relative ones start at the checkout, wherever the notebook runs; `~` is a home."""
-    return (CHECKOUT / Path(path).expanduser()).resolve()
+    """Return a path of a notebook: relative ones start at the checkout, wherever the notebook runs; `~` is a home.
+
+    Where the package is installed without its notebooks beside it, they start at the working folder.
+    """
+    start = CHECKOUT if (CHECKOUT / "notebooks").is_dir() else Path.cwd()
+    return (start / Path(path).expanduser()).resolve()
 
 
 def shortened(text: str, folders: Iterable[str | Path | None] = ()) -> str:

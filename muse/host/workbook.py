@@ -6,7 +6,8 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
+from .paths import CHECKOUT
+
 INSTALLED = Path("share", "muse-workbook")
 """Where a wheel's files lie below the folder of an environment's data (pyproject.toml says the same)."""
 

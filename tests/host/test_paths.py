@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from muse.host import paths
 from muse.host.paths import shorten_file, shortened, with_short_paths
 
 
@@ -52,3 +53,10 @@ def test_files_are_shortened_in_place_and_bytes_left_alone(tmp_path):
     for path in (text, raw, tmp_path / "missing"):
         shorten_file(path)
     assert (text.read_text(), raw.read_bytes()) == ("in x\n", before)
+
+
+def test_an_installed_package_is_no_place_for_what_a_notebook_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths.from_checkout("reports") == paths.CHECKOUT / "reports"
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path / "site-packages")
+    assert paths.from_checkout("reports") == tmp_path / "reports"
