@@ -112,6 +112,8 @@ are replaced; the published protocol reads the raw one."""
 
 CORPORA = (SYNTHETIC, *HUB_CORPORA)
 TOKENIZERS = ("gpt2", "corpus")
+NAMED = {"corpus": CORPORA, "test_corpus": tuple(HUB_CORPORA), "tokenizer": TOKENIZERS}
+"""Settings that are a folder or one of some names."""
 
 OPTIMIZERS = ("adamw", "muon")
 

@@ -126,6 +126,11 @@ class Settings(BaseModel):
     tokenizer: Text = Field(
         "corpus", description="gpt2 (from the hub), a folder with vocab.json and merges.txt, or corpus"
     )
+    test_corpus: Text | None = Field(
+        None,
+        description="another corpus on whose test split trained models are measured, out of their domain, instead of "
+        "that of corpus; null: corpus. For tokenizers that know every text",
+    )
     cache_dir: Folder | None = Field(None, description="folder of tokenized corpora; null: the user's cache folder")
 
     vocab_size: Vocabulary = Field(50257, description="vocabulary of the measured models")
@@ -285,6 +290,14 @@ def _contradictions(settings: Settings) -> list[str]:
     for name in settings.stages:
         if stage(name).needs_memory and not memory_models(settings.models):
             found.append(f"stages names {name}, but none of models has a complex memory: {settings.models}")
+    if settings.test_corpus is not None:
+        if SYNTHETIC in (settings.corpus, settings.test_corpus) or settings.tokenizer == "corpus":
+            found.append(
+                f"test_corpus = {shown(settings.test_corpus)} with corpus = {shown(settings.corpus)} and tokenizer = "
+                f"{shown(settings.tokenizer)}: expected two texts and a tokenizer that knows both, gpt2 or a folder"
+            )
+        if not settings.train_tokens:
+            found.append(f"test_corpus = {shown(settings.test_corpus)} is for trained models, but train_tokens = 0")
     n_seq = settings.train_n_seq or settings.n_seq
     for at, tokens in enumerate(settings.batch_tokens):
         if tokens < n_seq:

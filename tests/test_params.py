@@ -94,6 +94,8 @@ def test_values_are_yaml_1_2(tmp_path, override, key, value):
         ("n_seq=64", ["gradient_n_tokens = 128 is more than n_seq = 64"]),
         ("batch_tokens=[2048, 100]", ["batch_tokens[1] = 100 holds no sequence of 1024"]),
         ("muon_weight_decays=[0.1, 0.2]", ["muon_weight_decays = [0.1, 0.2]", "optimizer = adamw"]),
+        ("test_corpus=wikitext-2", ["test_corpus = 'wikitext-2'", "corpus = 'synthetic'", "expected two texts"]),
+        ("test_corpus=wikitext-2", ["is for trained models, but train_tokens = 0"]),
         ("train_n_seq=32768", ["holds no sequence of 32768"]),
     ],
 )

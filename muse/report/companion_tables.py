@@ -21,6 +21,7 @@ from .companions import (
     of_kind,
     repeats,
     same_data,
+    settings_of,
     stage_of,
 )
 from .figures.style import style
@@ -46,17 +47,23 @@ def _line(main: Report, companion: Companion, language: str) -> dict[str, object
     machine = run.hardware.get("gpu") or run.hardware.get("cpu") or "–"
     return {
         "name": companion.name,
-        "what": say(language, f"companions.{kind(main, report)}", n=number(context(report))),
+        "what": say(language, f"companions.{kind(main, report)}", n=number(context(report)), text=_test_text(report)),
         "about": join(language, [machine, f"{run.started_utc:%Y-%m-%d}", commit(report, language)]),
         "command": run.command,
         "warnings": _warnings(main, report, language),
     }
 
 
+def _test_text(report: Report) -> str:
+    """The name of the corpus on which the models were tested."""
+    settings = settings_of(report)
+    return str(settings.get("test_corpus") or settings.get("corpus")).rpartition("/")[2]
+
+
 def _warnings(main: Report, report: Report, language: str) -> list[str]:
     """Sentences on what keeps a companion from being like the main run, or from being whole."""
     words, found = texts(language), []
-    if same_data(main, report) is False:
+    if same_data(main, report) is False and kind(main, report) != "texts":
         found.append(words["companions.other_data"])
     if changed := changed_settings(main, report):
         told = [say(language, "companions.setting", name=words.get(f"setting.{name}", name), theirs=theirs, ours=ours)

@@ -17,7 +17,7 @@ from muse.records.store import RecordError, read_record
 
 RATIO = "perplexity_ratio_to_"
 WHOLE_MEMORY = f"{RATIO}{WITH_MEMORY}"
-KINDS = ("repeat", "lengths", "changes", "other")
+KINDS = ("repeat", "lengths", "changes", "texts", "other")
 
 RECIPE = (
     *("train_tokens", "batch_tokens", "learning_rates", "dropouts", "tune_tokens"),
@@ -130,10 +130,12 @@ def kind(main: Report, other: Report) -> str:
     """Return which of KINDS a companion is.
 
     repeat: a training of the main run done again, same profile, recipe and length; lengths: models at another length of
-    context; changes: ratios of changed memories to the whole one. Other data is never compared: other.
+    context; changes: ratios of changed memories to the whole one; texts: models trained alike, tested on another text.
+    Other data is never compared: other.
     """
     if same_data(main, other) is False:
-        return "other"
+        elsewhere = settings_of(other).get("test_corpus") and not changed_settings(main, other)
+        return "texts" if elsewhere and context(other) == context(main) else "other"
     if context(other) != context(main):
         return "lengths"
     if other.run.profile == main.run.profile and not changed_settings(main, other) and repeats(main, other):

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from muse.catalog import CORPORA, REPORT, STAGE_NAMES, TOKENIZERS, stem
+from muse.catalog import NAMED, REPORT, STAGE_NAMES, stem
 from muse.host.lines import cut, near, shown
 from muse.host.workbook import CHECKOUT, NOTEBOOKS, workbook_folder
 from muse.params import ParamsError, Settings
@@ -79,9 +79,9 @@ def resolve_folders(settings: Settings, base: Path) -> Settings:
 def folders_and_problems(settings: Settings, base: Path) -> tuple[Settings, list[str]]:
     """Return settings whose folders are absolute where they can be, and a line for each that cannot be one."""
     changes, problems = {}, []
-    for name, known in (("corpus", CORPORA), ("tokenizer", TOKENIZERS)):
+    for name, known in NAMED.items():
         value = getattr(settings, name)
-        if value in known:
+        if value is None or value in known:
             continue
         try:
             folder = base / Path(value).expanduser()

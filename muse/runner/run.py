@@ -81,7 +81,7 @@ def check(
     Nothing is started or moved but one process that asks; the modules `preloaded` are imported meanwhile.
     """
     settings, problems = folders_and_problems(settings, working_folder())
-    readable = not any(line.startswith(("corpus:", "tokenizer:")) for line in problems)
+    readable = not any(line.startswith(tuple(f"{name}:" for name in catalog.NAMED)) for line in problems)
     out = working_folder() / (out or default_out(settings))
     with asked(settings, settings.stages, readable) as question:
         if places := place_problems(settings, {"--out": out}, {}):
@@ -110,7 +110,8 @@ def other_code(imported: Imported | None, info: RunInfo) -> str | None:
 
 def folders_of(settings: Settings) -> list[str]:
     """Return the folders that settings name, which may lie anywhere."""
-    named = (settings.corpus, settings.tokenizer, settings.cache_dir, settings.checkpoint_dir, settings.results_dir)
+    places = (*catalog.NAMED, "cache_dir", "checkpoint_dir", "results_dir")
+    named = [getattr(settings, name) for name in places]
     return [str(Path(name).expanduser().absolute()) for name in named if name and (name.startswith(("/", "~", ".")))]
 
 

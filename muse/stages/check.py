@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from muse.catalog import BASELINE, REFERENCE, SYNTHETIC, TOKENIZERS, YARDSTICK
-from muse.data.corpora import SYNTHETIC_TOKENS, load_corpus
+from muse.catalog import BASELINE, NAMED, REFERENCE, SYNTHETIC, TOKENIZERS, YARDSTICK
+from muse.data.corpora import SPLITS, SYNTHETIC_TOKENS, load_corpus
 from muse.data.corpus import Corpus
 from muse.data.tokenizers import gpt2_tokenizer
 from muse.host.lines import one_line
@@ -55,7 +55,7 @@ def examine(
     trains = settings.train_tokens > 0 and bool({*READING} & {*stages})
     benches = "bench" in stages or ("throughput" in stages and settings.bench)
     if readable and ({*READING} & {*stages} or (benches and "gradients" in settings.bench_groups)):
-        read, problems = _read(settings, load or (lambda: _load(settings)))
+        read, problems = _read(settings, load or (lambda: _load(settings, settings.corpus)))
     compared = [name for name in settings.models if not (name == BASELINE and settings.skip_phase2)]
     if measured := _measured(settings, stages, trains, compared):
         problems += _sizes(measured, _of(settings, settings.vocab_size), "")[0]
@@ -74,9 +74,9 @@ def examine(
     return Found(problems, num_bytes)
 
 
-def _load(settings: Settings) -> Corpus:
-    cache_dir = settings.cache_dir
-    return load_corpus(settings.corpus, settings.tokenizer, cache_dir=Path(cache_dir) if cache_dir else None)
+def _load(settings: Settings, corpus: str, splits: Sequence[str] = SPLITS) -> Corpus:
+    cache_dir = Path(settings.cache_dir) if settings.cache_dir else None
+    return load_corpus(corpus, settings.tokenizer, splits=splits, cache_dir=cache_dir)
 
 
 def _read(settings: Settings, load: Callable[[], Corpus]) -> tuple[Read | None, list[str]]:
@@ -87,6 +87,8 @@ def _read(settings: Settings, load: Callable[[], Corpus]) -> tuple[Read | None, 
             few = load_corpus(corpus, tokenizer, synthetic_tokens=dict.fromkeys(SYNTHETIC_TOKENS, 2))
             return Read(few.vocab_size, SYNTHETIC_TOKENS["train"]), []
         loaded = load()
+        if settings.test_corpus:
+            _load(settings, settings.test_corpus, ("test",))
         return Read(loaded.vocab_size, len(loaded.splits["train"].ids)), []
     except Exception as error:  # of several libraries, about files that can hold anything
         problems.append(_said(error))
@@ -95,7 +97,8 @@ def _read(settings: Settings, load: Callable[[], Corpus]) -> tuple[Read | None, 
             gpt2_tokenizer(tokenizer)
         except Exception as error:
             problems.append(_said(error))
-    return None, [f"corpus, tokenizer: {line}" for line in dict.fromkeys(problems)]
+    named = ", ".join(name for name in NAMED if getattr(settings, name))
+    return None, [f"{named}: {line}" for line in dict.fromkeys(problems)]
 
 
 def _said(error: Exception) -> str:

@@ -32,8 +32,8 @@ CHECKS = (measure.check_causality, measure.check_mixing, measure.check_statefuln
 
 def run(stage: Stage) -> StageRecord:
     """Measure the test perplexity of every model, compare them, and return the record with the floors beside them."""
-    settings, test = stage.settings, stage.corpus.splits["test"]
-    print(f"test split: {len(test.ids):,} tokens in {len(test.document_starts):,} documents")
+    settings, test = stage.settings, stage.tested.splits["test"]
+    print(f"test split of {stage.tested.name}: {len(test.ids):,} tokens in {len(test.document_starts):,} documents")
     results, metrics, series = {}, [], []
     for name in stage.keeping(stage.compared if settings.train_tokens else [REFERENCE], metrics, series=series):
         by_seed, found = evaluate(stage, name)
@@ -72,7 +72,7 @@ def evaluate(stage: Stage, name: str) -> tuple[dict[int, measure.PerplexityResul
                 return {}, [*checks, _no_perplexity(name, f"seed {seed}: {error}", trained)]
     untrained = "" if trained else "untrained; "
     metrics = by(measure.seed_metrics(name, results), _on_test_split, measure.seed_metrics)
-    averaged = measure.ensemble_metrics(name, results, stage.corpus.splits["test"])
+    averaged = measure.ensemble_metrics(name, results, stage.tested.splits["test"])
     metrics += by(averaged, _on_test_split, measure.ensemble_metrics)
     return results, [
         *(metric.model_copy(update={"trained": trained, "note": untrained + metric.note}) for metric in metrics),
@@ -96,7 +96,7 @@ def text_sample(stage: Stage, results: Mapping[str, Mapping[int, measure.Perplex
     losses = {name: np.mean([r.target_loss_nats for r in results[name].values()], axis=0) for name in (*compared, base)}
     candidates = [name for name in compared if name in CANDIDATES] or compared
     candidate = min(candidates, key=lambda name: losses[name].mean())
-    test, decode = stage.corpus.splits["test"], stage.corpus.decode
+    test, decode = stage.tested.splits["test"], stage.tested.decode
     ids, documents = test.ids.tolist(), next(iter(results[base].values())).target_documents
 
     def window(first: int) -> Window:
@@ -138,10 +138,10 @@ def evaluate_formats(stage: Stage, name: str) -> list[Metric]:
 
 def floors(stage: Stage) -> list[Metric]:
     """Return the perplexity of uniform guessing and, where the entropy of the text is known, what nothing can beat."""
-    guessing = stage.corpus.vocab_size if stage.settings.train_tokens else stage.settings.vocab_size
+    guessing = stage.tested.vocab_size if stage.settings.train_tokens else stage.settings.vocab_size
     found = {"uniform_perplexity": (guessing, "uniform guessing")}
-    if stage.corpus.entropy_nats_per_token is not None:
-        floor, bigram = stage.corpus.entropy_nats_per_token, grammar.Grammar().bigram_entropy_nats()
+    if stage.tested.entropy_nats_per_token is not None:
+        floor, bigram = stage.tested.entropy_nats_per_token, grammar.Grammar().bigram_entropy_nats()
         found["floor_perplexity"] = math.exp(floor), "exp of the grammar's entropy rate"
         found["bigram_floor_perplexity"] = math.exp(bigram), "best of any model that sees one token"
     metrics = [Metric(name=name, value=value, unit="per token", note=note) for name, (value, note) in found.items()]
@@ -157,7 +157,7 @@ def _on_test_split(stage: Stage, model: nn.Module) -> measure.PerplexityResult:
     with planar.cpu_compute("float32"):
         return measure.measure_perplexity(
             model,
-            stage.corpus.splits["test"],
+            stage.tested.splits["test"],
             n_seq=model.config.n_seq,
             batch_size=stage.settings.ppl_batch_size,
             max_batches=stage.settings.max_ppl_batches,

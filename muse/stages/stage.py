@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from muse.catalog import BASELINE, CORPORA, REFERENCE, TOKENIZERS, recomputes
+from muse.catalog import BASELINE, NAMED, REFERENCE, recomputes
 from muse.data.corpora import SPLITS, load_corpus
 from muse.data.corpus import Corpus
 from muse.host.paths import from_checkout, shortened, with_short_paths
@@ -32,9 +32,6 @@ from muse.training.tuning import Trained, choose_and_train
 
 from . import tables as tables
 from .notebook import parameters_of, refuse_changes, settings_in
-
-NAMED = {"corpus": CORPORA, "tokenizer": TOKENIZERS}
-"""Settings that are a folder or one of some names."""
 
 TRAINING = ("train", "perplexity", "dynamics")
 """Stages whose models are trained ones, where there are any."""
@@ -62,7 +59,8 @@ def keep_freed_memory() -> None:
 def _from_checkout(settings: Settings) -> Settings:
     """Return settings whose folders are absolute."""
     names = {name: getattr(settings, name) for name in ("cache_dir", "checkpoint_dir", "results_dir")}
-    names |= {name: getattr(settings, name) for name, known in NAMED.items() if getattr(settings, name) not in known}
+    texts = {name: getattr(settings, name) for name in NAMED}
+    names |= {name: value for name, value in texts.items() if value not in NAMED[name]}
     return settings.model_copy(update={name: str(from_checkout(path)) for name, path in names.items() if path})
 
 
@@ -95,6 +93,7 @@ class Stage:
         self.trainings: list[TrainingRun] = []  # of the record
         self.device = self._device()
         self._corpus: Corpus | None = None
+        self._tested: Corpus | None = None
         self._curve: OnReport | None = None  # one drawing of all trainings
         self._untrained: tuple[tuple[str, float], nn.Module] | None = None
         self._trained: dict[str, tuple[TrainingResult, ...]] = {}
@@ -119,14 +118,24 @@ class Stage:
     def corpus(self) -> Corpus:
         """The corpus of this stage, read once; a perplexity without a training asks for no more than the test split."""
         if self._corpus is None:
-            cache_dir = Path(self.settings.cache_dir) if self.settings.cache_dir else None
             splits = SPLITS if self.settings.train_tokens or self.name != "perplexity" else ("test",)
-            read = self.settings.corpus, self.settings.tokenizer
-            try:
-                self._corpus = load_corpus(*read, splits=splits, cache_dir=cache_dir)
-            except ValueError as error:
-                raise ParamsError(str(error)) from error
+            self._corpus = self._read(self.settings.corpus, splits)
         return self._corpus
+
+    @property
+    def tested(self) -> Corpus:
+        """The corpus on whose test split perplexity is measured: `test_corpus` where one is named, else the corpus."""
+        if self._tested is None:
+            other = self.settings.test_corpus
+            self._tested = self.corpus if other is None else self._read(other, ("test",))
+        return self._tested
+
+    def _read(self, corpus: str, splits: Sequence[str]) -> Corpus:
+        cache_dir = Path(self.settings.cache_dir) if self.settings.cache_dir else None
+        try:
+            return load_corpus(corpus, self.settings.tokenizer, splits=splits, cache_dir=cache_dir)
+        except ValueError as error:
+            raise ParamsError(str(error)) from error
 
     @property
     def run_dir(self) -> Path:
@@ -237,10 +246,11 @@ class Stage:
     ) -> StageRecord:
         """Return the stage's record."""
         self.check_parameters()
-        text = self._corpus.text if self._corpus else ""
+        read = self._tested or self._corpus
+        text = read.text if read else ""
         smaller = reductions_of(self.params, text)
-        files = self._corpus.files if self._corpus else ()
-        read = (self.settings.corpus, self.settings.tokenizer)
+        files = dict.fromkeys(file for corpus in (self._corpus, self._tested) if corpus for file in corpus.files)
+        named = [value for name in NAMED if (value := getattr(self.settings, name))]
         return StageRecord(
             stage=self.name,
             started_utc=self.started_utc,
@@ -251,7 +261,7 @@ class Stage:
             text=text,
             params=with_short_paths(self.params) | {"device": str(self.device)},
             inputs=[
-                InputFile(**vars(file) | {"path": shortened(file.path, read), "normalized": list(file.normalized)})
+                InputFile(**vars(file) | {"path": shortened(file.path, named), "normalized": list(file.normalized)})
                 for file in files
             ],
             metrics=list(metrics),

@@ -55,6 +55,9 @@ def soup(text):
         (make_report(perplexities((51.0,)), train_tokens=2000), "other"),
         (make_report(perplexities((51.0,), ("gpt2",))), "other"),
         (make_report(perplexities((51.0,)), data="b"), "other"),
+        (make_report(perplexities((51.0,)), data="b", test_corpus=".../code"), "texts"),
+        (make_report(perplexities((51.0,)), data="b", test_corpus=".../code", train_tokens=2000), "other"),
+        (make_report(perplexities((51.0,)), data="b", test_corpus=".../code", n_seq=2048), "other"),
         (LONGER.model_copy(update={"stages": [record("perplexity", perplexities(), PARAMS, "b")]}), "other"),
         (make_report(perplexities((51.0,)), train_n_seq=128), "lengths"),
         (make_report(perplexities((51.0,)), n_seq=256, train_n_seq=1024, profile="same-length"), "other"),
@@ -207,6 +210,13 @@ def test_lines_say_what_where_when_and_from_what(language):
     assert words["companions.changes"] in second
     assert words["companions.lengths"].format(n="2,048") in third
     assert [link["href"] for link in page.select("a")] == [f"companions/run-{i}.json" for i in range(3)]
+    assert not page.select(".muse-warning")
+
+
+def test_a_run_on_another_text_is_told_by_its_name_and_not_as_other_data():
+    code = make_report(perplexities((51.0,)), data="b", test_corpus=".../code")
+    page = soup(companion_tables.lines(MAIN, beside(code)))
+    assert "another text, code," in page.text
     assert not page.select(".muse-warning")
 
 

@@ -150,6 +150,32 @@ def test_an_untrained_perplexity_needs_the_test_split_alone(namespace, tmp_path)
         _ = Stage("train", namespace | TRAIN | read | {"train_tokens": 512}).corpus
 
 
+def test_trained_models_are_tested_on_a_text_that_they_were_not_trained_on(namespace, tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["one line \n", "x = 1\n"] * 5, vocab_size=262, show_progress=False)
+    (tmp_path / "bpe").mkdir()
+    bpe.save_model(str(tmp_path / "bpe"))
+    texts = {"prose": {"train": 90, "validation": 9, "test": 9}, "code": {"test": 30}}
+    for name, splits in texts.items():
+        (tmp_path / name).mkdir()
+        for split, lines in splits.items():
+            (tmp_path / name / f"{split}.txt").write_text(("one line \n" if name == "prose" else "x = 1\n") * lines)
+    read = {"corpus": str(tmp_path / "prose"), "tokenizer": str(tmp_path / "bpe"), "max_ppl_batches": None}
+    given = namespace | TRAIN | read | {"models": ["stage1"], "checkpoint_dir": str(tmp_path / "checkpoints")}
+    at_home = perplexity.run(Stage("perplexity", given))
+    elsewhere = perplexity.run(Stage("perplexity", given | {"test_corpus": str(tmp_path / "code")}))
+    assert len(list((tmp_path / "checkpoints").glob("stage1-*"))) == 1, "what was trained is found, not trained again"
+    home, away = (record.find("perplexity", "stage1") for record in (at_home, elsewhere))
+    code = Stage("perplexity", given | {"test_corpus": str(tmp_path / "code")}).tested.splits["test"]
+    assert away.n == len(code.ids) - 1 != home.n
+    assert away.value > home.value
+    read = {file.path.rpartition("/")[0][-5:]: file.path for file in elsewhere.inputs}
+    assert {"prose", "/code"} <= read.keys()
+    assert len(elsewhere.inputs) == len(at_home.inputs) + 1, "the tokenizer is one"
+
+
 def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(namespace, tmp_path):
     stage = Stage("perplexity", {**namespace, **TRAIN, "checkpoint_dir": str(tmp_path / "checkpoints")})
     (result,) = stage.train("stage1").results
