@@ -21,11 +21,13 @@ def surroundings(own: Path, **more: str) -> Mapping[str, str]:
     """
     profile = own / "ipython" / "profile_default"
     profile.mkdir(parents=True, exist_ok=True)
+    first = own / "first"  # a kernel takes the first place of its path away where that is its working folder
+    first.mkdir(exist_ok=True)
     (profile / "ipython_kernel_config.py").write_text(PROFILE, encoding="utf-8")
     kept = {key: value for key, value in without_git(os.environ).items() if not key.startswith(FOREIGN)}
     kept = {key: value for key, value in kept.items() if key not in STARTS}
     return kept | {
-        "PYTHONPATH": str(PACKAGE.parent),
+        "PYTHONPATH": os.pathsep.join([str(first), str(PACKAGE.parent)]),
         "PYTHONSAFEPATH": "1",
         "IPYTHONDIR": str(own / "ipython"),
         "JUPYTER_CONFIG_DIR": str(own / "jupyter"),

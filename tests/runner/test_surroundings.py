@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from builders import fake_export, write_notebook
@@ -130,7 +132,8 @@ def test_own_variables_are_added(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_WORK_TREE", "/elsewhere")
     monkeypatch.setenv("KEPT", "yes")
     found = surroundings(tmp_path, MORE="more")
-    assert (found["MORE"], found["KEPT"], found["PYTHONPATH"]) == ("more", "yes", str(REPOSITORY))
+    assert (found["MORE"], found["KEPT"]) == ("more", "yes")
+    assert found["PYTHONPATH"].split(os.pathsep)[1:] == [str(REPOSITORY)]
     assert "GIT_WORK_TREE" not in found
 
 
@@ -145,3 +148,18 @@ def test_only_the_repository_whose_top_is_asked_names_a_commit(tmp_path, monkeyp
     assert git_state(outside) == (None, None)
     monkeypatch.setenv("MUSE_GIT_COMMIT", "abc")
     assert git_state(outside) == ("abc", None)
+
+
+def test_a_kernel_that_starts_in_the_checkout_finds_the_package_though_it_is_not_installed(tmp_path):
+    """A kernel takes the first place of its path away where that is its working folder."""
+    program = """
+        import contextlib, importlib.util, runpy, sys
+        sys.meta_path = [finder for finder in sys.meta_path if "ditable" not in f"{finder}"]  # of an editable install
+        sys.argv = ["ipykernel_launcher", "--version"]
+        with contextlib.suppress(SystemExit):
+            runpy.run_module("ipykernel_launcher", run_name="__main__")
+        print(importlib.util.find_spec("muse").origin)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    given = {"cwd": REPOSITORY, "env": surroundings(tmp_path), "capture_output": True, "text": True}
+    assert subprocess.run(command, **given, check=True).stdout.splitlines()[-1] == str(REPOSITORY / "muse/__init__.py")
