@@ -104,8 +104,17 @@ def other_code(imported: Imported | None, info: RunInfo) -> str | None:
         return None
     expected = {"muse": PACKAGE.name, "commit": info.git_commit, **info.versions}
     got = {"muse": imported.package, "commit": imported.git_commit, **imported.versions}
-    found = [f"{name} {got[name]}, not {expected[name]}" for name in got if got[name] != expected.get(name, got[name])]
+    known = [name for name in got if name in expected and not _alike(got[name], expected[name])]
+    found = [f"{name} {got[name]}, not {expected[name]}" for name in known]
     return f"the notebook imported other code than run.json says: {'; '.join(found)}" if found else None
+
+
+def _alike(one: str | None, other: str | None) -> bool:
+    """Whether two versions are one: a wheel's metadata may leave out which build it is, as in 2.11.0 for 2.11.0+cu130."""
+    if one == other or one is None or other is None:
+        return one == other
+    (public, _, build), (other_public, _, other_build) = one.partition("+"), other.partition("+")
+    return public == other_public and not (build and other_build)
 
 
 def folders_of(settings: Settings) -> list[str]:

@@ -106,6 +106,12 @@ def test_other_code_than_the_runs_is_one_line():
     same = info(git_commit=own.git_commit, versions=versions())
     assert other_code(own, same) is None
     assert other_code(None, same) is None, "records of before"
+    built = info(git_commit=own.git_commit, versions=versions() | {"torch": "2.11.0"})
+    cuda, cpu = (own.model_copy(update={"versions": {"torch": f"2.11.0+{build}"}}) for build in ("cu130", "cpu"))
+    assert other_code(cuda, built) is None, "metadata that leaves out the build"
+    named = info(git_commit=own.git_commit, versions={"torch": "2.11.0+cu130"})
+    assert other_code(cuda, named) is None
+    assert "torch 2.11.0+cpu, not 2.11.0+cu130" in other_code(cpu, named)
     for change, words in (
         ({"package": ".../other/muse"}, "muse .../other/muse, not muse"),
         ({"git_commit": "def"}, "commit def, not "),
