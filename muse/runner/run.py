@@ -110,7 +110,7 @@ def other_code(imported: Imported | None, info: RunInfo) -> str | None:
 
 
 def _alike(one: str | None, other: str | None) -> bool:
-    """Whether two versions are one: a wheel's metadata may leave out which build it is, as in 2.11.0 for 2.11.0+cu130."""
+    """Whether two versions are one: metadata may leave out which build it is, as in 2.11.0 for 2.11.0+cu130."""
     if one == other or one is None or other is None:
         return one == other
     (public, _, build), (other_public, _, other_build) = one.partition("+"), other.partition("+")
