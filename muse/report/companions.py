@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from muse.catalog import WITH_MEMORY
+from muse.catalog import ABLATIONS, WITH_MEMORY
 from muse.params import ParamsError, of_today
 from muse.records.schema import Metric, Report, StageRecord
 from muse.records.store import RecordError, read_record
@@ -140,7 +140,8 @@ def kind(main: Report, other: Report) -> str:
         return "lengths"
     if other.run.profile == main.run.profile and not changed_settings(main, other) and repeats(main, other):
         return "repeat"
-    return "changes" if metrics_of(other, "perplexity", WHOLE_MEMORY) else "other"
+    whole = metrics_of(other, "perplexity", WHOLE_MEMORY)
+    return "changes" if any(metric.model in ABLATIONS for metric in whole) else "other"
 
 
 def of_kind(main: Report, companions: Iterable[Companion], wanted: str) -> list[Companion]:

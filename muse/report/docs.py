@@ -17,15 +17,25 @@ from muse.params import GRID
 from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
 from muse.records.store import read_record
 
+from . import predictions, shares
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
+from .numbers import with_interval
 from .tables import markdown as table
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
-JUDGED = (catalog.REFERENCE, catalog.WITH_MEMORY)
-"""Candidates of the committed comparison."""
+MAIN = "gpu"
+RUNS = {MAIN: "The comparison", "gpu-adamw": "By the second recipe"}
+"""Folders of committed comparisons, as far as they are there, each with its title."""
 
-COMPARED = (catalog.REFERENCE, catalog.WITH_MEMORY, catalog.TWIN, catalog.BASELINE, catalog.YARDSTICK)
+OPTIMIZERS = {"muon": "Muon for matrices of blocks and AdamW for the rest", "adamw": "AdamW"}
+JUDGED = (catalog.COMPACT, catalog.WITH_MEMORY, catalog.REFERENCE)
+"""Candidates of the committed comparison, as its table in the README has them."""
+
+COMPARED = (
+    *(catalog.COMPACT, catalog.COMPACT_TWIN, catalog.WITH_MEMORY, catalog.TWIN),
+    *(catalog.REFERENCE, catalog.BASELINE, catalog.COMPACT_BASELINE, catalog.YARDSTICK),
+)
 ROWS = (
     ("perplexity per token", "perplexity", "perplexity", ".4g"),
     ("the same without later pieces of `<unk>`", "perplexity", "perplexity_without_unk", ".4g"),
@@ -39,6 +49,7 @@ ROWS = (
     ("Muon's weight decay, chosen on validation", "train", "muon_weight_decay", "g"),
     ("peak memory, own precision (GiB)", "memory", "peak_memory", ".3f"),
     ("the same, blocks recomputed (GiB)", "memory", "peak_memory_recomputed", ".3f"),
+    ("the same, nothing recomputed (GiB)", "memory", "peak_memory_plain", ".3f"),
     ("peak memory, all float32 (GiB)", "memory", "peak_memory_matched", ".3f"),
     ("peak memory with AdamW, all float32 (GiB)", "memory", "peak_memory_with_optimizer", ".3f"),
     ("peak memory, bfloat16 (GiB)", "memory", "peak_memory_bfloat16", ".3f"),
@@ -52,7 +63,9 @@ ROWS = (
 
 OVER = f"_ratio_to_{catalog.BASELINE}"
 MEMORY_RATIOS = (
-    ("own precision", f"peak_memory{OVER}"),
+    ("own precision, as each runs", f"peak_memory{OVER}"),
+    ("both recomputed", f"peak_memory_recomputed{OVER}"),
+    ("neither recomputed", f"peak_memory_plain{OVER}"),
     ("own precision over Phase 2 in bfloat16", f"peak_memory{OVER}_bfloat16"),
     ("all float32", f"peak_memory_matched{OVER}"),
     ("AdamW, all float32", f"peak_memory_with_optimizer{OVER}"),
@@ -67,6 +80,11 @@ TEXT = (
     "`wikitext-2-raw-v1`: its perplexities are others. In the local folder that was read the articles of the training "
     "split stand in another order than on the hub. A seed draws windows by their place, so there the same seed gives "
     "another training: seeds are compared one by one within one copy only."
+)
+MEASURED = (
+    "GPT-2 tokens. Memory: forward + backward, 2 x 1024, in each model's own precision (half for the complex models "
+    "and their twins, float32 for the others) and as it runs by default: the compact model recomputes halves of its "
+    "blocks. Speed: 4 x 1024."
 )
 LENGTHS = (1024, 2048, 4096, 8192)
 BENCHES = (("bench-cpu", "milliseconds"), ("bench-cpu-amx", "milliseconds"), ("bench-h100", "speed"))
@@ -102,7 +120,7 @@ def ratio(metric: Metric | None) -> str:
     """Return a ratio with its interval; 1 for what is divided by itself."""
     if metric is None or metric.value is None:
         return "1" if metric is None else ""
-    return f"{metric.value:.3f}" + (" ({:.3f} to {:.3f})".format(*metric.interval) if metric.interval else "")
+    return with_interval(metric)
 
 
 def made(run: RunInfo) -> str:
@@ -117,36 +135,52 @@ def read(report: Report) -> str:
     return f"`{stage_of(report, 'perplexity').text}`, test split; {made(report.run)}"
 
 
-def companion(reports: Path, name: str) -> Report:
-    """Return the report of one of the comparison's companions."""
-    return read_record(Report, reports / "gpu" / "companions" / f"{name}.json")
+def companion(reports: Path, run: str, name: str) -> Report | None:
+    """Return the report of a companion of a committed run; None where it has none of that name."""
+    path = reports / run / "companions" / f"{name}.json"
+    return read_record(Report, path) if path.exists() else None
 
 
 def results(reports: Path) -> str:
-    """Return docs/results.md: the comparison, its companions, and untrained models."""
-    report = read_record(Report, reports / "gpu" / "report.json")
-    parts = [
-        "# Results",
-        NOTE,
-        f"## The comparison\n\n[reports/gpu](../reports/gpu/index.html), {read(report)}; "
-        f"{len(report.run.seeds)} seeds, `params/gpu-adamw.yaml`, GPT-2 tokens. Memory: forward + backward, 2 x 1024; "
-        "speed: 4 x 1024. The complex models and the twin are stored and measured in half precision, Phase 2 and GPT-2 "
-        "in float32.",
-        comparison(report),
-        TEXT,
-        verdicts(report),
-        f"## What it stands on\n\n{facts(report)}",
-        f"## One thing changed in the memory\n\n{ablations(reports)}",
-        f"## Longer contexts\n\n{lengths(reports)}",
-        f"## The same training again\n\n{again(report, reports)}",
-        f"## Untrained, by the published quick test\n\n{untrained(reports)}",
-    ]
+    """Return docs/results.md: the committed comparisons, the main one first, and untrained models."""
+    parts = ["# Results", NOTE]
+    for run, title in RUNS.items():
+        if (reports / run / "report.json").exists():
+            parts += [f"## {title}", *of_run(reports, run)]
+    parts += ["## Untrained, by the published quick test", untrained(reports)]
     return "\n\n".join(parts) + "\n"
 
 
+def of_run(reports: Path, run: str) -> list[str]:
+    """Return what is told of a comparison: its table, verdicts, what makes it so, what was expected, its companions."""
+    report = read_record(Report, reports / run / "report.json")
+    profile = settings_of(report, "train")
+    sections = {
+        "What it stands on": facts(report),
+        "What makes it so": shares.of_both_sides(report),
+        "Expected and found": predictions.beside_results(reports / run / "predictions.md", report),
+        "One thing changed in the memory": ablations(reports, run),
+        "Longer contexts": lengths(reports, run),
+        "On other texts": elsewhere(reports, run),
+        "The same training again": again(report, reports, run),
+    }
+    told = [f"### {title}\n\n{text}" for title, text in sections.items() if text]
+    optimizer = OPTIMIZERS[profile.get("optimizer", "adamw")]
+    about = f"{len(report.run.seeds)} seeds, {optimizer}, {tried(report)} tries for each model"
+    return [f"[reports/{run}](../reports/{run}/index.html), {read(report)}; {about}. {MEASURED}",
+            comparison(report), TEXT, verdicts(report), *told]  # fmt: skip
+
+
+def tried(report: Report) -> int:
+    """Return how many combinations were tried of each model."""
+    grid = settings_of(report, "train")
+    return math.prod(len(grid.get(values, [0])) for values in GRID.values())
+
+
 def comparison(report: Report) -> str:
-    """Return the table of all models."""
-    return table(*main_table(report, COMPARED))
+    """Return the table of a run's models, those of COMPARED that it has."""
+    found = settings_of(report, "train").get("models", COMPARED)
+    return table(*main_table(report, [model for model in COMPARED if model in found]))
 
 
 def main_table(report: Report, models: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -189,28 +223,47 @@ def verdicts(report: Report) -> str:
 def facts(report: Report) -> str:
     """Return what a reader of the ratios should know, one line each."""
     perplexity, memory = stage_of(report, "perplexity"), stage_of(report, "memory")
-    twin = perplexity.find(WHOLE_MEMORY, catalog.TWIN)
-    of_twin, of_memory = (
-        math.log(perplexity.find(f"{RATIO}{catalog.BASELINE}", model).value)
-        for model in (catalog.TWIN, catalog.WITH_MEMORY)
-    )
-    seeds = perplexity.find("perplexity", catalog.WITH_MEMORY).samples
-    formats = [perplexity.find(f"perplexity_{kind}", catalog.WITH_MEMORY).value for kind in ("bfloat16", "float32")]
-    memories = [
-        "{} {:.3f} (Stage 1), {:.3f} (with memory)".format(text, *(metric.value for metric in found))
-        for text, name in MEMORY_RATIOS
-        if all(found := [memory.find(name, model) for model in JUDGED])
-    ]
-    gains = [f"{label(model)} {_last_gain(stage_of(report, 'train'), model):.3f}" for model in COMPARED]
-    lines = [
-        f"GPU memory over Phase 2's: {'; '.join(memories)}.",
-        f"The real twin has {ratio(twin)} times the perplexity of the complex memory; "
-        f"{100 * of_twin / of_memory:.0f} % of the gain over Phase 2, in nat per token, needs no complex numbers.",
-        f"The best seed of Stage 1 with memory reaches {min(seeds):.2f} per token. Stored as complex32, bfloat16 or "
-        f"float32 its first seed gives {', '.join(f'{value:.2f}' for value in (seeds[0], *formats))}.",
-        f"Between the last two validations, nat gained: {', '.join(gains)}.",
-    ]
+    lines = []
+    for text, name in MEMORY_RATIOS:
+        found = [(model, memory.find(name, model)) for model in catalog.COMPARED]
+        told = [f"{label(model)} {metric.value:.3f}" for model, metric in found if metric and metric.value is not None]
+        lines += [f"GPU memory over {label(catalog.BASELINE)}'s, {text}: {', '.join(told)}."] if told else []
+    for twin, whole in ((catalog.COMPACT_TWIN, catalog.COMPACT), (catalog.TWIN, catalog.WITH_MEMORY)):
+        if found := perplexity.find(f"{RATIO}{whole}", twin):
+            lines.append(f"{label(twin)}: {ratio(found)} times the perplexity of {label(whole)}.")
+    for model in JUDGED:
+        formats = [perplexity.find(f"perplexity_{kind}", model) for kind in ("bfloat16", "float32")]
+        if None in formats:
+            continue
+        stored = [perplexity.find("perplexity", model).samples[0], *(metric.value for metric in formats)]
+        lines.append(f"{label(model)}, first seed, stored as complex32, bfloat16 or float32: "
+                     f"{', '.join(f'{value:.2f}' for value in stored)} per token.")  # fmt: skip
+    train = stage_of(report, "train")
+    gains = [f"{label(model)} {_last_gain(train, model):.3f}" for model in train.models("validation_loss")]
+    lines.append(f"Between the last two validations, nat gained: {', '.join(gains)}.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def elsewhere(reports: Path, run: str) -> str:
+    """Return the perplexity of a comparison's models on texts that none of them was trained on; nothing without."""
+    told, columns = [], []
+    for path in sorted((reports / run / "companions").glob("*.json")):
+        report = read_record(Report, path)
+        other = report.run.params.get("test_corpus")
+        if not other:
+            continue
+        found, text = stage_of(report, "perplexity"), str(other).rpartition("/")[2]
+        columns.append((text, found))
+        told.append(f"{text}: {found.find('num_targets', catalog.BASELINE).value:,.0f} targets, {made(report.run)}")
+    head = ["", *(cell for text, _ in columns for cell in (f"{text}, per token", f"over {label(catalog.BASELINE)}'s"))]
+    rows = [[label(model), *(cell for _, found in columns for cell in _both(found, model))] for model in COMPARED]
+    if not columns:
+        return ""
+    return f"{'; '.join(told)}. Each model as it was trained for the comparison.\n\n{table(head, rows)}"
+
+
+def _both(found: StageRecord, model: str) -> tuple[str, str]:
+    return shown(found.find("perplexity", model), ".4g"), ratio(found.find(f"{RATIO}{catalog.BASELINE}", model))
 
 
 def _last_gain(train: StageRecord, model: str) -> float:
@@ -218,9 +271,11 @@ def _last_gain(train: StageRecord, model: str) -> float:
     return statistics.fmean(losses[-2] - losses[-1] for losses in curves)
 
 
-def ablations(reports: Path) -> str:
-    """Return the ablations of the memory: perplexity, and its ratio to the whole one's."""
-    report = companion(reports, "gpu-ablations")
+def ablations(reports: Path, run: str) -> str:
+    """Return the ablations of the memory: perplexity, and its ratio to the whole one's; nothing without them."""
+    report = companion(reports, run, "gpu-ablations")
+    if report is None:
+        return ""
     found = stage_of(report, "perplexity")
     rows = [
         [label(model), shown(found.find("perplexity", model), ".4g"), ratio(found.find(WHOLE_MEMORY, model))]
@@ -231,11 +286,13 @@ def ablations(reports: Path) -> str:
     return told + "\n\n" + table(["", "perplexity per token", "over the whole memory's"], rows)
 
 
-def lengths(reports: Path) -> str:
-    """Return perplexity and peak memory of models trained and tested at longer contexts."""
+def lengths(reports: Path, run: str) -> str:
+    """Return perplexity and peak memory of models trained and tested at longer contexts; nothing without such runs."""
     rows = []
     for length in LENGTHS:
-        report = companion(reports, f"gpu-length-{length}")
+        report = companion(reports, run, f"gpu-length-{length}")
+        if report is None:
+            return ""
         perplexity, memory = stage_of(report, "perplexity"), stage_of(report, "memory")
         found = [(perplexity.find("perplexity", m).value, memory.find("peak_memory", m).value) for m in MODELS]
         rows.append([f"{length:,}", *(f"{value:.4g}; {peak:.3f} GiB" for value, peak in found)])
@@ -243,9 +300,12 @@ def lengths(reports: Path) -> str:
     return f"{read(report)}; {told}" + "\n\n" + table(["context", *map(label, MODELS)], rows)
 
 
-def again(report: Report, reports: Path) -> str:
-    """Return a training done again, beside the spread of the seeds."""
-    (found,) = repeats(report, other := companion(reports, "gpu-again"))
+def again(report: Report, reports: Path, run: str) -> str:
+    """Return a training done again, beside the spread of the seeds; nothing where none was."""
+    other = companion(reports, run, "gpu-again")
+    if other is None:
+        return ""
+    (found,) = repeats(report, other)
     return (
         f"{read(other)}. {label(found.model)}, seed {found.seed}: {found.again:.2f} instead of {found.first:.2f} per "
         f"token; the standard deviation of the seeds is {found.sd:.2f}."
@@ -282,17 +342,20 @@ def speed(reports: Path) -> str:
 
 
 def headline(reports: Path) -> str:
-    """Return the README's small table: the two candidates beside Phase 2."""
-    report, rows = read_record(Report, reports / "gpu" / "report.json"), []
+    """Return the README's small table: the candidates over Phase 2."""
+    report, rows = read_record(Report, reports / MAIN / "report.json"), []
+    judged = [model for model in JUDGED if model in [one.model for one in report.judged]]
     for text, stage, name in (
         ("perplexity", "perplexity", "perplexity"),
-        ("GPU memory, each in its own precision", "memory", "peak_memory"),
+        ("GPU memory, each as it runs", "memory", "peak_memory"),
+        ("GPU memory, blocks recomputed on both sides", "memory", "peak_memory_recomputed"),
+        ("GPU memory, recomputed on neither side", "memory", "peak_memory_plain"),
         ("GPU memory with AdamW, all float32", "memory", "peak_memory_with_optimizer"),
         ("GPU memory of a training step, blocks recomputed", "memory", "peak_memory_training_step"),
     ):
         over = f"{name}_ratio_to_{catalog.BASELINE}"
-        rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in JUDGED)])
-    return table([f"over {label(catalog.BASELINE)}'s", *map(label, JUDGED)], rows)
+        rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in judged)])
+    return table([f"over {label(catalog.BASELINE)}'s", *map(label, judged)], rows)
 
 
 PAGES: dict[str, Callable[[Path], str]] = {"docs/results.md": results, "docs/speed.md": speed}

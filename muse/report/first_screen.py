@@ -40,7 +40,7 @@ def answer(report: Report, language: str = "en") -> list[str]:
     if not report.judged or not report.stages:
         return []
     chosen = best_candidate(report)
-    found = [_promise(report, chosen, language), _harder(report, chosen, language), _numbers(report, chosen, language)]
+    found = [_promise(report, chosen, language), _parts(report, chosen, language), _numbers(report, chosen, language)]
     return [sentence for sentence in found if sentence]
 
 
@@ -89,18 +89,23 @@ def _two(report: Report, judged: Judged, language: str) -> dict[str, str]:
     return found
 
 
-def _harder(report: Report, chosen: Judged, language: str) -> str:
-    """The rows beside the memory criterion: both sides recomputed, nothing recomputed, a training step."""
+def _parts(report: Report, chosen: Judged, language: str) -> str:
+    """What makes it so, a part given to both sides or to neither: recomputed blocks, half precision, table, memory."""
     ratios = {
         key: _over_baseline(report, metric, chosen.model)
         for key, metric in (("fair", "peak_memory_recomputed"), ("plain", "peak_memory_plain"),
                             ("training_step", "peak_memory_training_step"),
                             ("with_optimizer", "peak_memory_with_optimizer"))
     }  # fmt: skip
+    ratios["bfloat16"] = _value(report, "memory", f"peak_memory{OVER}_bfloat16", chosen.model)
+    over_table = f"perplexity_ratio_to_{catalog.COMPACT_BASELINE}"
+    ratios["low_rank"] = _value(report, "perplexity", over_table, chosen.model)
+    if any(row.has_memory for row in catalog.MODELS if row.name == chosen.model):
+        ratios["no_memory"] = _value(report, "perplexity", f"perplexity{OVER}", catalog.REFERENCE)
     said = [say(language, f"answer.lead.{key}", value=_ratio_text(value)) for key, value in ratios.items() if value]
     if not said:
         return ""
-    return say(language, "answer.lead.harder", model=_label(chosen.model, language), rows=join(language, said))
+    return say(language, "answer.lead.parts", model=_label(chosen.model, language), rows=join(language, said))
 
 
 def _numbers(report: Report, chosen: Judged, language: str) -> str:
@@ -241,6 +246,11 @@ def _stage(report: Report, name: str) -> StageRecord | None:
 def _metric(report: Report, stage: str, name: str, model: str) -> Metric | None:
     record = _stage(report, stage)
     return record.find(name, model) if record else None
+
+
+def _value(report: Report, stage: str, name: str, model: str) -> float | None:
+    metric = _metric(report, stage, name, model)
+    return metric.value if metric else None
 
 
 def _over_baseline(report: Report, metric: str, model: str) -> float | None:

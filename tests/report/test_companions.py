@@ -54,6 +54,7 @@ def soup(text):
         (make_report(memory=peaks(1.0), profile="gpu-memory"), "other"),
         (make_report(perplexities((51.0,)), train_tokens=2000), "other"),
         (make_report(perplexities((51.0,), ("gpt2",))), "other"),
+        (make_report([metric("perplexity_ratio_to_stage1_memory", "real_twin", 1.01)], optimizer="adamw"), "other"),
         (make_report(perplexities((51.0,)), data="b"), "other"),
         (make_report(perplexities((51.0,)), data="b", test_corpus=".../code"), "texts"),
         (make_report(perplexities((51.0,)), data="b", test_corpus=".../code", train_tokens=2000), "other"),

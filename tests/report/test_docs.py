@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from builders import make_report, metric, stage
+import re
+from pathlib import Path
 
-from muse.report import docs
+import pytest
+from builders import VERDICTS, criterion, make_report, metric, run_info, stage
+
+from muse.records.schema import Judged, Report, Summary
+from muse.report import docs, predictions, shares
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_averaged_seeds_have_a_row_of_their_own_where_a_record_has_them():
@@ -12,10 +19,72 @@ def test_averaged_seeds_have_a_row_of_their_own_where_a_record_has_them():
     found = [metric("perplexity", model, 50.0, "per token", interval=(49.0, 51.0)) for model in models]
     found += [metric(f"perplexity_ratio_to_{base}", model, 1.1, interval=(1.0, 1.2))
               for base, model in (("phase2", "stage1"), ("phase2", "stage1_memory"))]  # fmt: skip
+    run = run_info(params={"models": list(models)})
     others = [stage(name) for name in ("train", "memory", "throughput")]
-    before = docs.comparison(make_report([stage(metrics=found), *others])).splitlines()
+    before = docs.comparison(make_report([stage(metrics=found), *others], run)).splitlines()
     averaged = [metric("ensemble_perplexity", model, value) for model, value in (("stage1", 40.0), ("gpt2", 41.0))]
-    after = docs.comparison(make_report([stage(metrics=[*found, *averaged]), *others])).splitlines()
-    row = "| the seeds averaged: mean of their probabilities, per token | 40 |  |  |  | 41 |"
+    after = docs.comparison(make_report([stage(metrics=[*found, *averaged]), *others], run)).splitlines()
+    row = "| the seeds averaged: mean of their probabilities, per token |  |  | 40 |  | 41 |"
     assert [line for line in after if line not in before] == [row]
     assert [line for line in after if line != row] == before
+
+
+def compared(**ratios):
+    """A comparison of all eight models whose ratios and peaks tell their models apart."""
+    models = list(docs.COMPARED)
+    quality = [metric("perplexity", model, 50.0, "per token", samples=[50.0]) for model in models]
+    quality += [metric("word_perplexity", "stage1_memory", 80.0), metric("ensemble_perplexity", "stage1_memory", 33.0)]
+    pairs = [(model, "phase2") for model in models if model != "phase2"]
+    pairs += [
+        ("real_twin", "stage1_memory"),
+        ("real_twin_compact", "stage1_compact"),
+        ("stage1_compact", "phase2_compact"),
+    ]
+    quality += [metric(f"perplexity_ratio_to_{base}", model, ratios.get(model, 1.25), interval=(1.0, 1.5))
+                for model, base in pairs]  # fmt: skip
+    variants = ("", "_recomputed", "_plain", "_matched", "_training_step")
+    peaks = [metric(f"peak_memory{variant}", model, 0.5) for variant in variants for model in models]
+    peaks += [metric(f"peak_memory{variant}_ratio_to_phase2", model, 0.25 + at / 8)
+              for at, variant in enumerate(variants) for model in models if model != "phase2"]  # fmt: skip
+    peaks += [
+        metric("peak_memory_bfloat16", "phase2", 0.375),
+        metric("peak_memory_ratio_to_phase2_bfloat16", "stage1_compact", 0.6),
+    ]
+    tried = [metric("tried_validation_loss", model, 3.75, labels=["x"], samples=[3.75]) for model in models]
+    tried += [metric("common_regret", "", 0.1, labels=["stage1_compact", "phase2"], samples=[0.5, 0.0])]
+    stages = [stage(metrics=quality), stage("memory", metrics=peaks), stage("train", metrics=tried)]
+    passed = [criterion(name) for name in VERDICTS]
+    judged = [Judged(model=model, criteria=passed, summary=Summary()) for model in ("stage1", "stage1_compact")]
+    return Report.of(run_info(params={"models": models}), judged, stages)
+
+
+def test_each_prediction_stands_beside_what_was_found(tmp_path):
+    """Whatever is written before a run has its row after it; of a row that nobody knows that is an error."""
+    expected = ROOT / "reports" / "gpu" / "predictions.md"
+    numbers = re.findall(r"^\| (\d+) \|", expected.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = [line for line in predictions.beside_results(expected, compared()).splitlines() if line.startswith("| ")][2:]
+    found = {row.split(" | ")[0].strip("| "): row.split(" | ")[3].strip("| ") for row in rows}
+    assert list(found) == numbers
+    assert found["1"] == found["11"] == "1.250 (1.000 – 1.500)"
+    assert found["2"].startswith("1.649 "), "exp of half a nat more at the common setting"
+    assert found["3"] == "5 of 5 pass"
+    assert found["4"] == found["5"] == "0.250, 0.375, 0.500"
+    assert (found["7"], found["8"], found["9"], found["10"]) == ("0.750", "50.0 (80.0)", "33.0", "0.800; 0.800")
+    other = compared(stage1_compact=1.125)
+    assert predictions.beside_results(expected, other) != predictions.beside_results(expected, compared())
+    more = tmp_path / "predictions.md"
+    more.write_text(expected.read_text(encoding="utf-8").replace("| 12 |", "| 99 |"), encoding="utf-8")
+    with pytest.raises(KeyError):
+        predictions.beside_results(more, compared())
+    assert predictions.beside_results(expected, make_report()) == "", "of another run"
+
+
+def test_what_makes_it_so_is_told_by_leaving_one_thing_out_on_both_sides():
+    rows = [line for line in shares.of_both_sides(compared()).splitlines() if line.startswith("| ")][2:]
+    cells = {tuple(row.strip("| ").split(" | ")[:1]): row for row in rows}
+    assert len(rows) == 9
+    assert "0.250" in cells[("the whole",)]
+    assert "0.375" in cells[("recomputed blocks: both",)]
+    assert "0.600" in cells[("half precision: both",)]
+    assert cells[("low-rank table: both",)].endswith("| 1.250 (1.000 – 1.500) | 1.000 |")
+    assert shares.of_both_sides(make_report()) == ""

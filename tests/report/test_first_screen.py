@@ -47,10 +47,23 @@ def test_one_model_that_keeps_both_promises_is_the_answer():
     found = first_screen.answer(report(judged("stage1", "fail", "pass"), judged("stage1_compact", "pass", "pass")))
     assert found[0].startswith("Stage 1 compact keeps both promises: 0.950 (0.940 – 0.960) times Phase 2's perplexity")
     assert "0.300 times its GPU memory" in found[0]
-    assert found[1].startswith("Harder rows for Stage 1 compact: 1.000 times the GPU memory where both sides recompute")
+    assert found[1].startswith("What makes it so for Stage 1 compact, each part given to both sides or to neither: 1")
+    assert "1.000 times the GPU memory where both sides recompute" in found[1]
+    assert "2.300 times Phase 2's perplexity without the complex memory" in found[1]
+    assert "low-rank" not in found[1], "that was not measured"
     partly = first_screen.answer(report(judged("stage1_compact", "pass", "pass", rest="not_measured")))[0]
     assert "all five" not in partly
     assert "What does not pass: Numerical stability" in partly
+
+
+def test_parts_are_given_to_both_sides_where_that_was_measured():
+    made = report(judged("stage1_compact", "pass", "pass"))
+    more = [metric("peak_memory_ratio_to_phase2_bfloat16", "stage1_compact", 0.55),
+            ratio("stage1_compact", 0.83, (0.82, 0.84), baseline="phase2_compact")]  # fmt: skip
+    stages = [one.model_copy(update={"metrics": [*one.metrics, *more]}) for one in made.stages]
+    said = first_screen.answer(made.model_copy(update={"stages": stages}))[1]
+    assert "0.550 where Phase 2 is stored in half precision too" in said
+    assert "0.830 times the perplexity where Phase 2 has the low-rank table too" in said
 
 
 def test_two_models_that_keep_one_promise_each_are_no_answer():
