@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from muse.report import figures
 from muse.report.figures import bench, stage
 from muse.report.figures.panels import DIGIT, end_labels, width_of, wrapped
 from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, style
-from muse.report.numbers import number
+from muse.report.numbers import number, rounded
 from muse.report.texts import LANGUAGES, texts
 
 
@@ -292,6 +293,33 @@ def test_throughput_names_the_share_of_the_ceiling():
     assert "1,000 · 25.0%" in [note.text for note in figure.layout.annotations]
     assert "share of the measured ceiling" in figure.layout.meta["caption"]
     assert figure.data[0].error_x.array[0] == 200
+
+
+def test_curves_over_the_same_tokens_name_them_once_on_a_page():
+    curves = [series("training_loss", name, x=range(10, 200, 10), y=np.linspace(5, 4, 19)) for name in MODELS][:3]
+    figure = figures.loss_curves(record("train", series=[*curves, series("validation_loss")]))
+    drawn = json.loads(soup(mimebundle(figure)["text/html"]).script.string)
+    first, second, third, other = (trace["x"] for trace in drawn["data"])
+    assert first == list(range(10, 200, 10))
+    assert second == third == 0, "the number of the trace that has them"
+    assert isinstance(other, list)
+    assert [list(trace.x) for trace in figure.data[:3]] == [first] * 3, "JupyterLab has them all"
+
+
+def test_a_long_training_is_drawn_in_means_and_the_caption_says_so():
+    losses = np.linspace(5, 4, 200)
+    figure = figures.loss_curves(record("train", series=[series("training_loss", x=range(200), y=losses)]))
+    assert len(figure.data[0].y) == 66
+    assert figure.data[0].y[0] == pytest.approx(losses[:3].mean(), abs=1e-4)
+    assert "the mean of 3" in figure.layout.meta["caption"]
+    short = figures.loss_curves(record("train", series=[series("training_loss", x=range(99), y=losses[:99])]))
+    assert len(short.data[0].y) == 99
+    assert "the mean of" not in short.layout.meta["caption"]
+
+
+def test_numbers_of_a_picture_have_five_digits_or_are_whole():
+    values = rounded([131072.0, 80937553.0, 3.14159265, 103762.6, 1e-7, math.nan])
+    assert json.dumps(values) == "[131072, 80937553, 3.1416, 103760, 1e-07, null]"
 
 
 def test_gradient_norms_name_what_lies_outside():

@@ -297,6 +297,13 @@ def test_stage_table_shows_failed_and_missing_stages():
     assert links == ["pages/03_perplexity.html", "pages/04_memory.html", "logs/memory.log"]
 
 
+def test_a_row_of_a_table_weighs_little_more_than_its_words():
+    metrics = [Metric(name="peak_memory", model="stage1", value=1.5, unit="GiB", note="allocator")] * 100
+    page = soup(report.numbers_table(stage(metrics=metrics)))
+    words = sum(len(cell.get_text()) for cell in page.select("td"))
+    assert len(str(page)) < words + 100 * 100
+
+
 def test_numbers_table_shows_every_metric():
     metric = Metric(
         name="peak_memory",
@@ -669,6 +676,16 @@ def test_tables_show_all_of_their_columns_on_a_phone(tmp_path, dark_tab):
     assert dark_tab.locator(".muse-rows thead").first.is_visible()
     assert dark_tab.locator(".muse-rows").first.evaluate(labels) == "none"
 
+
+
+def test_a_curve_that_names_the_tokens_of_another_is_drawn_and_in_the_data(tmp_path, dark_tab):
+    curves = [Series(name="training_loss", model=name, x_name="t", y_name="l", x=[7, 8], y=[3, 2]) for name in "ab"]
+    drawn = shown(mimebundle(figures.loss_curves(stage("train", series=curves))))
+    dark_tab.goto(export_cells(tmp_path, code("f", drawn), inline_assets=True).resolve().as_uri())
+    dark_tab.wait_for_function(browser.DRAWN)
+    assert dark_tab.evaluate("document.querySelector('.js-plotly-plot').data.map(trace => trace.x)") == [[7, 8]] * 2
+    data = dark_tab.evaluate("fetch(document.querySelector('.muse-files a').href).then(file => file.text())")
+    assert [line.split(",")[-5:-3] for line in data.splitlines()[1:]] == [["7", "3"], ["8", "2"]] * 2
 
 
 @pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")

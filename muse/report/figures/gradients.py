@@ -71,12 +71,13 @@ def _dots(
     model: str, norms: Sequence[Norm], rows: dict[tuple[str, str], int], edge: float, language: str
 ) -> go.Scatter:
     look, shown = style(model, language), [0 < norm < math.inf for _, _, norm in norms]
+    symbol = look.symbol if all(shown) else [look.symbol if ok else "x" for ok in shown]
     return go.Scatter(
         x=rounded(norm if ok else edge for (_, _, norm), ok in zip(norms, shown, strict=True)),
         y=[rows[model, _kind(name)] for _, name, _ in norms],
         mode="markers",
         name=look.label,
-        marker={"color": look.color, "size": 8, "symbol": [look.symbol if ok else "x" for ok in shown]},
+        marker={"color": look.color, "size": 8, "symbol": symbol},
         opacity=0.7,  # dots of one row may lie on one another
         text=[f"{name}: {number(norm)}" for _, name, norm in norms],
         hovertemplate="%{text}<extra></extra>",

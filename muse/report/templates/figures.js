@@ -53,6 +53,9 @@
   async function draw(box) {
     try {
       const figure = JSON.parse(box.querySelector("script").textContent);
+      for (const trace of figure.data) { // the number of an earlier trace, whose x it has
+        if (typeof trace.x === "number") trace.x = figure.data[trace.x].x;
+      }
       const plot = document.createElement("div");
       box.append(plot);
       await Plotly.newPlot(plot, figure.data, laidOut(box, figure), {
