@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import string
+import threading
 
 import nbformat
 import pytest
@@ -609,6 +611,29 @@ def test_an_index_can_share_the_script_of_the_stages_pages(good):
     assert soup((good / "index.html").read_text()).select_one("script[src]")["src"] == "assets/figures.js"
     assert (good / "index.html").stat().st_size < alone - 10**6
     assert not [problem for problem in check.check_run(good) if "verdict" not in problem]
+
+
+def test_browsers_side_by_side_tell_of_pages_in_their_order(tmp_path, monkeypatch):
+    pages = [tmp_path / f"{name}.html" for name in "bac"]
+    for size, page in enumerate(pages):
+        page.write_text("x" * size)
+    together, opened = threading.Barrier(2), []
+
+    def look_at(context, page):
+        if page.stem in "ca":  # the two largest, one in each browser
+            together.wait(20)
+        opened.append(page)
+        return [f"problem {len(page.read_text())}"]
+
+    monkeypatch.setattr(check, "usable_cores", lambda: 2)
+    monkeypatch.setattr(check, "window", lambda browser: contextlib.nullcontext())
+    monkeypatch.setattr(check, "_look_at", look_at)
+    found = check.check_in_browser(pages, "chromium")
+    assert found == ["b.html: problem 0", "a.html: problem 1", "c.html: problem 2"]
+    assert sorted(opened) == sorted(pages)
+    monkeypatch.setattr(check, "_look_at", lambda context, page: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        check.check_in_browser(pages, "chromium")
 
 
 def test_check_command(good, monkeypatch, capsys):
