@@ -16,6 +16,7 @@ from builders import metric, record, series, soup
 from muse.measure import dynamics
 from muse.report import figures
 from muse.report.figures import bench, stage
+from muse.report.figures.dynamics import percents
 from muse.report.figures.panels import DIGIT, end_labels, width_of, wrapped
 from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, style
 from muse.report.numbers import number, rounded
@@ -484,7 +485,7 @@ def test_plane_use_shows_both_shares_behind_each_layer():
     assert [list(trace.x) for trace in figure.data] == [[0, 1]] * 2
     assert [trace.xaxis for trace in figure.data] == ["x", "x2"]
     assert "not recorded" in figure.layout.meta["caption"]
-    assert "energy in the imaginary plane: 0.500; 0.250; spread of phases: 0.900; 0.625" in figure.layout.meta["alt"]
+    assert "Energy in the imaginary plane: 0.500; 0.250; spread of phases: 0.900; 0.625" in figure.layout.meta["alt"]
 
 
 @pytest.mark.parametrize(("factor", "said"), [(1.02, "left rotation where it began"), (1.5, "moved the rotation")])
@@ -518,7 +519,15 @@ def test_half_lives_say_how_long_what_is_read_lives():
     assert dots.marker.size[2] > dots.marker.size[0] > dots.marker.size[1] > dots.marker.size[3]
     caption = figure.layout.meta["caption"]
     assert "From 2 (layer 0 head 0) to 300 tokens (layer 1 head 1)" in caption
-    assert "82% comes from heads that live less than 10 tokens, 12% from those up to 100, 5% from longer" in caption
+    assert "83% comes from heads that live less than 10 tokens, 12% from those up to 100, 5% from longer" in caption
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [((0.006, 0.206, 0.788), "1% 20% 79%"), ((1 / 3, 1 / 3, 1 / 3), "34% 33% 33%"), ((0.5, 0.5, 0.0), "50% 50% 0%")],
+)
+def test_percents_of_a_whole_add_up(shares, words):
+    assert " ".join(percents(shares)) == words
 
 
 def test_half_lives_without_shares_and_spreads_are_drawn_alike():

@@ -50,6 +50,7 @@ def test_further_candidates_have_cards_and_a_headline_of_their_own():
     assert [h.text for h in table.select("h3") if "same criteria" in h.text] == [
         "The same criteria for Stage 1 with memory"
     ]
+    assert [len(table.select(f"header {level}")) for level in ("h3", "h4")] == [len(VERDICTS), 1]
     assert len(table.select("[data-criterion]")) == len(VERDICTS) + 1
     first, second = (line.text for line in table.select(".muse-counts"))
     counts = [list(VERDICTS.values()).count(verdict) for verdict in ("pass", "fail", "not_measured")]

@@ -92,7 +92,8 @@ def _kind(name: str) -> str:
 def _norms_in_words(norms: Sequence[Norm], wanted: tuple[float, float], language: str) -> str:
     low, high = wanted
     several = len({model for model, _, _ in norms}) > 1
-    told = [(f"{style(model, language).label}: {name}" if several else name, norm) for model, name, norm in norms]
+    colon = texts(language)["colon"]
+    told = [(f"{style(model, language).label}{colon} {name}" if several else name, norm) for model, name, norm in norms]
     outside = [f"{name} {number(norm)}" for name, norm in told if not low <= norm <= high]
     (low_name, low), (high_name, high) = (pick(told, key=lambda row: row[1]) for pick in (min, max))
     fields = {"low": number(low), "low_name": low_name, "high": number(high), "high_name": high_name}
