@@ -69,7 +69,7 @@ OVERLAPS = """() => [...document.querySelectorAll(".muse-figure")].flatMap((box,
 })"""
 """Labels of a figure that lie on one another."""
 
-HIDDEN = """() => [...document.querySelectorAll(".muse-rows, .muse-defined")].map((box) => {
+HIDDEN = """() => [...document.querySelectorAll(".muse-rows, .muse-defined, .text-table")].map((box) => {
   const folds = [];
   for (let fold = box.closest("details:not([open])"); fold; fold = box.closest("details:not([open])")) {
     fold.open = true;

@@ -23,6 +23,7 @@ from builders import (
     stage,
     write_run,
 )
+from markupsafe import Markup
 from nbformat.v4 import new_markdown_cell, new_output
 
 from muse.catalog import STAGE_NAMES
@@ -441,10 +442,12 @@ def test_the_title_stands_first_even_when_parameters_precede_it(tmp_path):
 
 
 def test_formulas_become_mathml_and_unknown_ones_stay_readable(tmp_path):
-    text = "Inline $e^{i\\theta}$ and\n\n$$\\frac{a}{b} < c$$\n\nand $\\nosuchmacro{x}$, price 5$"
+    text = "Inline $e^{i\\theta}$ and\n\n$$\\frac{a}{b} < c$$\n\n"
+    text += "$\\big\\langle k \\big\\rangle$ and $\\nosuchmacro{x}$, price 5$"
     main = soup(export_cells(tmp_path, new_markdown_cell(text)).read_text()).main
-    assert len(main.select("math")) == 2
+    assert len(main.select("math")) == 3
     assert main.select_one("math[display=block] mfrac")
+    assert main.select("math")[-1].text == "⟨k⟩"
     assert main.select_one("code").text == "\\nosuchmacro{x}"
     assert "mathjax" not in str(main).lower()
 
@@ -690,11 +693,13 @@ def test_tables_show_all_of_their_columns_on_a_phone(tmp_path, dark_tab):
     record = stage(metrics=metrics, status="failed", error="x" * 99)
     found = make_report([record], run=run_info(hardware={"cpu": "y" * 99}))
     parts = [report.numbers_table(record), report.stage_table(found), provenance(found, tmp_path)]
+    parts.append(Markup(f"<p><code>{'z' * 99}</code></p>"))
     page = export_cells(tmp_path, code("x", *(shown({"text/html": part}) for part in parts)), inline_assets=True)
     dark_tab.set_viewport_size({"width": 375, "height": 900})
     dark_tab.goto(page.resolve().as_uri())
     assert dark_tab.locator(".muse-rows").count() >= 2
     assert dark_tab.evaluate(check.HIDDEN) == []
+    assert dark_tab.evaluate("document.documentElement.scrollWidth") == 375
     dark_tab.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
     labels = "box => getComputedStyle(box.querySelector('td:nth-child(3)'), '::before').content"
     assert "Value" in dark_tab.locator(".muse-rows").first.evaluate(labels)
