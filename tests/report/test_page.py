@@ -709,6 +709,17 @@ def test_tables_show_all_of_their_columns_on_a_phone(tmp_path, dark_tab):
 
 
 
+def test_the_words_of_panels_leave_their_bars_room_on_paper(tmp_path, dark_tab):
+    peaks = [Metric(name="peak_memory", model="stage1", value=1.5, unit="GiB", n=1)]
+    drawn = shown(mimebundle(figures.memory_bars(stage("memory", metrics=peaks))))
+    dark_tab.goto(export_cells(tmp_path, code("f", drawn), inline_assets=True).resolve().as_uri())
+    dark_tab.wait_for_function(browser.DRAWN)
+    sizes = "document.querySelector('.js-plotly-plot')._fullLayout.annotations.map(note => note.font.size)"
+    assert set(dark_tab.evaluate(sizes)) == {12}
+    dark_tab.emulate_media(media="print")
+    dark_tab.wait_for_function(f"{sizes}.every(size => size === 9)", timeout=5_000)
+
+
 def test_a_curve_that_names_the_tokens_of_another_is_drawn_and_in_the_data(tmp_path, dark_tab):
     curves = [Series(name="training_loss", model=name, x_name="t", y_name="l", x=[7, 8], y=[3, 2]) for name in "ab"]
     drawn = shown(mimebundle(figures.loss_curves(stage("train", series=curves))))
