@@ -225,6 +225,12 @@ def _stability(question: Question, record: StageRecord) -> Finding:
     return Finding("pass", text["stability.pass"].format(trials=metric.n), metric.value, "measured")
 
 
+def _bound(norm: float) -> str:
+    """A limit of the norms for reading: a small one, which is a power of ten, as such."""
+    exponent = f"{math.log10(norm):.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{norm:,g}" if norm >= 1e-3 else f"10{exponent}"
+
+
 def _gradients(question: Question, record: StageRecord) -> Finding:
     text, (low, high) = question.text, GRADIENT_NORM
     norms = record.find("gradient_norm", question.candidate)
@@ -247,7 +253,7 @@ def _gradients(question: Question, record: StageRecord) -> Finding:
         reasons.append(text["gradients.non_finite"].format(names=_names(question, broken, len(broken))))
     if outside:
         names = _names(question, outside, len(outside))
-        reasons.append(text["gradients.outside"].format(names=names, low=f"{low:g}", high=f"{high:g}"))
+        reasons.append(text["gradients.outside"].format(names=names, low=_bound(low), high=_bound(high)))
     if reasons:
         return Finding("fail", " ".join(reasons), missing.value + len(broken) + len(outside), "measured")
     reason = text["gradients.pass"].format(
@@ -373,7 +379,7 @@ class Rule:
     foreign: tuple[str, ...] = ()
 
 
-LOWEST_NORM, HIGHEST_NORM = (f"{norm:g}" for norm in GRADIENT_NORM)
+LOWEST_NORM, HIGHEST_NORM = map(_bound, GRADIENT_NORM)
 
 RULES = {
     "perplexity": Rule("perplexity", _perplexity, {"limit": PERPLEXITY_RATIO}),

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muse.host.cores import usable_cores
+
 from . import earlier as earlier
 from .schema import Imported
 
@@ -91,7 +93,7 @@ def hardware() -> dict[str, str]:
     found = {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(usable_cores()),
         "torch_threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }

@@ -40,12 +40,21 @@ def _verdicts(record: StageRecord, words: Mapping[str, str]) -> Iterator[str]:
         asked = {"candidate": name, "skipped_baseline": skipped}
         for found in (*judge([record], words, **asked), *judge_beside([record], words, **asked)):
             if (RULES | BESIDE)[found.name].stage == record.stage:
+                verdict = words[f"verdict.{found.verdict}"]
                 yield words["answer.verdict"].format(
                     model=words.get(f"model.{name}", name),
                     criterion=words[f"criterion.{found.name}"],
-                    verdict=words[f"verdict.{found.verdict}"],
-                    reason=found.reason,
+                    verdict=verdict,
+                    reason=_without(verdict + words["colon"], found.reason),
                 )
+
+
+def _without(lead: str, reason: str) -> str:
+    """A reason without the verdict that it begins with, where that stands before it."""
+    if not reason.lower().startswith(lead.lower()):
+        return reason
+    rest = reason[len(lead) :].strip()
+    return rest[:1].upper() + rest[1:]
 
 
 def _sentences(record: StageRecord, words: Mapping[str, str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup
 
 from muse.catalog import STAGE_NAMES
+from muse.host.cores import usable_cores
 from muse.records.criteria import CRITERIA
 from muse.records.store import RecordError
 
@@ -33,6 +35,9 @@ PAPER = 718
 
 WIDTHS = (375, 768, 1280)
 """Windows that a page is looked at in, in CSS pixels: a phone, a tablet, a desk."""
+
+MOST_BROWSERS = 4
+"""How many browsers look at pages side by side at most, where there are as many cores; each takes about 400 MB."""
 
 OPENS_MS = 1000
 """Within which a page shows its first words; the best of three loads counts, for the machine may be busy."""
@@ -64,7 +69,7 @@ OVERLAPS = """() => [...document.querySelectorAll(".muse-figure")].flatMap((box,
 })"""
 """Labels of a figure that lie on one another."""
 
-HIDDEN = """() => [...document.querySelectorAll(".muse-rows, .muse-defined")].map((box) => {
+HIDDEN = """() => [...document.querySelectorAll(".muse-rows, .muse-defined, .text-table")].map((box) => {
   const folds = [];
   for (let fold = box.closest("details:not([open])"); fold; fold = box.closest("details:not([open])")) {
     fold.open = true;
@@ -168,11 +173,29 @@ def _scripts(soup: BeautifulSoup, page: Path) -> list[str]:
 
 def check_in_browser(pages: Sequence[Path], browser: str) -> list[str]:
     """Open pages without network and return what is wrong: in windows of three widths, dark, on paper, by keyboard."""
-    problems: list[str] = []
-    with window(browser) as context:
-        for page in pages:
-            problems += [f"{page.name}: {problem}" for problem in _look_at(context, page)]
-    return problems
+    found = _look_at_all(pages, browser)
+    return [f"{page.name}: {problem}" for page in pages for problem in found[page]]
+
+
+def _look_at_all(pages: Sequence[Path], browser: str) -> dict[Path, list[str]]:
+    """What is wrong with each page; as many browsers as there are cores take one after the other, large ones first."""
+    found: dict[Path, list[str]] = {}
+    waiting = sorted(set(pages), key=lambda page: (page.stat().st_size, page))
+
+    def look() -> None:
+        with window(browser) as context:
+            while True:
+                try:
+                    page = waiting.pop()
+                except IndexError:  # none is left
+                    return
+                found[page] = _look_at(context, page)
+
+    count = min(usable_cores(), MOST_BROWSERS, len(waiting))
+    with ThreadPoolExecutor(max(1, count)) as threads:
+        for done in [threads.submit(look) for _ in range(count)]:
+            done.result()
+    return found
 
 
 def _look_at(context, page: Path) -> list[str]:
@@ -298,10 +321,10 @@ def _is_reduced(folder: Path) -> bool:
 def check_folders(folders: Sequence[Path]) -> int:
     """Check the folders of runs; print every problem and return 1 when there is one."""
     browser, bad = find_browser(), False
+    drawn = _look_at_all([page for folder in folders for page in pages_of(folder)], browser) if browser else {}
     for folder in folders:
         problems, pages = check_run(folder), pages_of(folder)
-        if browser and pages:
-            problems += check_in_browser(pages, browser)
+        problems += [f"{page.name}: {problem}" for page in pages for problem in drawn.get(page, ())]
         for problem in problems:
             print(f"{folder}: {problem}")
         how = "files and drawn pages" if browser else f"files only: no browser found (looked for {', '.join(BROWSERS)})"

@@ -66,8 +66,11 @@ def _warnings(main: Report, report: Report, language: str) -> list[str]:
     if same_data(main, report) is False and kind(main, report) != "texts":
         found.append(words["companions.other_data"])
     if changed := changed_settings(main, report):
-        told = [say(language, "companions.setting", name=words.get(f"setting.{name}", name), theirs=theirs, ours=ours)
-                for name, (theirs, ours) in changed.items()]  # fmt: skip
+        told = []
+        for name, values in changed.items():
+            theirs, ours = (f"{value:,}" if type(value) is int else value for value in values)
+            told.append(say(language, "companions.setting", name=words.get(f"setting.{name}", name), theirs=theirs,
+                            ours=ours))  # fmt: skip
         found.append(words["companions.settings"].format(list=join(language, told)))
     smaller = _reductions(report) - _reductions(main)
     if smaller:

@@ -32,11 +32,16 @@ NOTEBOOK_ONLY = "notebook-only"
 """Cells with this tag help the reader of the notebook and are left out of the page."""
 
 
+SIZES = re.compile(r"\\[bB]igg?[lmr]?(?![A-Za-z])")
+"""Sizes of brackets in LaTeX, which the converter does not know and browsers find themselves."""
+
+
 def math(latex: str, display: str) -> str:
     """Return MathML for a formula without its dollars; where that fails, the LaTeX itself as code."""
     code = render("code", text=latex)
+    plain = SIZES.sub("", html.unescape(latex).strip())
     try:
-        made = latex_to_mathml(html.unescape(latex).strip(), display=display)
+        made = latex_to_mathml(plain, display=display)
     except Exception:  # the converter raises many types for LaTeX that it does not know
         return code
     return code if re.search(r">\\[A-Za-z]", made) else made.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")

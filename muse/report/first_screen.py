@@ -208,7 +208,10 @@ def _verdict(judged: Judged | None, name: str, words: Mapping[str, str]) -> dict
     failed = any(c.verdict == "fail" for c in open_)
     kind = "fail" if failed else "not_measured" if open_ else "pass"
     text = words["models.passed"].format(n=len(judged.criteria) - len(open_), total=len(judged.criteria))
-    rest = [f"{words[f'criterion.{c.name}']}{words['colon']} {words[f'verdict.{c.verdict}']}" for c in open_]
+    rest = []
+    for verdict in dict.fromkeys(c.verdict for c in open_):
+        names = words["join"].join(words[f"criterion.{c.name}"] for c in open_ if c.verdict == verdict)
+        rest.append(f"{names}{words['colon']} {words[f'verdict.{verdict}']}")
     return {"kind": kind, "text": text, "rest": rest}
 
 

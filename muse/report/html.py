@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 
@@ -13,10 +14,18 @@ from .texts import texts
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["css_string"] = css_string
+    return environment
+
+
+def css_string(text: str) -> str:
+    """Return a text as a string of CSS, for `content`; whatever it says, it ends where it should."""
+    escaped = re.sub(r"[^\w .,()/–-]", lambda sign: f"\\{ord(sign[0]):x} ", str(text))
+    return f'"{escaped}"'
 
 
 def render(template: str, language: str = "en", **values: object) -> Markup:

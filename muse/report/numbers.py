@@ -71,9 +71,17 @@ def signed(text: str) -> str:
     return digits if set(digits) <= set("0.–") else f"−{digits}" if digits != text else f"+{digits}"
 
 
-def rounded(values: Iterable[float]) -> list[float | None]:
-    """Return the values with five significant digits: what a picture can show, at a fraction of the bytes."""
-    return [float(f"{float(value):.5g}") if math.isfinite(value) else None for value in values]
+def rounded(values: Iterable[float]) -> list[float | int | None]:
+    """Return the values with five significant digits: what a picture can show, at a fraction of the bytes.
+
+    Whole numbers stay as they are, and none is written with a decimal point.
+    """
+    return [_short(float(value)) if math.isfinite(value) else None for value in values]
+
+
+def _short(value: float) -> float | int:
+    found = value if value.is_integer() else float(f"{value:.5g}")
+    return int(found) if found.is_integer() and abs(found) < 1e15 else found
 
 
 def metric_decimals(metrics: Iterable[Metric]) -> int:

@@ -250,12 +250,27 @@ class Run:
             error = None
             if self.executed(notebook).exists():
                 error = self.export_notebook(notebook, beside, links, RECORDED)
-            about = {"folder": self.folder, "stage": stage, "links": self.links(stage), "language": language}
-            about["reductions"] = self.reductions(stage)
-            error = self.call(notebook_calls.stage_page, about, stage) or error
+            error = self.page_of_record(stage) or error
         if error and stage != REPORT and not (self.folder / catalog.page(stage)).exists():
             self.plain_stage(notebook)
         return None if stage in self.errors else error
+
+    def page_of_record(self, stage: str) -> str | None:
+        """Make a stage's page from its record alone; return what went wrong."""
+        about = {"folder": self.folder, "stage": stage, "links": self.links(stage), "language": self.settings.language}
+        return self.call(notebook_calls.stage_page, about | {"reductions": self.reductions(stage)}, stage)
+
+    def page_again(self, notebook: Notebook) -> str | None:
+        """Make a stage's page anew; return what went wrong.
+
+        An English one stays where the executed notebook is no longer kept, and is made from the record where the page
+        is of another language.
+        """
+        page, language = self.folder / catalog.page(notebook.stage), self.settings.language
+        if language != RECORDED or self.executed(notebook).exists():
+            return self.page(notebook)
+        kept = page.exists() and f'<html lang="{language}">' in page.read_text(encoding="utf-8")
+        return None if kept else self.page_of_record(notebook.stage)
 
     def links(self, stage: str) -> list[tuple[str, str]]:
         """Return (label, href) of all pages, seen from that of a stage or of the report."""
@@ -476,8 +491,7 @@ def render(
         this = Run(
             settings, info, folder, found, info.command, export, lines, shared_script, errors=failed, environment=own
         )
-        has_page = lambda notebook: language != RECORDED or this.executed(notebook).exists()  # noqa: E731
-        problems = [this.page(notebook) for notebook in found[:-1] if has_page(notebook)]
+        problems = [this.page_again(notebook) for notebook in found[:-1]]
         this.stage(found[-1])
         if stills:
             this.draw_stills()

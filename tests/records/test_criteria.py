@@ -311,6 +311,7 @@ def test_one_bad_gradient_fails_or_is_not_measured_and_never_passes(bad):
         assert "b.weight" in found.reason
         assert "a," not in found.reason
         assert found.value == 1
+        assert "10⁻⁶" in found.target
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def test_the_criteria_that_a_stage_decides_are_said_of_every_candidate():
         "Stage 1 with memory, GPU memory, recomputed on both sides: not measured",
     ]
     assert "0.2500" in found[0]
+    assert [line.lower().count("not measured") for line in found] == [0, 1, 0, 1]
+    assert found[1].split("not measured. ")[1][0].isupper()
 
 
 def test_a_step_of_the_recipe_and_whether_a_small_gpu_can_make_it_are_told():

@@ -228,7 +228,7 @@ def test_lines_warn_of_other_data_other_settings_failed_stages_and_uncommitted_c
     other = other.model_copy(update={"stages": [failed]})
     told = [p.text for p in soup(companion_tables.lines(MAIN, beside(other))).select(".muse-warning")]
     assert "other data" in told[0]
-    assert "train_tokens 5 (this run: 1000)" in told[1]
+    assert "train_tokens 5 (this run: 1,000)" in told[1]
     assert "n_seq 8" in told[2]
     assert "1 of 1 stages did not finish" in told[3]
     assert "uncommitted" in told[4]

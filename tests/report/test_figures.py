@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from builders import metric, record, series, soup
 from muse.measure import dynamics
 from muse.report import figures
 from muse.report.figures import bench, stage
+from muse.report.figures.dynamics import percents
 from muse.report.figures.panels import DIGIT, end_labels, width_of, wrapped
 from muse.report.figures.style import MODELS, PLOTLY_MIME, metric_label, mimebundle, style
-from muse.report.numbers import number
+from muse.report.numbers import number, rounded
 from muse.report.texts import LANGUAGES, texts
 
 
@@ -294,6 +296,33 @@ def test_throughput_names_the_share_of_the_ceiling():
     assert figure.data[0].error_x.array[0] == 200
 
 
+def test_curves_over_the_same_tokens_name_them_once_on_a_page():
+    curves = [series("training_loss", name, x=range(10, 200, 10), y=np.linspace(5, 4, 19)) for name in MODELS][:3]
+    figure = figures.loss_curves(record("train", series=[*curves, series("validation_loss")]))
+    drawn = json.loads(soup(mimebundle(figure)["text/html"]).script.string)
+    first, second, third, other = (trace["x"] for trace in drawn["data"])
+    assert first == list(range(10, 200, 10))
+    assert second == third == 0, "the number of the trace that has them"
+    assert isinstance(other, list)
+    assert [list(trace.x) for trace in figure.data[:3]] == [first] * 3, "JupyterLab has them all"
+
+
+def test_a_long_training_is_drawn_in_means_and_the_caption_says_so():
+    losses = np.linspace(5, 4, 200)
+    figure = figures.loss_curves(record("train", series=[series("training_loss", x=range(200), y=losses)]))
+    assert len(figure.data[0].y) == 66
+    assert figure.data[0].y[0] == pytest.approx(losses[:3].mean(), abs=1e-4)
+    assert "the mean of 3" in figure.layout.meta["caption"]
+    short = figures.loss_curves(record("train", series=[series("training_loss", x=range(99), y=losses[:99])]))
+    assert len(short.data[0].y) == 99
+    assert "the mean of" not in short.layout.meta["caption"]
+
+
+def test_numbers_of_a_picture_have_five_digits_or_are_whole():
+    values = rounded([131072.0, 80937553.0, 3.14159265, 103762.6, 1e-7, math.nan])
+    assert json.dumps(values) == "[131072, 80937553, 3.1416, 103760, 1e-07, null]"
+
+
 def test_gradient_norms_name_what_lies_outside():
     figure = figures.gradient_norms(norms([0.5, 2e-8, 0.0], ["head", "gamma", "beta"]))
     assert list(figure.layout.yaxis.ticktext) == ["head", "gamma", "beta"]
@@ -456,7 +485,7 @@ def test_plane_use_shows_both_shares_behind_each_layer():
     assert [list(trace.x) for trace in figure.data] == [[0, 1]] * 2
     assert [trace.xaxis for trace in figure.data] == ["x", "x2"]
     assert "not recorded" in figure.layout.meta["caption"]
-    assert "energy in the imaginary plane: 0.500; 0.250; spread of phases: 0.900; 0.625" in figure.layout.meta["alt"]
+    assert "Energy in the imaginary plane: 0.500; 0.250; spread of phases: 0.900; 0.625" in figure.layout.meta["alt"]
 
 
 @pytest.mark.parametrize(("factor", "said"), [(1.02, "left rotation where it began"), (1.5, "moved the rotation")])
@@ -490,7 +519,15 @@ def test_half_lives_say_how_long_what_is_read_lives():
     assert dots.marker.size[2] > dots.marker.size[0] > dots.marker.size[1] > dots.marker.size[3]
     caption = figure.layout.meta["caption"]
     assert "From 2 (layer 0 head 0) to 300 tokens (layer 1 head 1)" in caption
-    assert "82% comes from heads that live less than 10 tokens, 12% from those up to 100, 5% from longer" in caption
+    assert "83% comes from heads that live less than 10 tokens, 12% from those up to 100, 5% from longer" in caption
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [((0.006, 0.206, 0.788), "1% 20% 79%"), ((1 / 3, 1 / 3, 1 / 3), "34% 33% 33%"), ((0.5, 0.5, 0.0), "50% 50% 0%")],
+)
+def test_percents_of_a_whole_add_up(shares, words):
+    assert " ".join(percents(shares)) == words
 
 
 def test_half_lives_without_shares_and_spreads_are_drawn_alike():

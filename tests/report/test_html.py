@@ -19,7 +19,7 @@ from muse.records.schema import Excerpt, InputFile, Judged, Metric, Report, Seri
 from muse.records.store import write_record
 from muse.report import page, plain
 from muse.report.figures.style import figure_html
-from muse.report.html import render
+from muse.report.html import css_string, render
 from muse.report.texts import LANGUAGES
 
 
@@ -66,6 +66,15 @@ def write_hostile_run(folder):
     write_record(stage("memory", status="failed", error=text("error")), folder / "records" / "memory.json")
     write_record(beside, folder / "companions" / f"{shown['companion']}.json")
     return shown
+
+
+@pytest.mark.parametrize("text", ['a"b', "a\\b", "a\nb", "</style>", "url(x)", "量 (GiB)", "a; b: c"])
+def test_a_string_of_a_style_ends_where_it_should(text):
+    quoted = css_string(text)
+    assert quoted[0] == quoted[-1] == '"'
+    inside = quoted[1:-1]
+    assert not set(inside) & set('"<>;\n')
+    assert re.sub(r"\\([0-9a-f]+) ", lambda code: chr(int(code[1], 16)), inside) == text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import string
+import threading
 
 import nbformat
 import pytest
@@ -21,6 +23,7 @@ from builders import (
     stage,
     write_run,
 )
+from markupsafe import Markup
 from nbformat.v4 import new_markdown_cell, new_output
 
 from muse.catalog import STAGE_NAMES
@@ -48,6 +51,7 @@ def test_further_candidates_have_cards_and_a_headline_of_their_own():
     assert [h.text for h in table.select("h3") if "same criteria" in h.text] == [
         "The same criteria for Stage 1 with memory"
     ]
+    assert [len(table.select(f"header {level}")) for level in ("h3", "h4")] == [len(VERDICTS), 1]
     assert len(table.select("[data-criterion]")) == len(VERDICTS) + 1
     first, second = (line.text for line in table.select(".muse-counts"))
     counts = [list(VERDICTS.values()).count(verdict) for verdict in ("pass", "fail", "not_measured")]
@@ -297,6 +301,13 @@ def test_stage_table_shows_failed_and_missing_stages():
     assert links == ["pages/03_perplexity.html", "pages/04_memory.html", "logs/memory.log"]
 
 
+def test_a_row_of_a_table_weighs_little_more_than_its_words():
+    metrics = [Metric(name="peak_memory", model="stage1", value=1.5, unit="GiB", note="allocator")] * 100
+    page = soup(report.numbers_table(stage(metrics=metrics)))
+    words = sum(len(cell.get_text()) for cell in page.select("td"))
+    assert len(str(page)) < words + 100 * 100
+
+
 def test_numbers_table_shows_every_metric():
     metric = Metric(
         name="peak_memory",
@@ -431,10 +442,12 @@ def test_the_title_stands_first_even_when_parameters_precede_it(tmp_path):
 
 
 def test_formulas_become_mathml_and_unknown_ones_stay_readable(tmp_path):
-    text = "Inline $e^{i\\theta}$ and\n\n$$\\frac{a}{b} < c$$\n\nand $\\nosuchmacro{x}$, price 5$"
+    text = "Inline $e^{i\\theta}$ and\n\n$$\\frac{a}{b} < c$$\n\n"
+    text += "$\\big\\langle k \\big\\rangle$ and $\\nosuchmacro{x}$, price 5$"
     main = soup(export_cells(tmp_path, new_markdown_cell(text)).read_text()).main
-    assert len(main.select("math")) == 2
+    assert len(main.select("math")) == 3
     assert main.select_one("math[display=block] mfrac")
+    assert main.select("math")[-1].text == "⟨k⟩"
     assert main.select_one("code").text == "\\nosuchmacro{x}"
     assert "mathjax" not in str(main).lower()
 
@@ -604,6 +617,29 @@ def test_an_index_can_share_the_script_of_the_stages_pages(good):
     assert not [problem for problem in check.check_run(good) if "verdict" not in problem]
 
 
+def test_browsers_side_by_side_tell_of_pages_in_their_order(tmp_path, monkeypatch):
+    pages = [tmp_path / f"{name}.html" for name in "bac"]
+    for size, page in enumerate(pages):
+        page.write_text("x" * size)
+    together, opened = threading.Barrier(2), []
+
+    def look_at(context, page):
+        if page.stem in "ca":  # the two largest, one in each browser
+            together.wait(20)
+        opened.append(page)
+        return [f"problem {len(page.read_text())}"]
+
+    monkeypatch.setattr(check, "usable_cores", lambda: 2)
+    monkeypatch.setattr(check, "window", lambda browser: contextlib.nullcontext())
+    monkeypatch.setattr(check, "_look_at", look_at)
+    found = check.check_in_browser(pages, "chromium")
+    assert found == ["b.html: problem 0", "a.html: problem 1", "c.html: problem 2"]
+    assert sorted(opened) == sorted(pages)
+    monkeypatch.setattr(check, "_look_at", lambda context, page: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        check.check_in_browser(pages, "chromium")
+
+
 def test_check_command(good, monkeypatch, capsys):
     monkeypatch.setattr(check, "find_browser", lambda: None)
     assert check.check_folders([good]) == 0
@@ -657,11 +693,13 @@ def test_tables_show_all_of_their_columns_on_a_phone(tmp_path, dark_tab):
     record = stage(metrics=metrics, status="failed", error="x" * 99)
     found = make_report([record], run=run_info(hardware={"cpu": "y" * 99}))
     parts = [report.numbers_table(record), report.stage_table(found), provenance(found, tmp_path)]
+    parts.append(Markup(f"<p><code>{'z' * 99}</code></p>"))
     page = export_cells(tmp_path, code("x", *(shown({"text/html": part}) for part in parts)), inline_assets=True)
     dark_tab.set_viewport_size({"width": 375, "height": 900})
     dark_tab.goto(page.resolve().as_uri())
     assert dark_tab.locator(".muse-rows").count() >= 2
     assert dark_tab.evaluate(check.HIDDEN) == []
+    assert dark_tab.evaluate("document.documentElement.scrollWidth") == 375
     dark_tab.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
     labels = "box => getComputedStyle(box.querySelector('td:nth-child(3)'), '::before').content"
     assert "Value" in dark_tab.locator(".muse-rows").first.evaluate(labels)
@@ -669,6 +707,27 @@ def test_tables_show_all_of_their_columns_on_a_phone(tmp_path, dark_tab):
     assert dark_tab.locator(".muse-rows thead").first.is_visible()
     assert dark_tab.locator(".muse-rows").first.evaluate(labels) == "none"
 
+
+
+def test_the_words_of_panels_leave_their_bars_room_on_paper(tmp_path, dark_tab):
+    peaks = [Metric(name="peak_memory", model="stage1", value=1.5, unit="GiB", n=1)]
+    drawn = shown(mimebundle(figures.memory_bars(stage("memory", metrics=peaks))))
+    dark_tab.goto(export_cells(tmp_path, code("f", drawn), inline_assets=True).resolve().as_uri())
+    dark_tab.wait_for_function(browser.DRAWN)
+    sizes = "document.querySelector('.js-plotly-plot')._fullLayout.annotations.map(note => note.font.size)"
+    assert set(dark_tab.evaluate(sizes)) == {12}
+    dark_tab.emulate_media(media="print")
+    dark_tab.wait_for_function(f"{sizes}.every(size => size === 9)", timeout=5_000)
+
+
+def test_a_curve_that_names_the_tokens_of_another_is_drawn_and_in_the_data(tmp_path, dark_tab):
+    curves = [Series(name="training_loss", model=name, x_name="t", y_name="l", x=[7, 8], y=[3, 2]) for name in "ab"]
+    drawn = shown(mimebundle(figures.loss_curves(stage("train", series=curves))))
+    dark_tab.goto(export_cells(tmp_path, code("f", drawn), inline_assets=True).resolve().as_uri())
+    dark_tab.wait_for_function(browser.DRAWN)
+    assert dark_tab.evaluate("document.querySelector('.js-plotly-plot').data.map(trace => trace.x)") == [[7, 8]] * 2
+    data = dark_tab.evaluate("fetch(document.querySelector('.muse-files a').href).then(file => file.text())")
+    assert [line.split(",")[-5:-3] for line in data.splitlines()[1:]] == [["7", "3"], ["8", "2"]] * 2
 
 
 @pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")

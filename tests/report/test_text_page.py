@@ -10,7 +10,7 @@ from muse.params import ParamsError
 from muse.records.losses import write_losses
 from muse.records.store import RecordError, write_record
 from muse.records.text_sample import TextSample, Window, write_sample
-from muse.report import text_page
+from muse.report import browser, check, text_page
 from muse.report.check import check_page, check_run
 from muse.report.page import text_link
 from muse.report.texts import LANGUAGES, texts
@@ -100,6 +100,16 @@ def test_the_page_passes_the_check_and_is_linked(run, language):
     (run / "text.html").write_text((run / "text.html").read_text().replace('href="#document-2"', 'href="#lost"'))
     assert "text.html: broken link #lost" in check_run(run)
     assert texts(language)["text_page.short"] == here.get_text()
+
+
+@pytest.mark.skipif(check.find_browser() is None, reason="no Chromium installed")
+def test_a_phone_shows_every_number_of_a_document(run):
+    pytest.importorskip("playwright")
+    page_of(run, "en")
+    with browser.window(check.find_browser(), width=375) as context:
+        tab = browser.open_page(context, run / "text.html")
+        assert tab.evaluate(check.HIDDEN) == []
+        assert tab.locator(".text-table td").last.is_visible()
 
 
 def test_many_documents_are_cut_in_the_middle(run, monkeypatch):

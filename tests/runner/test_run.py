@@ -788,6 +788,12 @@ def test_pages_are_made_again_in_another_language_without_measuring(tmp_path):
     assert assemble(out).model_dump() == report.model_dump()
     assert render(out, "en", notebooks=books, export=fake_export) == 0
     assert json.loads((out / "index.html").read_text())["inline_assets"] is True
+    # and so are its stages' pages, of which an English one stays as it is
+    page = out / "pages" / "04_memory.html"
+    assert '<html lang="en">' in page.read_text()
+    page.write_text(kept := page.read_text() + "<!-- as it was made -->")
+    assert render(out, "en", notebooks=books, export=fake_export) == 0
+    assert page.read_text() == kept
     # a stage that had failed keeps saying so on its page, also where its notebook cannot know
     failed = report.stages[1].model_copy(update={"status": "failed", "error": "took too long"})
     write_record(failed, out / "records" / f"{failed.stage}.json")

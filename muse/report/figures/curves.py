@@ -27,7 +27,7 @@ def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
 
     The seeds of a model share its name at the end of its curves; the caption has their mean and range.
     """
-    words, traces, items, last = texts(language), [], [], {}
+    words, traces, items, last, bins = texts(language), [], [], {}, {1}
     curves = [s for s in record.series if s.name in ("training_loss", "validation_loss") and s.y]
     need(curves, "series training_loss or validation_loss", record)
     for found in curves:
@@ -39,11 +39,15 @@ def loss_curves(record: StageRecord, language: str = "en") -> go.Figure:
             line, mode = {"width": 2.5, "dash": look.dash}, "lines+markers"
         else:
             line, mode, about["opacity"] = {"width": 1}, "lines", 0.5
-        traces.append(curve(look, found.x, found.y, line, mode, **about))
+        drawn, size = (found, 1) if validation else _in_bins(found)
+        bins.add(size)
+        traces.append(curve(look, drawn.x, drawn.y, line, mode, **about))
         items.append(say(language, "loss_curves.item", model=look.label, kind=kind, **_ends(found)))
     shown, cut = _after_the_start(curves)
     ends = [f"{look.label} {_mean_and_range(losses, language)}" for look, losses in last.items()]
     caption = say(language, "loss_curves.caption", last=join(language, ends) or "–")
+    if max(bins) > 1:
+        caption += say(language, "loss_curves.bins", n=max(bins))
     if cut:
         caption += say(language, "loss_curves.cut", start=number(round(cut, 2)))
     if not last:

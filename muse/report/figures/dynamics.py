@@ -59,9 +59,14 @@ def plane_use(record: StageRecord, language: str = "en") -> go.Figure:
         narrow[f"xaxis{number}"] = {"domain": [0, 1]}
         narrow[f"yaxis{number}"] = {"domain": [[0.6, 0.95], [0, 0.35]][place] if len(names) > 1 else [0, 0.92]}
     return make_figure(
-        "plane_use", language, traces, items, fields={"untrained": _about_untrained(record, language)}, narrow=narrow,
-        showlegend=True, annotations=notes, legend=BELOW, **layout,
+        "plane_use", language, traces, _begun(items), fields={"untrained": _about_untrained(record, language)},
+        narrow=narrow, showlegend=True, annotations=notes, legend=BELOW, **layout,
     )  # fmt: skip
+
+
+def _begun(items: Sequence[str]) -> list[str]:
+    """The items of a list that is a sentence of its own: the first begins with a capital."""
+    return [item if place else item[:1].upper() + item[1:] for place, item in enumerate(items)]
 
 
 def _about_untrained(record: StageRecord, language: str) -> str:
@@ -134,8 +139,18 @@ def _lives_in_words(lives: Metric, shares: Sequence[float], language: str) -> st
     for life, share in zip(lives.samples, shares, strict=True):
         read["read_short" if life < short else "read_middle" if life <= long else "read_long"] += share / sum(shares)
     numbers = {"low": low, "high": high, "short": short, "long": long, "n": lives.n}
-    fields = {name: number(value) for name, value in numbers.items()} | {key: f"{x:.0%}" for key, x in read.items()}
+    fields = {name: number(value) for name, value in numbers.items()}
+    fields |= zip(read, percents(list(read.values())), strict=True)
     return say(language, "half_lives.caption", low_name=low_name, high_name=high_name, **fields)
+
+
+def percents(shares: Sequence[float]) -> list[str]:
+    """Shares of a whole in percent, whole numbers that add up to 100: the largest remainders are rounded up."""
+    found = [math.floor(100 * share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda place: found[place] - 100 * shares[place])
+    for place in by_remainder[: 100 - sum(found)]:
+        found[place] += 1
+    return [f"{percent}%" for percent in found]
 
 
 def rotation_periods(record: StageRecord, language: str = "en") -> go.Figure:
@@ -157,7 +172,7 @@ def rotation_periods(record: StageRecord, language: str = "en") -> go.Figure:
         traces.append(curve(style(found.model, language), *_sorted_shares(found), OF_UNTRAINED, **about))
     fields = {"untrained": _moved(curves, untrained, language)}
     return make_figure(
-        "rotation_periods", language, traces, items, fields=fields, showlegend=True,
+        "rotation_periods", language, traces, _begun(items), fields=fields, showlegend=True,
         xaxis=axis(words["figure.share_of_channels"], tickformat=".0%"),
         yaxis=log_axis(words["figure.period_axis"], (y for found in curves for y in found.y)),
         legend=BELOW,

@@ -71,12 +71,13 @@ def _dots(
     model: str, norms: Sequence[Norm], rows: dict[tuple[str, str], int], edge: float, language: str
 ) -> go.Scatter:
     look, shown = style(model, language), [0 < norm < math.inf for _, _, norm in norms]
+    symbol = look.symbol if all(shown) else [look.symbol if ok else "x" for ok in shown]
     return go.Scatter(
         x=rounded(norm if ok else edge for (_, _, norm), ok in zip(norms, shown, strict=True)),
         y=[rows[model, _kind(name)] for _, name, _ in norms],
         mode="markers",
         name=look.label,
-        marker={"color": look.color, "size": 8, "symbol": [look.symbol if ok else "x" for ok in shown]},
+        marker={"color": look.color, "size": 8, "symbol": symbol},
         opacity=0.7,  # dots of one row may lie on one another
         text=[f"{name}: {number(norm)}" for _, name, norm in norms],
         hovertemplate="%{text}<extra></extra>",
@@ -91,7 +92,8 @@ def _kind(name: str) -> str:
 def _norms_in_words(norms: Sequence[Norm], wanted: tuple[float, float], language: str) -> str:
     low, high = wanted
     several = len({model for model, _, _ in norms}) > 1
-    told = [(f"{style(model, language).label}: {name}" if several else name, norm) for model, name, norm in norms]
+    colon = texts(language)["colon"]
+    told = [(f"{style(model, language).label}{colon} {name}" if several else name, norm) for model, name, norm in norms]
     outside = [f"{name} {number(norm)}" for name, norm in told if not low <= norm <= high]
     (low_name, low), (high_name, high) = (pick(told, key=lambda row: row[1]) for pick in (min, max))
     fields = {"low": number(low), "low_name": low_name, "high": number(high), "high_name": high_name}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import plotly.graph_objects as go
 
 from muse.records.schema import Metric, StageRecord
@@ -17,6 +19,9 @@ NEAR = 3
 """Factor beyond the models within which a floor is drawn; one that lies farther is told in the caption only."""
 
 ROW = 40  # pixels
+
+MARGIN = 0.04
+"""Share of the axis that stays free beyond all that is drawn."""
 
 
 def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
@@ -45,6 +50,9 @@ def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
             x, y = rounded([floor.value] * 2), [-0.5, len(found) - 0.5]
             traces.append(go.Scatter(x=x, y=y, mode="lines", name=told_floor, line=line))
     values = [value_note(told(metric), row, language) for row, metric in enumerate(found)]
+    shown = [x for trace in traces for x in trace.x] + drawn
+    low, high = (math.log10(pick(shown)) for pick in (min, max))
+    room = MARGIN * ((high - low) or 1)
     fields = {"interval": interval_words(found, language)}
     fields["far"] = say(language, "perplexity_bars.far", list=words["join"].join(far)) if far else ""
     return make_figure(
@@ -52,7 +60,7 @@ def perplexity_bars(record: StageRecord, language: str = "en") -> go.Figure:
         narrow={"yaxis": {"ticktext": ["<br>".join(wrapped(part, NAME) for part in name.split("<br>"))
                                        for name in names]},
                 "xaxis": {"title": {"text": wrapped(words["figure.perplexity_axis"], PHONE_TITLE)}}},
-        xaxis=log_axis(words["figure.perplexity_axis"], [x for trace in traces for x in trace.x] + drawn),
+        xaxis=log_axis(words["figure.perplexity_axis"], shown) | {"range": [low - room, high + room]},
         yaxis=rows_axis(names), annotations=values,
         margin={"l": 8, "r": room_for([value["text"] for value in values]), "t": 56, "b": 8},
     )  # fmt: skip

@@ -54,10 +54,11 @@ def quality_over_memory(stages: Sequence[StageRecord], language: str = "en") -> 
     if SMALLER & {reduction.setting for reduction in quality.reductions}:
         caption += texts(language)["quality_over_memory.reduced"]
     x, y = _axes(traces, language, names["baseline"])
+    target = _box_words(y, language, names)
     return make_figure(
         "quality_over_memory", language, traces, items, 460, {"caption": caption, **names}, xaxis=x, yaxis=y,
-        showlegend=True, shapes=[_box(y)], annotations=[_box_words(y, language, names)],
-        legend=BELOW,
+        showlegend=True, shapes=[_box(y)], annotations=[target],
+        legend=BELOW, narrow={"annotations": [target | {"font": {"size": 10}}]},
     )  # fmt: skip
 
 

@@ -31,6 +31,9 @@ PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False}
 BELOW = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
 """A legend at the lower edge of a figure, below the title of its axis."""
 
+PAPER, LINES = ("paper_bgcolor", "plot_bgcolor"), ("gridcolor", "zerolinecolor", "linecolor")
+"""What pages give their figures themselves, for light and for dark: of a layout, and of its axes."""
+
 NEUTRAL, GRID = "#7b8290", "rgba(128,136,150,0.25)"
 CLEAR = "rgba(0,0,0,0)"
 
@@ -102,7 +105,7 @@ def metric_label(name: str, language: str = "en") -> str:
 
 def axis(title: str = "", **settings: object) -> dict[str, object]:
     """Return an axis that leaves room for its labels."""
-    lines = dict.fromkeys(("gridcolor", "zerolinecolor", "linecolor"), GRID)
+    lines = dict.fromkeys(LINES, GRID)
     return {"title": {"text": title}, "automargin": True, **lines, **settings}
 
 
@@ -184,11 +187,12 @@ def make_figure(
 
 def figure_html(figure: dict[str, object], caption: str, alt: str) -> Markup:
     """Return the page's form of a plotly figure: its JSON, its caption, and its text alternative until it is drawn."""
-    layout = {k: v for k, v in figure.get("layout", {}).items() if k not in ("template", "title", "meta")}
+    apart = ("template", "title", "meta", *PAPER)
+    layout = {k: _bare(v) for k, v in figure.get("layout", {}).items() if k not in apart}
     title, about = figure.get("layout", {}).get("title") or {}, figure.get("layout", {}).get("meta")
     title = title.get("text", "") if isinstance(title, dict) else str(title)
     about = about if isinstance(about, dict) else {}
-    drawn = {"data": figure.get("data", []), "layout": layout}
+    drawn = {"data": _shared(figure.get("data", [])), "layout": layout}
     if narrow := about.get("narrow"):
         drawn["narrow"] = narrow
     data = json.dumps(drawn, ensure_ascii=False, separators=(",", ":"))
@@ -198,6 +202,21 @@ def figure_html(figure: dict[str, object], caption: str, alt: str) -> Markup:
         alt=alt or caption or title, title=title, caption=caption, name=about.get("name", "figure"), height=height,
         narrow_height=(narrow or {}).get("height") or height,
     )  # fmt: skip
+
+
+def _bare(part: object) -> object:
+    """A part of a layout without the colours of lines, which a page gives its figures itself."""
+    return {k: v for k, v in part.items() if k not in LINES} if isinstance(part, dict) else part
+
+
+def _shared(traces: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """The traces with the number of an earlier one for their `x` where it has the same; `figures.js` looks it up."""
+    first: dict[str, int] = {}
+    found = []
+    for place, trace in enumerate(traces):
+        at = first.setdefault(json.dumps(trace.get("x")), place)
+        found.append({**trace, "x": at} if at < place and isinstance(trace.get("x"), list) else trace)
+    return found
 
 
 def mimebundle(figure: go.Figure, caption: str = "", alt: str = "") -> dict[str, object]:
