@@ -185,7 +185,8 @@ class Explorer:
 
     def show_surprise(self) -> None:
         """Show the text with the surprise of every token."""
-        explorer_page.show_surprise(self.words, self.surprises, self.choices.position, self.language)
+        shown = explorer_page.surprise(self.words, self.surprises, self.choices.position, self.language)
+        figures.show_bundle(shown)
 
     def show_next(self) -> None:
         """Show what each model expects after the position, and what came."""
@@ -196,7 +197,8 @@ class Explorer:
             for label, rows in columns.items()
         }
         came = self.words[len(ids)] if len(ids) < len(self.words) else ""
-        explorer_page.show_next(named, self.words[: len(ids)], came, self.language)
+        table = explorer_page.next_table(named, self.words[: len(ids)], came, self.language)
+        explorer_page.show_table(table, self.language)
 
     def show_phases(self) -> None:
         """Show phase and size of every channel, by token and layer."""
