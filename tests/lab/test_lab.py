@@ -9,7 +9,6 @@ import base64
 import os
 import re
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import urllib.request
 from importlib.util import find_spec
 
 import pytest
+from lab_seconds import lab_words
 
 from muse.report.browser import find_browser, window
 from muse.runner.notebooks import REPOSITORY
@@ -74,9 +74,7 @@ def server(house):
     """A JupyterLab with the flags of `make lab`, and its address."""
     if find_spec("jupyterlab") is None or find_browser() is None:
         pytest.skip("no JupyterLab or no Chromium")
-    planned = subprocess.run(["make", "-n", "lab"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    line = next(line for line in planned.replace("\\\n", " ").splitlines() if "jupyter lab" in line)
-    flags = [flag for flag in shlex.split(line) if flag.startswith("--LabApp") and "default_url" not in flag]
+    flags = [flag for flag in lab_words() if flag.startswith("--LabApp") and "default_url" not in flag]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
