@@ -44,9 +44,9 @@ $(INTERPRETER): $(READY)
 	@$(PIP) --no-deps "$$(sed -n 's/^kernels = \["\(.*\)"\].*/\1/p' pyproject.toml)" >$(LOG) 2>&1 || $(EXPLAINED)
 	@touch $(INTERPRETER)
 
-# No look for updates, no news, no list of extensions: the server connects to nobody.
+# No look for updates, no news, no list of extensions: the server connects to nobody, and asks nobody whether it may.
 OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
-	--LabApp.extension_manager=readonly
+	--LabApp.extension_manager=readonly --LabApp.app_settings_dir="$(CURDIR)/notebooks/lab"
 
 # Threads that wait for one another sleep: spinning, they took half of a busy machine from those they waited for.
 PATIENT := OMP_WAIT_POLICY=PASSIVE

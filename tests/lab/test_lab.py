@@ -199,6 +199,14 @@ def test_a_notebook_shows_figures_captions_and_an_answer_and_nothing_in_red(serv
             assert answer.count() > 0
 
 
+def test_lab_asks_nothing_and_offers_no_news(server, browser):
+    """With settings that nobody has touched; what it asks it asks within a moment of its start."""
+    with Lab(browser, server.format("00_planar_complex")) as lab:
+        lab.tab.wait_for_timeout(4000)
+        assert lab.tab.locator(".Toastify__toast, .jp-Dialog").all_inner_texts() == []
+        assert lab.tab.evaluate("jupyterapp.hasPlugin('@jupyterlab/apputils-extension:notification')")
+
+
 @pytest.fixture(scope="module")
 def training(server, browser):
     """The notebook of trainings, open, with nothing run; the tests of mistakes use it in turn."""
