@@ -46,7 +46,7 @@ $(INTERPRETER): $(READY)
 
 # No look for updates, no news, no list of extensions: the server connects to nobody, and asks nobody whether it may.
 OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
-	--LabApp.extension_manager=readonly --LabApp.app_settings_dir="$(CURDIR)/notebooks/lab"
+	--LabApp.extension_manager=readonly --LabApp.app_settings_dir="$(CURDIR)/.lab"
 
 # Threads that wait for one another sleep: spinning, they took half of a busy machine from those they waited for.
 PATIENT := OMP_WAIT_POLICY=PASSIVE

@@ -295,3 +295,11 @@ def test_every_test_that_a_promise_names_exists():
     there = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
     assert named
     assert not named - there
+
+
+def test_the_walk_shows_three_pictures_that_are_quickly_loaded():
+    shown = re.findall(r"!\[.{20,}\]\((walk/\w+\.png)\)", (ROOT / "docs" / "walk.md").read_text())
+    assert sorted(shown) == sorted(f"walk/{path.name}" for path in (ROOT / "docs" / "walk").iterdir())
+    assert len(shown) == 3
+    assert all((ROOT / "docs" / name).stat().st_size <= 120_000 for name in shown)
+    assert "docs/walk.md" in (ROOT / "README.md").read_text()

@@ -28,6 +28,8 @@ from muse.report.figures import explore
 from muse.report.figures.style import style
 from muse.report.runs import find_models
 
+from . import notebook as notebook  # errors in three lines
+
 BOOKS = Path(__file__).resolve().parent.parent.parent / "notebooks"
 """Where a folder of the parameters is looked for first; then in the working folder, then in the checkout."""
 
