@@ -44,9 +44,12 @@ $(INTERPRETER): $(READY)
 	@$(PIP) --no-deps "$$(sed -n 's/^kernels = \["\(.*\)"\].*/\1/p' pyproject.toml)" >$(LOG) 2>&1 || $(EXPLAINED)
 	@touch $(INTERPRETER)
 
-# No look for updates, no news, no list of extensions: the server connects to nobody.
+# No look for updates, no news, no list of extensions: the server connects to nobody, and asks nobody whether it may.
 OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
-	--LabApp.extension_manager=readonly
+	--LabApp.extension_manager=readonly --LabApp.app_settings_dir="$(CURDIR)/.lab"
+
+# Threads that wait for one another sleep: spinning, they took half of a busy machine from those they waited for.
+PATIENT := OMP_WAIT_POLICY=PASSIVE
 
 browser: $(READY) ## test the check of pages in a browser, fault by fault (two minutes)
 	@$(BIN)/python -m pytest -m browser
@@ -57,7 +60,7 @@ lab: $(READY) ## open JupyterLab on your copies of the notebooks, in notebooks/m
 	@for made in notebooks/*.ipynb; do mine="notebooks/mine/$${made##*/}"; \
 		if [ ! -e "$$mine" ]; then cp "$$made" "$$mine"; \
 		elif [ "$$made" -nt "$$mine" ]; then echo "$$mine is older than $$made: remove it to get the new one"; fi; done
-	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/mine $(OFFLINE)
+	@$(PATIENT) $(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/mine $(OFFLINE)
 
 lab-test: $(READY) ## test every notebook in JupyterLab, mistakes included (some minutes)
 	@$(BIN)/python -m pytest -m lab

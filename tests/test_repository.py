@@ -110,11 +110,12 @@ def test_notebooks_are_clean_and_declare_settings(path):
 def test_a_stages_notebook_asks_makes_one_call_shows_figures_and_answers(name):
     cells = json.loads((ROOT / "notebooks" / f"{stem(name)}.ipynb").read_text())["cells"]
     assert "**Question.**" in "".join(cells[0]["source"])
-    _, call, shown, answer = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    _, call, shown, *more, answer = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     assert call.splitlines()[-1] == f'record = {name}.run(Stage("{name}", globals()))'
     found = f'record_of("{name}", globals()), language)'
     assert shown.endswith(f"\n\nfor figure in figures.of_stage({found}:\n    figures.show(figure)")
     assert answer.endswith(f"\n\nanswers.show({found}")
+    assert len(more) == (name == "dynamics")  # how a text is read
 
 
 def test_notebooks_that_look_for_a_training_declare_all_that_decides_it():
@@ -296,3 +297,11 @@ def test_every_test_that_a_promise_names_exists():
     there = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
     assert named
     assert not named - there
+
+
+def test_the_walk_shows_three_pictures_that_are_quickly_loaded():
+    shown = re.findall(r"!\[.{20,}\]\((walk/\w+\.png)\)", (ROOT / "docs" / "walk.md").read_text())
+    assert sorted(shown) == sorted(f"walk/{path.name}" for path in (ROOT / "docs" / "walk").iterdir())
+    assert len(shown) == 3
+    assert all((ROOT / "docs" / name).stat().st_size <= 120_000 for name in shown)
+    assert "docs/walk.md" in (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ without its chunks: what they give is what the terms must add up to.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -74,7 +74,37 @@ def read_at(
         if not 0 <= got < count:
             raise ValueError(f"{name}: got {got}, expected 0 to {count - 1}")
     memory, u = _inputs(wide, token_ids)[layer]
-    q, k, v, log_decay = (x[0, head] for x in _terms(memory, u, rotated))
+    return _read(memory, _terms(memory, u, rotated), head, position)
+
+
+@torch.no_grad()
+def reads_at(model: nn.Module, token_ids: Tensor, position: int) -> dict[tuple[int, int], tuple[Read, Read]]:
+    """Return `read_at` of every (layer, head) at a position, with rotation and without."""
+    found = {}
+    for layer, (memory, u) in enumerate(_inputs(_double(model), token_ids)):
+        both = [_terms(memory, u, rotated) for rotated in (True, False)]
+        found |= {
+            (layer, head): tuple(_read(memory, terms, head, position) for terms in both)
+            for head in range(memory.n_heads)
+        }
+    return found
+
+
+def most_turned(found: Mapping[tuple[int, int], tuple[Read, Read]]) -> tuple[int, int]:
+    """Return the (layer, head) of `reads_at` whose read rotation moves furthest, beside all that its layer reads."""
+    sizes: dict[int, float] = {}
+    for (layer, _), (rotated, _) in found.items():
+        sizes[layer] = sizes.get(layer, 0.0) + float(rotated.total.square().sum())
+    moved = {
+        place: float((rotated.total - plain.total).square().sum()) / max(sizes[place[0]], 1e-300)
+        for place, (rotated, plain) in found.items()
+    }
+    return max(moved, key=moved.get)
+
+
+def _read(memory: nn.Module, terms: tuple[Tensor, ...], head: int, position: int) -> Read:
+    """One read of a layer's memory from its `_terms`."""
+    q, k, v, log_decay = (x[0, head] for x in terms)
     q, k, v, log_decay = q[position], k[: position + 1], v[: position + 1], log_decay[: position + 1]
     elapsed = log_decay.cumsum(0)
     faded = (elapsed[-1] - elapsed).exp()

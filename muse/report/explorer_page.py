@@ -9,7 +9,7 @@ import numpy as np
 
 from muse.host.paths import shortened
 
-from .figures.style import style
+from .figures.style import show_bundle, style
 from .html import render
 from .numbers import number, signed
 from .runs import Checkpoint
@@ -23,16 +23,23 @@ LIMITS = (0.5, 1.0, 2.0, 4.0)
 """Surprises in nat from which a token has the next stronger colour."""
 
 
-def show(template: str, plain: str, language: str, **values: object) -> None:
-    """Display a template below a notebook's cell, and `plain` where there is no HTML."""
-    from IPython.display import display  # not on the way of whoever reads records only
+Bundle = dict[str, str]
+"""What is shown, as HTML for a notebook or a page, and as plain text."""
 
-    display({"text/html": str(render(template, language, **values)), "text/plain": plain}, raw=True)
+
+def bundle(template: str, plain: str, language: str, **values: object) -> Bundle:
+    """Return a template as HTML, and `plain` for where there is none."""
+    return {"text/html": str(render(template, language, **values)), "text/plain": plain}
+
+
+def table_bundle(table: Table, language: str = "en") -> Bundle:
+    """Return a table to be shown."""
+    return bundle("explore_table", written([table], "terminal"), language, table=table)
 
 
 def show_table(table: Table, language: str = "en") -> None:
     """Display a table."""
-    show("explore_table", written([table], "terminal"), language, table=table)
+    show_bundle(table_bundle(table, language))
 
 
 def models_table(checkpoints: Sequence[Checkpoint], language: str = "en") -> Table:
@@ -65,15 +72,15 @@ def _cell(loss: float | None) -> tuple[str, str]:
     return ("–", "s0") if loss is None else (f"{abs(loss):.1f}", f"s{sum(loss >= limit for limit in LIMITS)}")
 
 
-def show_surprise(words: Sequence[str], losses: Mapping[str, Sequence[float]], position: int, language: str) -> None:
-    """Display a text with the surprise (nat) of each token by each model below it, as number and colour."""
+def surprise(words: Sequence[str], losses: Mapping[str, Sequence[float]], position: int, language: str) -> Bundle:
+    """Return a text with the surprise (nat) of each token by each model below it, as number and colour."""
     names = [row_name(name, language) for name in losses]
     means = [f"{np.mean(values):.3f}" for values in losses.values()]
     plain = "\n".join(
         f"{name}: {' '.join(f'{word} {abs(loss):.1f}' for word, loss in zip(words[1:], values, strict=True))}"
         for name, values in zip(names, losses.values(), strict=True)
     )
-    show(
+    return bundle(
         "explore_surprise", plain, language, tokens=surprise_rows(words, losses), names=names, means=means,
         position=position, limits=LIMITS,
     )  # fmt: skip
@@ -84,10 +91,10 @@ def row_name(name: str, language: str) -> str:
     return texts(language)["explore.floor"] if name == FLOOR else name
 
 
-def show_next(
+def next_table(
     columns: Mapping[str, Sequence[tuple[str, float]]], before: Sequence[str], came: str, language: str
-) -> None:
-    """Display the likeliest next tokens of each model side by side; ✓ marks the one that came."""
+) -> Table:
+    """Return the likeliest next tokens of each model side by side; ✓ marks the one that came."""
     words = texts(language)
     head = [words["explore.rank"]]
     for label in columns:
@@ -98,14 +105,14 @@ def show_next(
     ]
     note = say(language, "explore.next.came", word=came) if came else words["explore.next.end"]
     title = say(language, "explore.next.title", text=" ".join(before[-8:]))
-    show_table(Table(title, head, rows, {0, *range(2, len(head), 2)}, note), language)
+    return Table(title, head, rows, {0, *range(2, len(head), 2)}, note)
 
 
 def show_writing(written_by: Mapping[str, str], temperature: float, top_p: float, seed: int, language: str) -> None:
     """Display what each model wrote."""
     note = say(language, "explore.writing.note", temperature=number(temperature), top_p=number(top_p), seed=seed)
     plain = "\n".join([note, *(f"{label}: {text}" for label, text in written_by.items())])
-    show("explore_writing", plain, language, written=written_by, note=note)
+    show_bundle(bundle("explore_writing", plain, language, written=written_by, note=note))
 
 
 def switch_table(losses: Mapping[str, Mapping[str, np.ndarray]], language: str = "en") -> Table:
@@ -159,4 +166,4 @@ def switches_in_words(losses: Mapping[str, np.ndarray], label: str, language: st
 def show_answer(lines: Iterable[str], language: str) -> None:
     """Display the answer, a line for each sentence."""
     lines = list(lines)
-    show("explore_answer", "\n".join(lines), language, lines=lines)
+    show_bundle(bundle("explore_answer", "\n".join(lines), language, lines=lines))

@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from muse import catalog
 from muse.host.files import write_atomic
+from muse.records.reading import read_reading
 from muse.records.schema import Reduction, StageRecord
 
-from . import answers, figures
+from . import answers, figures, reading_block
 from .assemble import companions_of, stage_record
 from .export import assets_folder, number_figures
 from .figures.style import mimebundle
@@ -37,8 +38,9 @@ def write(
     notebook = folder / catalog.notebook_page(stage)
     drawn = [Markup(mimebundle(figure)["text/html"]) for figure in figures.of_stage(record, language)]
     title, notice = titled(record, language), scale_notice([record], language, reductions)
+    read, num_read = _reading(folder, record, language)
     main = render(
-        "stage", language, title=title, stage=record, notice=notice, figures=drawn,
+        "stage", language, title=title, stage=record, notice=notice, figures=drawn, reading=read,
         answer=_answer(record, language), note=real_baseline_note(record, language, companions_of(folder)),
         numbers=numbers_table(record, language), notebook=notebook.name if notebook.is_file() else "",
     )  # fmt: skip
@@ -47,8 +49,14 @@ def write(
         table["open"] = ""
     number_figures(soup.main, language)
     text = page_text(soup, title, links=links, language=language, here=f"../{catalog.page(stage)}",
-                     num_figures=len(drawn), assets=assets_folder(page))  # fmt: skip
+                     num_figures=len(drawn) + num_read, assets=assets_folder(page))  # fmt: skip
     write_atomic(page, text)
+
+
+def _reading(folder: Path, record: StageRecord, language: str) -> tuple[list[Markup], int]:
+    """How the watched memory reads a few words, where the run has kept that, and how many figures are in it."""
+    reading = read_reading(folder) if record.stage == "dynamics" and record.status == "ok" else None
+    return reading_block.html(reading, language) if reading else ([], 0)
 
 
 def _answer(record: StageRecord, language: str) -> list[str]:

@@ -11,9 +11,11 @@ from muse.catalog import memory_models
 from muse.host.progress import growing_text
 from muse.models.generate import generate
 from muse.ops import planar
+from muse.records.reading import write_reading
 from muse.records.schema import Excerpt, Metric, StageRecord
 
 from .method import by
+from .reading import reading
 from .stage import Stage
 
 PROMPT_TOKENS = 32
@@ -24,9 +26,11 @@ WRITING = {"temperature": 0.8, "top_p": 0.95}
 def run(stage: Stage) -> StageRecord:
     """Let the memory model write, watch its memory, and return the record; an empty one without such a model.
 
-    A trained one is watched as it was before its training too, on the same windows.
+    A trained one is watched as it was before its training too, on the same windows, and how it reads the first words of
+    the test text is kept beside the run's losses.
     """
     name, trained = memory_model(stage), bool(stage.settings.train_tokens)
+    write_reading(stage.run_dir, None)
     if name is None:
         print(f"no complex memory among {stage.settings.models}: nothing to do")
         return stage.write([])
@@ -39,6 +43,7 @@ def run(stage: Stage) -> StageRecord:
         found = marked(before.metrics(name), trained=False)
         metrics += [one.model_copy(update={"name": f"{one.name}_untrained"}) for one in found]
         series += [one.model_copy(update={"name": f"untrained {one.name}"}) for one in before.series(name)]
+        write_reading(stage.run_dir, reading(stage, name, model))
     return stage.write(metrics, series=series, excerpts=excerpts)
 
 

@@ -28,6 +28,8 @@ from muse.report.figures import explore
 from muse.report.figures.style import style
 from muse.report.runs import find_models
 
+from . import notebook as notebook  # errors in three lines
+
 BOOKS = Path(__file__).resolve().parent.parent.parent / "notebooks"
 """Where a folder of the parameters is looked for first; then in the working folder, then in the checkout."""
 
@@ -185,7 +187,8 @@ class Explorer:
 
     def show_surprise(self) -> None:
         """Show the text with the surprise of every token."""
-        explorer_page.show_surprise(self.words, self.surprises, self.choices.position, self.language)
+        shown = explorer_page.surprise(self.words, self.surprises, self.choices.position, self.language)
+        figures.show_bundle(shown)
 
     def show_next(self) -> None:
         """Show what each model expects after the position, and what came."""
@@ -196,7 +199,8 @@ class Explorer:
             for label, rows in columns.items()
         }
         came = self.words[len(ids)] if len(ids) < len(self.words) else ""
-        explorer_page.show_next(named, self.words[: len(ids)], came, self.language)
+        table = explorer_page.next_table(named, self.words[: len(ids)], came, self.language)
+        explorer_page.show_table(table, self.language)
 
     def show_phases(self) -> None:
         """Show phase and size of every channel, by token and layer."""

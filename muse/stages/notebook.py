@@ -6,7 +6,9 @@ In a kernel `In` holds the cells that ran, in turn; the dictionary of a script h
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
+import sys
 from collections.abc import Mapping
 
 from muse.data.hub import CorpusUnavailable
@@ -47,6 +49,48 @@ def lines_of(error: BaseException) -> list[str]:
 for kind in (CellError, CheckpointError, CorpusUnavailable, DeadGradientError, FolderInUseError, Interrupted,
              NoTextError, NonFiniteLossError, ParamsError, RecordError, TextError):  # fmt: skip
     kind._render_traceback_ = lines_of  # IPython's own hook; what a kernel says of name and message stays as it is
+
+
+def _told_in_a_line(shell: object, kind: type, value: BaseException, trace: object, **options: object) -> None:
+    """Show an interrupt that says nothing itself in one line: where it came is of no use to whoever pressed the key."""
+    if not hasattr(value, "_render_traceback_"):
+        value._render_traceback_ = lambda: [f"{kind.__name__}: stopped; run this cell again to start it anew"]
+    shell.showtraceback((kind, value, trace))
+
+
+def shorten_interrupts() -> None:
+    """Let the kernel around this, where there is one, tell an interrupt in one line."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if getattr(shell, "kernel", None) is not None:
+        shell.set_custom_exc((KeyboardInterrupt,), _told_in_a_line)
+
+
+shorten_interrupts()
+
+
+def ready(namespace: Mapping[str, object]) -> None:
+    """Raise CellError where the cell that asks reads names that no cell has set yet (pass `globals()`)."""
+    cells = namespace.get("In")
+    cell = cells[-1] if isinstance(cells, list) and cells else ""
+    missing = [name for name in read_names(cell) if name not in namespace and not hasattr(builtins, name)]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise CellError(f"{missing[0]} is not set yet{more}: run the cell above that sets it, then this one")
+
+
+def read_names(cell: str) -> list[str]:
+    """Return the names that a cell reads and does not set itself, in turn; none where it is no Python."""
+    try:
+        nodes = [*ast.walk(ast.parse(cell))]
+    except (SyntaxError, ValueError):
+        return []
+    own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            own |= {(name.asname or name.name).partition(".")[0] for name in node.names}
+    read = sorted((node.lineno, node.col_offset, node.id) for node in nodes if isinstance(node, ast.Name))
+    return [*dict.fromkeys(name for _, _, name in read if name not in own)]
 
 
 def parameters_of(namespace: Mapping[str, object]) -> dict[str, object]:

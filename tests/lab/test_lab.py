@@ -5,20 +5,12 @@ A part for a machine with little time: `pytest -m lab -k "mistake or basic"`.
 
 from __future__ import annotations
 
-import base64
-import os
 import re
-import secrets
-import shlex
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from importlib.util import find_spec
 
 import pytest
+from lab_server import RED, Lab, served
 
 from muse.report.browser import find_browser, window
 from muse.runner.notebooks import REPOSITORY
@@ -34,21 +26,9 @@ SMALL = {
 }  # fmt: skip
 NOTEBOOKS = {
     "00_planar_complex": 2, "01_basic_test": 1, "02_train": 2, "03_perplexity": 3, "04_memory": 1, "05_throughput": 1,
-    "06_gradients_stability": 2, "08_dynamics": 3, "07_report": 8, "09_explore": 4,
+    "06_gradients_stability": 2, "08_dynamics": 4, "07_report": 8, "09_explore": 4,
 }  # fmt: skip
 """How many figures each one shows at least; the report comes last and shows what the others left."""
-
-WIDGET = "jupyterapp.shell.currentWidget"
-CELLS = f"Array.from({WIDGET}.content.model.cells)"
-RED = "application/vnd.jupyter.stderr"
-COLOURS = """async source => {
-    const image = new Image();
-    image.src = source;
-    await image.decode();
-    const canvas = new OffscreenCanvas(image.width, image.height), pen = canvas.getContext("2d");
-    pen.drawImage(image, 0, 0);
-    return new Set(new Uint32Array(pen.getImageData(0, 0, image.width, image.height).data.buffer)).size;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -71,113 +51,17 @@ def house(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(house):
-    """A JupyterLab with the flags of `make lab`, and its address."""
+    """A JupyterLab as `make lab` starts it, and its address."""
     if find_spec("jupyterlab") is None or find_browser() is None:
         pytest.skip("no JupyterLab or no Chromium")
-    planned = subprocess.run(["make", "-n", "lab"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    line = next(line for line in planned.replace("\\\n", " ").splitlines() if "jupyter lab" in line)
-    flags = [flag for flag in shlex.split(line) if flag.startswith("--LabApp") and "default_url" not in flag]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token, own = secrets.token_hex(8), str(house / "own")
-    environment = os.environ | {
-        "PYTHONPATH": str(house), "IPYTHONDIR": own, "JUPYTER_CONFIG_DIR": own, "JUPYTER_DATA_DIR": own,
-        "JUPYTER_RUNTIME_DIR": own, "JUPYTER_PREFER_ENV_PATH": "1", "MUSE_CACHE_DIR": own,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", *flags,
-               f"--IdentityProvider.token={token}", f"--notebook-dir={house}", "--expose-app-in-browser"]  # fmt: skip
-    with (house / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=house, env=environment, stdout=log, stderr=log)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/api?token={token}", process, house / "server.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}.ipynb?token={token}&reset"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def wait_for(address, process, log):
-    until = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            return urllib.request.urlopen(address, timeout=5).close()
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(log.read_text()[-3000:])
+    with served(house) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser(server):
     with window(find_browser(), width=1400, height=1000) as context:
         yield context
-
-
-class Lab:
-    """One notebook open in JupyterLab; cells are counted from 0, markdown included."""
-
-    def __init__(self, context, address):
-        self.tab = context.new_page()
-        self.tab.set_default_timeout(60_000)
-        self.tab.goto(address)
-        ready = f"window.jupyterapp && {WIDGET}?.content?.model?.cells?.length > 2 && {WIDGET}.sessionContext?.session"
-        self.tab.wait_for_function(f"() => {ready}?.kernel?.status === 'idle'")
-        self.tab.evaluate(f"{WIDGET}.content.notebookConfig = "
-                          f"{{...{WIDGET}.content.notebookConfig, windowingMode: 'none'}}")  # fmt: skip
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.tab.evaluate(f"{WIDGET}.context.save().then(() => {WIDGET}.sessionContext.shutdown())")
-        self.tab.close()
-
-    def run_all(self):
-        self.tab.evaluate("jupyterapp.commands.execute('notebook:run-all-cells').then(() => null)")
-
-    def cells(self):
-        return self.tab.evaluate(f"{CELLS}.map(cell => cell.sharedModel.toJSON())")
-
-    def source(self, at):
-        return "".join(self.cells()[at]["source"])
-
-    def write(self, at, text):
-        self.tab.evaluate(f"([at, text]) => {CELLS}[at].sharedModel.setSource(text)", [at, text])
-
-    def start(self, at):
-        self.tab.evaluate(f"""at => {{ {WIDGET}.content.deselectAll(); {WIDGET}.content.activeCellIndex = at;
-            window.done = jupyterapp.commands.execute('notebook:run-cell').then(() => null); return null; }}""", at)
-
-    def end(self):
-        self.tab.evaluate("window.done")
-
-    def run(self, at):
-        """Run a cell and return its error as it is shown, line by line; none where it has none."""
-        self.start(at)
-        self.end()
-        return self.error(at)
-
-    def error(self, at):
-        if not any(output["output_type"] == "error" for output in self.cells()[at]["outputs"]):
-            return []
-        shown = f"{WIDGET}.content.widgets[{at}].node.querySelector(\"[data-mime-type='{RED}']\")"
-        self.tab.wait_for_function(shown)
-        return self.tab.evaluate(f"{shown}.innerText").strip().splitlines()
-
-    def find(self, words):
-        """Return the first code cell in which these words stand."""
-        cells = enumerate(self.cells())
-        return next(at for at, cell in cells if cell["cell_type"] == "code" and words in "".join(cell["source"]))
-
-    def red(self):
-        """Return what is written to stderr, which JupyterLab shows in the red of errors."""
-        outputs = [output for cell in self.cells() for output in cell.get("outputs", [])]
-        return ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
-
-    def colours(self, element):
-        element.scroll_into_view_if_needed()
-        picture = base64.b64encode(element.screenshot()).decode()
-        return self.tab.evaluate(COLOURS, f"data:image/png;base64,{picture}")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -199,6 +83,27 @@ def test_a_notebook_shows_figures_captions_and_an_answer_and_nothing_in_red(serv
         if name != "07_report":
             answer = lab.tab.locator(".jp-Cell").last.locator(".jp-OutputArea-output li")
             assert answer.count() > 0
+
+
+def test_lab_asks_nothing_and_offers_no_news(server, browser):
+    """With settings that nobody has touched; what it asks it asks within a moment of its start."""
+    with Lab(browser, server.format("00_planar_complex")) as lab:
+        lab.tab.wait_for_timeout(4000)
+        assert lab.tab.locator(".Toastify__toast, .jp-Dialog").all_inner_texts() == []
+        assert lab.tab.evaluate("jupyterapp.hasPlugin('@jupyterlab/apputils-extension:notification')")
+
+
+def test_mistake_in_the_first_notebook_and_an_interrupt_outside_of_a_training(server, browser):
+    with Lab(browser, server.format("00_planar_complex")) as lab:
+        at = lab.find("back = planar.unpack(z)")
+        (line,) = lab.run(at)
+        assert line == "CellError: randn is not set yet (and 2 more): run the cell above that sets it, then this one"
+        lab.write(at, "import time\nprint('begun')\ntime.sleep(600)")
+        lab.start(at)
+        lab.tab.wait_for_function("document.body.innerText.includes('begun')")
+        lab.tab.evaluate("jupyterapp.commands.execute('notebook:interrupt-kernel').then(() => null)")
+        lab.end()
+        assert lab.error(at) == ["KeyboardInterrupt: stopped; run this cell again to start it anew"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from muse.measure.reads import read_at, states, traffic
+from muse.measure.reads import Read, most_turned, read_at, reads_at, states, traffic
 from muse.measure.switches import SWITCHES, next_tokens, switched, switches_of, token_losses
 from muse.models.build import build_model
 from muse.models.memory_options import MemoryOptions
@@ -82,6 +82,27 @@ def test_without_rotation_is_the_read_of_a_model_whose_head_does_not_rotate():
     with_it, without = (read_at(model, IDS, 1, 0, 40, rotated=rotated) for rotated in (True, False))
     torch.testing.assert_close(without.total, remembered(plain, 1)[0, 40], rtol=1e-10, atol=1e-14)
     assert (with_it.total - without.total).norm() > 0.01 * without.total.norm()
+
+
+def test_all_heads_read_at_once_read_what_each_reads():
+    model = perturbed()
+    found = reads_at(model, IDS, 30)
+    assert list(found) == [(layer, head) for layer in (0, 1) for head in range(4)]
+    for (layer, head), both in found.items():
+        for rotated, one in zip((True, False), both, strict=True):
+            other = read_at(model, IDS, layer, head, 30, rotated=rotated)
+            torch.testing.assert_close(one.contributions, other.contributions, rtol=0, atol=0)
+
+
+def test_the_head_that_rotation_moves_furthest_is_found_beside_its_own_layer():
+    """Head (1, 0) moves by less than (0, 0), but its layer reads less; (0, 1) turns all of a small read."""
+
+    def reads(rotated, plain):
+        return tuple(Read(torch.tensor([total]), torch.tensor(total), torch.ones(1)) for total in (rotated, plain))
+
+    found = {(0, 0): reads([8.0, 0.0], [8.0, 4.0]), (0, 1): reads([0.1, 0.0], [-0.1, 0.0])}
+    assert most_turned(found) == (0, 0)
+    assert most_turned(found | {(1, 0): reads([2.0, 0.0], [2.0, 3.0])}) == (1, 0)
 
 
 def test_states_are_the_stream_behind_each_layer():

@@ -99,18 +99,17 @@ def test_a_long_text_keeps_the_ticks_apart():
     assert axis["ticktext"][1] == f"w{axis['tickvals'][1]}"
 
 
-def test_what_a_token_holds_is_text_and_its_number_is_there_without_colours(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw, metadata=None: shown.append(bundle))
-    explorer_page.show_surprise(WORDS, {"A": [0.1, 0.6, 4.5, 2.0], explorer_page.FLOOR: [0.0, 1.0, 1.0, 1.0]}, 2, "en")
-    page = soup(shown[0]["text/html"])
+def test_what_a_token_holds_is_text_and_its_number_is_there_without_colours():
+    losses = {"A": [0.1, 0.6, 4.5, 2.0], explorer_page.FLOOR: [0.0, 1.0, 1.0, 1.0]}
+    shown = explorer_page.surprise(WORDS, losses, 2, "en")
+    page = soup(shown["text/html"])
     tokens = page.select(".mx-text > li:not(.line)")
     assert [token.b.get_text() for token in tokens] == WORDS
     assert [i.get_text() for i in tokens[3].find_all("i")] == ["4.5", "1.0"]
     assert [i["class"] for i in page.select(".mx-text i")][::2] == [["s0"], ["s0"], ["s1"], ["s4"], ["s3"]]
     assert "here" in tokens[2]["class"]
     assert "A: 1.800 nat per token on average" in page.ol.get_text()
-    assert "the language itself" in shown[0]["text/plain"]
+    assert "the language itself" in shown["text/plain"]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

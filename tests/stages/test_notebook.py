@@ -21,7 +21,7 @@ from muse.report.assemble import assemble
 from muse.report.figures import style as figures
 from muse.report.figures.style import PLOTLY_MIME
 from muse.runner.notebooks import REPOSITORY
-from muse.stages.notebook import CellError, assigned, declared, lines_of, parameters_of, record_of
+from muse.stages.notebook import CellError, assigned, declared, lines_of, parameters_of, read_names, ready, record_of
 from muse.stages.stage import Stage
 from muse.training.trainer import NonFiniteLossError
 
@@ -213,3 +213,29 @@ def execute(house: Path, folder: Path, program: list[str]) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, "-m", *program], cwd=folder, env=environment, capture_output=True, text=True, timeout=250
     )
+
+
+def test_a_cell_out_of_order_says_what_is_not_set_yet():
+    cell = "from muse.stages.notebook import ready\n\nready(globals())\nx = [f(i, rms) for i in range(3)]\nprint(x, z)"
+    space = {"In": ["", cell], "ready": ready}
+    for names, told in (({}, "f is not set yet (and 2 more): "), ({"f": 1, "rms": 2}, "z is not set yet: ")):
+        with pytest.raises(CellError) as caught:
+            ready(space | names)
+        assert str(caught.value) == told + "run the cell above that sets it, then this one"
+    ready(space | {"f": 1, "rms": 2, "z": 3})
+    ready({})  # a script
+
+
+def test_names_that_a_cell_sets_itself_are_not_read_from_others():
+    assert read_names("import a.b, c as d\nfor i in e: g = lambda h: h + i\na + d + g(i)\nj[k] = 1") == ["e", "j", "k"]
+    assert read_names("%magic") == []
+
+
+def test_every_cell_of_the_first_notebook_asks_for_what_stands_above_it():
+    """The two first ones set parameters and import; what they need is said by the stage."""
+    cells = [c.source for c in nbformat.read(NOTEBOOKS / "00_planar_complex.ipynb", 4).cells if c.cell_type == "code"]
+    asking = "from muse.stages.notebook import ready\n\nready(globals())\n"
+    assert [cell.startswith(asking) for cell in cells] == [False, False, *[True] * (len(cells) - 2)]
+    for cell in cells[2:]:
+        with pytest.raises(CellError):
+            ready({"In": [cell], "ready": ready})

@@ -16,11 +16,15 @@ import pytest
 import torch
 
 from muse.catalog import ABLATIONS, MODEL_NAMES, comparisons
+from muse.data.grammar import Grammar
 from muse.measure import measure_memory
+from muse.measure.reads import read_at
+from muse.measure.switches import next_tokens, token_losses
 from muse.models.build import build_model
 from muse.params import ModelName, ParamsError
 from muse.records.criteria import judge, summarise
 from muse.records.losses import read_losses
+from muse.records.reading import read_reading
 from muse.records.schema import Metric, Series, StageRecord
 from muse.records.store import read_record
 from muse.records.text_sample import read_sample
@@ -436,9 +440,45 @@ def test_a_memory_is_watched_before_its_training_too_under_names_of_its_own(name
     assert record.series[1].y != record.series[3].y
 
 
-def test_where_nothing_was_trained_a_memory_is_watched_once(namespace):
+@pytest.mark.parametrize(("models", "read_by"), [
+    (["stage1_memory", "real_twin", "phase2"], ["stage1_memory", "phase2"]),
+    (["stage1_memory", "real_twin", "gpt2"], ["stage1_memory", "real_twin"]),
+    (["stage1_memory"], ["stage1_memory"]),
+])  # fmt: skip
+def test_a_trained_memory_and_one_model_beside_it_read_the_first_words_of_the_test_text(
+    namespace, tmp_path, models, read_by
+):
+    small = {"models": models, "seeds": [5], "excerpt_tokens": 5, "checkpoint_dir": str(tmp_path / "ck")}
+    stage = Stage("dynamics", {**namespace, **TRAIN, **small})
+    dynamics.run(stage)
+    found, ids = read_reading(tmp_path), stage.corpus.splits["test"].ids[:16].long()  # no more than their sequences
+    assert found.seeds == dict.fromkeys(read_by, 5)
+    assert "".join(found.pieces) == stage.corpus.decode(ids.tolist())
+    loaded = {name: stage.models_by_seed(name)[5].float() for name in read_by}
+    for name, model in loaded.items():
+        assert found.losses[name] == pytest.approx(token_losses(model, ids).tolist(), abs=1e-4)
+    assert found.floor == pytest.approx(Grammar().nll_nats(ids.tolist())[1:].tolist(), abs=1e-4)
+    ours, *theirs = map(np.array, found.losses.values())
+    size = abs(ours - theirs[0]) if theirs else ours
+    assert [place.position for place in found.places] == np.argsort(-size, kind="stable")[:3].tolist()
+    for place in found.places:
+        for name, model in loaded.items():
+            ranked = next_tokens(model, ids[: place.position + 1], 5)
+            assert [word for word, _ in place.candidates[name]] == [stage.corpus.decode([at]) for at, _ in ranked]
+            assert [share for _, share in place.candidates[name]] == pytest.approx([p for _, p in ranked], abs=1e-4)
+    read, asked = found.read, [place.position for place in found.places]
+    assert read.position == next((at for at in asked if at >= 8), max(asked))
+    again = read_at(loaded["stage1_memory"], ids, read.layer, read.head, read.position)
+    assert read.rotated == pytest.approx(again.signed.tolist(), abs=1e-4)
+    assert read.rotated != read.plain
+
+
+def test_where_nothing_was_trained_a_memory_is_watched_once_and_what_an_earlier_one_read_goes(namespace, tmp_path):
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "reading.json").write_text("{}")
     small = {"models": ["stage1_memory"], "excerpt_tokens": 5, "train_tokens": 0}
     record = dynamics.run(Stage("dynamics", namespace | small))
+    assert read_reading(tmp_path) is None
     assert len({metric.name for metric in record.metrics}) == len(record.metrics) == 6
     assert {metric.trained for metric in record.metrics} == {False}
     assert [series.name for series in record.series] == ["layer 0 half-life", "layer 0 period"]
