@@ -20,7 +20,7 @@ from muse.host.lines import cut, near, one_line
 from muse.host.output import kept_output
 from muse.host.paths import some_home
 from muse.host.signals import Interruptions
-from muse.host.workbook import copy_workbook, profiles
+from muse.host.workbook import copy_workbook, profiles, to_install
 from muse.report.published import FILE as PUBLISHED
 from muse.runner.check import disk_problems, place_problems, raise_problems, resolved
 from muse.runner.notebooks import find_notebooks, stage_parameters
@@ -383,7 +383,7 @@ def _eval(options: argparse.Namespace) -> int:
     try:
         from muse.harness.harness import MuseLM, evaluate
     except ModuleNotFoundError as error:
-        raise ParamsError(f"{error}; muse eval needs an extra: pip install 'muse-workbook[eval]'") from error
+        raise ParamsError(f"{error}; muse eval needs an extra: {to_install('eval')}") from error
     with _given_by_the_user():
         model = MuseLM(options.model, options.tokenizer, options.device, options.batch_size)
         found = evaluate(model, options.tasks, options.corpus, options.limit, options.include_path)

@@ -80,6 +80,16 @@ def test_the_basic_test_from_an_empty_folder(installed, tmp_path):
     ]  # fmt: skip
 
 
+def test_what_an_extra_needs_can_be_installed_by_the_command_that_is_said(installed, tmp_path):
+    code = "from muse.host.workbook import to_install as t; print(t('eval')); print(t('peers'))"
+    command = [installed.with_name("python"), "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    said = ["'lm-eval>=0.4.13'", "'complexPyTorch>=0.4' 'complextorch>=2.1'"]
+    said = [f"python -m pip install {packages}" for packages in said]
+    assert done.stdout.splitlines() == said, "the name of the workbook is on no index"
+    assert workbook.to_install("eval") == "python -m pip install -e '.[eval]' in the checkout"
+
+
 def test_version(installed, tmp_path, capsys):
     told = muse(installed, tmp_path, "--version")
     assert (told.returncode, told.stdout) == (0, "muse-workbook 0.1.0\n")
