@@ -10,7 +10,7 @@ EXPLAINED = { code=$$?; exec >&2; tail -n 12 $(LOG); \
 	echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; exit $$code; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test kernels browser lab lab-test clean docs
+.PHONY: help setup report test matrix kernels browser lab lab-test clean docs
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -61,6 +61,9 @@ lab: $(READY) ## open JupyterLab on your copies of the notebooks, in notebooks/m
 		if [ ! -e "$$mine" ]; then cp "$$made" "$$mine"; \
 		elif [ "$$made" -nt "$$mine" ]; then echo "$$mine is older than $$made: remove it to get the new one"; fi; done
 	@$(PATIENT) $(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/mine $(OFFLINE)
+
+matrix: ## try every supported Python that is found, each in .matrix/ (gigabytes; less with MATRIX=--without-torch)
+	@$(PYTHON) tests/matrix.py $(MATRIX)
 
 lab-test: $(READY) ## test every notebook in JupyterLab, mistakes included (some minutes)
 	@$(BIN)/python -m pytest -m lab

@@ -91,6 +91,9 @@ STAGES = (
 )
 """In the order in which they run; the report follows whatever was chosen and keeps its own number."""
 
+READING = ("train", "perplexity", "dynamics")
+"""Stages that read the corpus."""
+
 REPORT = "report"
 REPORT_NUMBER = 7
 EXPLORER, EXPLORER_NUMBER = "explore", 9

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,13 @@ from muse.host.lines import cut, near, one_line
 from muse.host.output import kept_output
 from muse.host.paths import some_home
 from muse.host.signals import Interruptions
-from muse.host.workbook import copy_workbook, profiles
+from muse.host.workbook import copy_workbook, profiles, to_install
+from muse.report.published import FILE as PUBLISHED
 from muse.runner.check import disk_problems, place_problems, raise_problems, resolved
 from muse.runner.notebooks import find_notebooks, stage_parameters
 from muse.runner.run import (
     BAD_PARAMETERS,
+    BASIC_TEST,
     INTERRUPTED,
     OK,
     STAGE_FAILED,
@@ -129,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    first = (_add_run, _add_check, _add_train, _add_export, _add_eval, _add_bench)
+    first = (_add_run, _add_basic_test, _add_benchmark, _add_check, _add_train, _add_export, _add_eval, _add_bench)
     for add in (*first, _add_params, _add_report, _add_list, _add_compare, _add_check_pages, _add_init):
         add(commands)
     _add(commands, "schema", _schema, "print the JSON schema of report.json", product=True)
@@ -152,6 +155,10 @@ def _add_settings(add: Argument, optional: bool = False) -> None:
     words = "a params file, or the name of one that came along, such as quick"
     words += " (default: the published sizes)" if optional else ""
     add("params", type=Path, metavar="PARAMS", help=words, nargs="?" if optional else None)
+    _add_overrides(add)
+
+
+def _add_overrides(add: Argument) -> None:
     words = "set one parameter, as often as needed; the value is YAML: -p seeds=[0,1]"
     add("-p", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=words)
 
@@ -160,16 +167,21 @@ def _settings(options: argparse.Namespace) -> Settings:
     """The settings of the params file, which may be called by its name where it came with the workbook."""
     path = options.params
     if path is not None and path.name == str(path) and not path.suffix and not path.exists():
-        try:
-            known = profiles()
-        except FileNotFoundError as error:
-            raise ParamsError(str(error)) from error
+        known = _known()
         if path.name not in known:
             name, hint = one_line(path.name), near(path.name, known)
             expected = f"a params file or one of {', '.join(known)}" + (f"; {hint}" if hint else "")
             raise ParamsError(f"{cut(name)}: no such file, expected {expected}")
         options.params = known[path.name]
     return load_params(options.params, options.overrides)
+
+
+def _known() -> dict[str, Path]:
+    """The params files that came with the workbook, by name."""
+    try:
+        return profiles()
+    except FileNotFoundError as error:
+        raise ParamsError(str(error)) from error
 
 
 def _add_run(commands: Commands) -> None:
@@ -188,6 +200,45 @@ def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     _check_out(options.out)
     return run(settings, out=options.out, notebooks=options.notebooks, gate=options.gate, command=options.command)
+
+
+def _add_basic_test(commands: Commands) -> None:
+    add = _add(
+        commands, "basic-test", partial(_published, profile="basic-test", gate=BASIC_TEST),
+        "the published basic test: build, forward, backward, less than 8 GB",
+        description="Run the published basic test of Stage 1 (the params file basic-test), print what passes, and "
+        f"write the report and {PUBLISHED}.", epilog=EXIT_CODES.replace("criterion", "line of the basic test"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    _add_run_options(add, "basic-test")
+
+
+def _add_benchmark(commands: Commands) -> None:
+    add = _add(
+        commands, "benchmark", partial(_published, profile="wikitext2", gate=True),
+        "the published benchmark on WikiText-2: perplexity, memory, throughput, health",
+        description="Run the published benchmark of Stage 1 (the params file wikitext2), print what passes, and "
+        f"write the report and {PUBLISHED}.", epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add("--skip-phase2", action="store_true", help="leave the baseline out; ratios are then not measured")
+    add("--max-ppl-batches", metavar="N", help="stop perplexity after N batches (default: the whole split)")
+    _add_run_options(add, "wikitext2")
+
+
+def _add_run_options(add: Argument, profile: str) -> None:
+    _add_overrides(add)
+    add("--out", **FOLDER, help=f"where the report goes (default: reports/{profile})")
+    add("--gate", action="store_true", help="let the exit code tell whether everything passes")
+
+
+def _published(options: argparse.Namespace, profile: str, gate: bool | str) -> int:
+    """Run a params file that came along, whatever lies in the working folder; options come after those of -p."""
+    named = {"skip_phase2": getattr(options, "skip_phase2", False) and "true"}
+    named |= {"max_ppl_batches": getattr(options, "max_ppl_batches", None)}
+    overrides = [*options.overrides, *(f"{key}={value}" for key, value in named.items() if value)]
+    settings = load_params(_known()[profile], overrides)
+    _check_out(options.out)
+    return run(settings, out=options.out, gate=options.gate and gate, command=options.command)
 
 
 def _add_check(commands: Commands) -> None:
@@ -332,7 +383,7 @@ def _eval(options: argparse.Namespace) -> int:
     try:
         from muse.harness.harness import MuseLM, evaluate
     except ModuleNotFoundError as error:
-        raise ParamsError(f"{error}; muse eval needs an extra: pip install 'muse-workbook[eval]'") from error
+        raise ParamsError(f"{error}; muse eval needs an extra: {to_install('eval')}") from error
     with _given_by_the_user():
         model = MuseLM(options.model, options.tokenizer, options.device, options.batch_size)
         found = evaluate(model, options.tasks, options.corpus, options.limit, options.include_path)

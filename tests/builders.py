@@ -49,6 +49,21 @@ def stage(name="perplexity", **values):
     return StageRecord(stage=name, **{"started_utc": NOW, "finished_utc": LATER, "scale": "published"} | values)
 
 
+def basic_test_record(drop=(), params=None, status="ok", **changes):
+    """The record of a basic test at the published size on CUDA, with changes of metrics by name."""
+    values = {"parameters": 80_937_553, "nan_logits": 0, "infinite_logits": 0, "untrained_loss": 10.83}
+    values |= {"gradient_norm": 0.1, "gradient_norm_min": 0.1, "gradient_norm_max": 0.2}
+    values |= {"parameters_without_gradient": 0, "layout_violations": 0, "bytes_per_complex": 4}
+    values |= {"peak_memory": 0.4, "held_memory": 0.3}
+    metrics = {name: Metric(name=name, model="stage1", value=value, unit="1") for name, value in values.items()}
+    metrics["gradient_norm"] = metrics["gradient_norm"].model_copy(update={"samples": [0.1, 0.2], "labels": ["a", "b"]})
+    metrics |= {name: metrics[name].model_copy(update=update) for name, update in changes.items()}
+    sizes = {"vocab_size": 50257, "d_model": 512, "n_layers": 6, "n_seq": 1024, "device": "cuda"}
+    sizes |= {"gradient_batch_size": 2, "gradient_n_tokens": 128, "memory_batch_size": 2}
+    kept = [metric for name, metric in metrics.items() if name not in drop]
+    return stage("basic_test", metrics=kept, params=sizes | (params or {}), status=status)
+
+
 def run_info(**values):
     about = {"id": "quick-1", "profile": "quick", "started_utc": NOW, "git_commit": "abc123", "git_dirty": False}
     about |= {"versions": {"torch": "9.9"}, "hardware": {"cpu": "slow"}, "seeds": [0, 7], "command": "muse run <x>"}

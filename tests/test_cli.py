@@ -52,6 +52,37 @@ def test_run_without_options(params, started):
     assert started[0][1] == {"out": None, "notebooks": None, "gate": False, "command": f"muse run {params}"}
 
 
+def test_the_published_commands_are_runs_of_profiles_that_came_along(started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("wikitext2", "basic-test"):
+        (tmp_path / name).write_text("profile: mine")  # what lies here does not matter
+    cli.main(["basic-test"])
+    cli.main(["basic-test", "-p", "device=cpu", "--out", "here", "--gate"])
+    cli.main(["benchmark"])
+    cli.main(["benchmark", "-p", "max_ppl_batches=3", "--skip-phase2", "--max-ppl-batches", "10", "--gate"])
+    (plain, asked), (on_cpu, gated), (whole, _), (short, short_gated) = started
+    assert (plain.profile, plain.stages, plain.device) == ("basic-test", ["basic_test"], "auto")
+    assert asked == {"out": None, "gate": False, "command": "muse basic-test"}
+    assert (on_cpu.device, gated["out"], gated["gate"]) == ("cpu", Path("here"), "basic_test")
+    assert (whole.profile, whole.skip_phase2, whole.max_ppl_batches) == ("wikitext2", False, None)
+    assert (short.skip_phase2, short.max_ppl_batches, short_gated["gate"]) == (True, 10, True)
+    assert short_gated["command"].startswith("muse benchmark -p max_ppl_batches=3 --skip-phase2")
+
+
+@pytest.mark.parametrize("batches", ["ten", "0", "-1", "1.5"])
+def test_a_bad_number_of_batches_is_a_bad_parameter(batches, capsys, started):
+    assert cli.main(["benchmark", f"--max-ppl-batches={batches}"]) == 2
+    assert f"max_ppl_batches={batches}: " in capsys.readouterr().err
+    assert not started
+
+
+def test_a_benchmark_without_text_says_so_before_anything_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["benchmark", "-p", f"corpus={tmp_path / 'nothing'}", "-p", f"tokenizer={tmp_path}"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -53,28 +54,76 @@ def test_lock_pins_every_dependency_within_its_range():
         assert requirement.specifier.contains(version), f"{requirement} is locked at {version}"
 
 
+DISTRIBUTIONS = {"bs4": "beautifulsoup4", "ruamel": "ruamel-yaml", "yaml": "pyyaml", "IPython": "ipykernel"}
+"""What is imported under another name than it is installed by; IPython is a part of what a kernel needs."""
+
+EXTRAS = {"browser": "test", "check": "test", "harness": "eval", "libraries": "peers"}
+"""Modules that need an extra, which they say when it is missing."""
+
+STARTED = {"ipykernel", "jupyterlab", "psutil", "pytest-timeout", "pytest-xdist", "ruff"}
+"""Requirements that nothing imports: a kernel, programs that the Makefile starts, plugins of pytest."""
+
+
+def distribution(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", DISTRIBUTIONS.get(name, name)).lower()
+
+
+def named(requirements) -> set[str]:
+    return {distribution(Requirement(text).name) for text in requirements}
+
+
+def imported(path: Path) -> set[str]:
+    """The distributions whose modules a file imports, by `import` or by a module's name as a text."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in IMPORTING:
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+    names = {name.split(".")[0] for name in found if re.fullmatch(r"\w+(\.\w+)*", name)}
+    return {distribution(name) for name in names - sys.stdlib_module_names - {"muse"}}
+
+
+IMPORTING = {"import_module", "importorskip", "_import", "files"}
+
+
 def test_every_import_is_a_declared_dependency():
-    names = {
-        "bs4": "beautifulsoup4",
-        "ruamel": "ruamel-yaml",
-        "yaml": "pyyaml",
-        "IPython": "ipykernel",
-        "lm_eval": "lm-eval",
-    }
-    brought = {"nbformat", "jinja2", "pygments", "tokenizers", "huggingface_hub", "pyarrow", "triton", "traitlets"}
-    declared = {re.sub(r"[-_.]+", "-", Requirement(text).name) for text in PROJECT["dependencies"]}
-    extras = {"browser": "test", "harness": "eval"}  # modules that need an extra, which they say when it is missing
+    declared = named(PROJECT["dependencies"])
     for path in MODULES:
-        optional = map(Requirement, PROJECT["optional-dependencies"].get(extras.get(path.stem), ()))
-        allowed = declared | {re.sub(r"[-_.]+", "-", requirement.name) for requirement in optional}
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.level == 0:
-                modules = [node.module]
-            for module in (name.split(".")[0] for name in modules):
-                if module in sys.stdlib_module_names or module == "muse" or module in brought:
-                    continue
-                assert names.get(module, module) in allowed, (path, module)
+        allowed = declared | named(PROJECT["optional-dependencies"].get(EXTRAS.get(path.stem, ""), ()))
+        found = imported(path) - {"triton"}  # of PyTorch for CUDA; its extra is for the interpreter of the tests
+        assert found <= allowed, f"{path}: {found - allowed} is not declared"
+
+
+def test_every_declared_dependency_is_used():
+    everywhere = set().union(*(imported(path) for path in (*MODULES, *(ROOT / "tests").rglob("*.py"))))
+    used = set().union(*map(imported, MODULES)) | STARTED
+    assert named(PROJECT["dependencies"]) <= used
+    optional = named(text for texts in PROJECT["optional-dependencies"].values() for text in texts)
+    assert optional <= everywhere | STARTED, f"{optional - everywhere - STARTED} is used by nothing"
+
+
+def test_every_locked_package_is_declared_or_needed_by_one_that_is():
+    """A package that is locked and not installed here, as for another system, is not followed."""
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["lab"]]
+    waiting, needed = [*wanted, *PROJECT["optional-dependencies"]["test"]], set()
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        for extra in ("", *requirement.extras):
+            if (found := (distribution(requirement.name), extra)) in needed:
+                continue
+            needed.add(found)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                lines = importlib.metadata.requires(requirement.name) or ()
+                waiting += [text for text in lines if applies(Requirement(text), extra)]
+    locked = re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert {distribution(name) for name in locked} <= {name for name, _ in needed}
+
+
+def applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from muse.host.workbook import to_install
 from muse.models import layers
 
 from .naive import PlanarStack
@@ -30,7 +31,7 @@ def _import(name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise PathMissingError(f"not installed: pip install muse-workbook[peers] ({name}: {error})") from error
+        raise PathMissingError(f"not installed: {to_install('peers')} ({name}: {error})") from error
 
 
 class LibraryStack(nn.Module):

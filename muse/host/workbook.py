@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import sysconfig
+from importlib.metadata import requires
 from pathlib import Path
 
 from .paths import CHECKOUT
@@ -23,6 +26,18 @@ def workbook_folder() -> Path:
         if (place / KNOWN).is_file() and (place / NOTEBOOKS).is_dir():
             return place
     raise FileNotFoundError(f"{places[1]}: no notebooks and params files; expected those of muse-workbook")
+
+
+def to_install(extra: str) -> str:
+    """Return the command that installs an extra: that of the checkout, or the packages that a wheel's metadata name.
+
+    The workbook is on no index, so its own name installs nothing. Records quote it: it names no folder of this machine.
+    """
+    if (CHECKOUT / "pyproject.toml").is_file():
+        return f"python -m pip install -e '.[{extra}]' in the checkout"
+    marker = re.compile(rf"""\s*;\s*extra\s*==\s*["']{re.escape(extra)}["']""")
+    needed = [marker.sub("", line) for line in requires("muse-workbook") or () if marker.search(line)]
+    return f"python -m pip install {shlex.join(needed)}"
 
 
 def profiles() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from .comparison import ComparisonResult, compare, ensemble_metrics, ratio_metrics, seed_metrics
 from .dynamics import DynamicsResult, measure_dynamics
+from .forward import ForwardResult, measure_forward
 from .gradients import GradientResult, measure_gradients
 from .layout import LayoutResult, check_layout
 from .memory import MemoryResult, Training, measure_memory, small_gpu_metrics

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from muse.catalog import BASELINE, REFERENCE
 
 from .reasons import why
-from .scale import in_words
+from .scale import PUBLISHED, in_words
 from .schema import Basis, Criterion, Metric, StageRecord, Summary, Verdict
 
 PERPLEXITY_RATIO = 1.03
@@ -22,6 +22,9 @@ LIMITS = {"perplexity": PERPLEXITY_RATIO, "vram": VRAM_RATIO, "vram_recomputed":
 STABILITY_TRIALS = 100
 GRADIENT_NORM = (1e-6, 1e3)
 BYTES_PER_COMPLEX = 4
+PARAMETERS = 80_937_553
+SMALL_GPU_GIB = 8
+SIZES = ("vocab_size", "d_model", "n_layers", "n_seq")
 ROUNDING = 1e-12
 """A ratio of decimal numbers that is exactly on its limit may come out this much above it."""
 
@@ -106,6 +109,12 @@ def judge_beside(stages: Sequence[StageRecord], words: Mapping[str, str], **aske
     return judge(stages, words, rules=BESIDE, **asked)
 
 
+def judge_basic_test(stages: Sequence[StageRecord], words: Mapping[str, str]) -> list[Criterion]:
+    """Return the verdicts of the published basic test, which are no criteria; none of a run without its stage."""
+    asked = any(record.stage == BASIC_TEST_STAGE for record in stages)
+    return judge(stages, words, rules=BASIC_TEST) if asked else []
+
+
 def summarise(
     stages: Sequence[StageRecord],
     criteria: Sequence[Criterion],
@@ -140,6 +149,9 @@ def summarise(
 
 def _ask(question: Question, rule: Rule) -> Finding:
     record, text = question.records.get(rule.stage), question.text
+    instead = question.records.get(rule.instead)
+    if record is None and instead and any(metric.model == question.candidate for metric in instead.metrics):
+        record = instead
     if record is None:
         return Finding("not_measured", text["stage_missing"].format(stage=question.stage(rule.stage)))
     if record.status != "ok":
@@ -281,6 +293,39 @@ def _layout(question: Question, record: StageRecord) -> Finding:
     return Finding("pass", text["layout.pass"].format(bytes=size), size, "measured")
 
 
+def _creation(question: Question, record: StageRecord) -> Finding:
+    problem = _problem(question, record, "parameters", question.candidate, lowest=1.0)
+    if problem:
+        return problem
+    count, text = record.find("parameters", question.candidate).value, question.text
+    if any(record.params.get(name, PUBLISHED[name]) != PUBLISHED[name] for name in SIZES):
+        return Finding("not_measured", text["model_creation.other_size"].format(count=count), count, "measured")
+    verdict = "pass" if count == PARAMETERS else "fail"
+    return Finding(verdict, text[f"model_creation.{verdict}"].format(count=count), count, "measured")
+
+
+def _forward(question: Question, record: StageRecord) -> Finding:
+    names = ("nan_logits", "infinite_logits")
+    if problem := next(filter(None, (_problem(question, record, name, question.candidate) for name in names)), None):
+        return problem
+    nan, infinite = (record.find(name, question.candidate) for name in names)
+    verdict = "fail" if nan.value or infinite.value else "pass"
+    words = {"nan": nan.value, "infinite": infinite.value, "logits": nan.n}
+    reason = question.text[f"forward_pass.{verdict}"].format(**words)
+    return Finding(verdict, reason, nan.value + infinite.value, "measured")
+
+
+def _small_memory(question: Question, record: StageRecord) -> Finding:
+    problem = _problem(question, record, "peak_memory", question.candidate, math.ulp(0.0), estimates=True)
+    if problem:
+        return problem
+    metric = record.find("peak_memory", question.candidate)
+    estimate = metric.basis == "estimate"
+    verdict = "not_measured" if estimate else "pass" if metric.value < SMALL_GPU_GIB else "fail"
+    reason = question.text[f"memory_usage.{'estimate' if estimate else verdict}"].format(value=metric.value)
+    return Finding(verdict, reason, metric.value, metric.basis)
+
+
 def _problem(
     question: Question,
     record: StageRecord,
@@ -370,26 +415,38 @@ def _finite(value: float | None) -> bool:
 class Rule:
     """How a criterion is judged: from which stage's record, by which function, with which limits in its target.
 
-    Settings that begin with one of `foreign` say nothing about the scale at which this criterion was measured.
+    Settings that begin with one of `foreign` say nothing about the scale at which this criterion was measured. The
+    stage `instead` measures the same; it answers in a run without the first.
     """
 
     stage: str
     judge: Callable[[Question, StageRecord], Finding]
     limits: Mapping[str, object]
     foreign: tuple[str, ...] = ()
+    instead: str = ""
 
 
-LOWEST_NORM, HIGHEST_NORM = map(_bound, GRADIENT_NORM)
+BASIC_TEST_STAGE = "basic_test"
+NORMS = dict(zip(("low", "high"), map(_bound, GRADIENT_NORM), strict=True))
+NO_LAYOUT = ("gradient_", "stability_", "memory_")
 
 RULES = {
     "perplexity": Rule("perplexity", _perplexity, {"limit": PERPLEXITY_RATIO}),
     "vram": Rule("memory", _vram, {"limit": VRAM_RATIO}),
     "stability": Rule("gradients_stability", _stability, {"trials": STABILITY_TRIALS}, ("gradient_",)),
-    "gradients": Rule("gradients_stability", _gradients, {"low": LOWEST_NORM, "high": HIGHEST_NORM}, ("stability_",)),
-    "layout": Rule("gradients_stability", _layout, {"bytes": BYTES_PER_COMPLEX}, ("gradient_", "stability_")),
+    "gradients": Rule("gradients_stability", _gradients, NORMS, ("stability_", "memory_"), BASIC_TEST_STAGE),
+    "layout": Rule("gradients_stability", _layout, {"bytes": BYTES_PER_COMPLEX}, NO_LAYOUT, BASIC_TEST_STAGE),
 }
 CRITERIA = tuple(RULES)
 """The criteria, in the order in which they are shown."""
+
+BASIC_TEST = {
+    "model_creation": Rule(BASIC_TEST_STAGE, _creation, {"count": PARAMETERS}, ("gradient_", "memory_")),
+    "forward_pass": Rule(BASIC_TEST_STAGE, _forward, {}, ("memory_",)),
+    "backward_pass": Rule(BASIC_TEST_STAGE, _gradients, NORMS, ("memory_",)),
+    "memory_usage": Rule(BASIC_TEST_STAGE, _small_memory, {"limit": SMALL_GPU_GIB}, ("gradient_",)),
+}
+"""The lines of the published basic test, by their names there."""
 
 BESIDE = {"vram_recomputed": Rule("memory", _vram_recomputed, {"limit": VRAM_RATIO})}
 """The same question where both sides keep equally little; each is named after the criterion it stands beside."""

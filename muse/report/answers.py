@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from muse.catalog import CANDIDATES
-from muse.records.criteria import BESIDE, RULES, judge, judge_beside
+from muse.records.criteria import BASIC_TEST, BESIDE, RULES, judge
 from muse.records.schema import StageRecord
 
 from .texts import texts
@@ -21,7 +21,7 @@ def of_stage(record: StageRecord, language: str = "en") -> list[str]:
     """Return the answer of a stage's record, sentence by sentence; what failed says so first."""
     words = texts(language)
     failed = [words["answer.failed"].format(error=record.error)] if record.status != "ok" else []
-    found = [*failed, *_verdicts(record, words), *_sentences(record, words)]
+    found = [*(failed or _verdicts(record, words)), *_sentences(record, words)]
     return found or [words["answer.nothing"]]
 
 
@@ -38,8 +38,8 @@ def _verdicts(record: StageRecord, words: Mapping[str, str]) -> Iterator[str]:
     skipped = bool(record.params.get("skip_phase2"))
     for name in candidates:
         asked = {"candidate": name, "skipped_baseline": skipped}
-        for found in (*judge([record], words, **asked), *judge_beside([record], words, **asked)):
-            if (RULES | BESIDE)[found.name].stage == record.stage:
+        for found in judge([record], words, rules=RULES | BESIDE | BASIC_TEST, **asked):
+            if (RULES | BESIDE | BASIC_TEST)[found.name].stage == record.stage:
                 verdict = words[f"verdict.{found.verdict}"]
                 yield words["answer.verdict"].format(
                     model=words.get(f"model.{name}", name),

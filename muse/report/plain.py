@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muse.catalog import GATE_STATES
+from muse.records.criteria import judge_basic_test
 from muse.records.schema import Criterion, Metric, Reduction, Report
 
 from .html import render
 from .tables import aligned
+from .texts import texts
 
 Row = tuple[str, str, str, str]  # a stage's title and outcome, links to its page or '' and to its log
 
@@ -38,14 +40,38 @@ def page(
     return page_text(BeautifulSoup(main, "html.parser"), title, links=links, language=language, here=here)
 
 
+VERDICTS = {"pass": "✓ PASS", "fail": "✕ FAIL", "not_measured": "– not measured"}
+"""By sign and word, as the pages have them."""
+
+BASIC_TEST = "basic test: "
+
+
 def verdict_table(report: Report) -> list[str]:
-    """Return a line for each criterion and candidate, and for what stands beside it: name, verdict, value, target."""
+    """Return a line for each criterion and candidate, for what stands beside it, and for the basic test.
+
+    A line has name, verdict, value and target. Below the table stands what is behind each that does not pass, that is
+    smaller than published, or that is of the basic test.
+    """
     first, *others = report.judged
     asked = [(c.name, c) for c in first.in_order()]
     asked += [(f"{other.model} {c.name}", c) for other in others for c in other.in_order()]
-    return aligned("<<>", [
-        (name, c.verdict.replace("_", " "), "-" if c.value is None else f"{c.value:.4g}", c.target) for name, c in asked
-    ])  # fmt: skip
+    asked += [(BASIC_TEST + c.name, c) for c in judge_basic_test(report.stages, texts("en"))]
+    table = aligned("<<>", [(name, VERDICTS[c.verdict], _value(c), c.target) for name, c in asked])
+    smaller = {stage.scale_note for stage in report.stages if stage.scale_note}
+    reasons = [
+        f"{name}: {c.reason}"
+        for name, c in asked
+        if c.verdict != "pass" or name.startswith(BASIC_TEST) or any(note in c.reason for note in smaller)
+    ]
+    return [*table, *([""] if reasons else []), *reasons]
+
+
+def _value(criterion: Criterion) -> str:
+    value = criterion.value
+    if value is None:
+        return "-"
+    shown = f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+    return f"{shown} (estimate)" if criterion.basis == "estimate" else shown
 
 
 GATED = tuple(f"gradient_{state}" for state in GATE_STATES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,13 @@ from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
 from muse.params import NO_CUDA, ParamsError, Settings, of_today, validate
+from muse.records.criteria import judge_basic_test
 from muse.records.environment import git_state, utc_now, versions
 from muse.records.reasons import RECORDED
 from muse.records.scale import reductions_of
 from muse.records.schema import Imported, Reduction, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
-from muse.report import plain
+from muse.report import plain, published
 from muse.report.assemble import add_companions, assemble, failed_record
 from muse.report.texts import texts
 
@@ -39,6 +41,9 @@ from .surroundings import PACKAGE, surroundings
 EXPORT_SECONDS = 600
 
 
+BASIC_TEST = "basic_test"
+"""What the exit code of a run can ask for in place of the criteria."""
+
 OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 0, 2, 4, 1, 3, 130
 
 
@@ -47,12 +52,22 @@ def default_out(settings: Settings) -> Path:
     return Path("reports") / settings.profile
 
 
-def exit_code(report: Report, gate: bool) -> int:
-    """Return 4 when a stage failed, else with `gate` 1 when a criterion fails or 3 when one was not measured."""
+def exit_code(report: Report, gate: bool | str) -> int:
+    """Return 4 when a stage failed, else with `gate` 1 when a criterion fails or 3 when one was not measured.
+
+    The gate BASIC_TEST asks the lines of the basic test instead of the criteria.
+    """
     if any(record.status != "ok" for record in report.stages):
         return STAGE_FAILED
-    verdicts = {criterion.verdict for criterion in report.criteria} if gate else set()
+    asked = judge_basic_test(report.stages, texts("en")) if gate == BASIC_TEST else report.criteria
+    verdicts = {criterion.verdict for criterion in asked} if gate else set()
     return CRITERION_FAILED if "fail" in verdicts else NOT_MEASURED if "not_measured" in verdicts else OK
+
+
+def smaller_than_published(settings: Settings, text: str = "") -> list[Reduction]:
+    """Return in which way a run is smaller than published; the corpus counts where a stage reads it."""
+    unread = set() if {*catalog.READING} & {*settings.stages} else {"corpus"}
+    return reductions_of(settings.model_dump(exclude=unread), text)
 
 
 def run_info(settings: Settings, command: str, hardware: dict[str, str]) -> RunInfo:
@@ -320,7 +335,7 @@ class Run:
         text = ""
         with suppress(RecordError):
             text = read_record(StageRecord, self.records / f"{stage}.json").text
-        return reductions_of(self.settings.model_dump(), text)
+        return smaller_than_published(self.settings, text)
 
     def label(self, notebook: Notebook) -> str:
         """Return a page's name in the report's language."""
@@ -351,7 +366,7 @@ class Run:
         lead = text["fallback.interrupted" if interrupted else "fallback.lead"]
         title = text["fallback.title"].format(profile=self.settings.profile)
         about = {"links": self.links(REPORT), "here": catalog.page(REPORT)}
-        about["reductions"] = reductions_of(self.settings.model_dump())
+        about["reductions"] = smaller_than_published(self.settings)
         page = plain.page(title, language, rows, lead, assemble(self.folder, language).criteria, **about)
         write_atomic(self.folder / "index.html", page)
 
@@ -399,8 +414,11 @@ class Run:
             self.plain_index(interrupted)
         ended = info.model_copy(update={"finished_utc": utc_now(), "interrupted": interrupted})
         write_record(ended, self.folder / "run.json")
-        path = self.folder / REPORT_FILE
-        write_record(assemble(self.folder), path)
+        path, report = self.folder / REPORT_FILE, assemble(self.folder)
+        if found := published.basic_test(report):
+            text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+            write_atomic(self.folder / published.FILE, text + "\n")
+        write_record(report, path)
         report = read_record(Report, path)
         self.cite(path)
         for line in plain.verdict_table(report):
@@ -415,7 +433,7 @@ def run(
     out: str | Path | None = None,
     notebooks: Path | None = None,
     command: str = "muse run",
-    gate: bool = False,
+    gate: bool | str = False,
     export: Callable[..., str | None] = notebook_calls.export_page,
     stream: TextIO | None = None,
 ) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from muse.catalog import BASELINE, NAMED, REFERENCE, SYNTHETIC, TOKENIZERS, YARDSTICK
+from muse.catalog import BASELINE, NAMED, READING, REFERENCE, SYNTHETIC, TOKENIZERS, YARDSTICK
 from muse.data.corpora import SPLITS, SYNTHETIC_TOKENS, load_corpus
 from muse.data.corpus import Corpus
 from muse.data.tokenizers import gpt2_tokenizer
@@ -22,9 +22,6 @@ from muse.models.build import build_model, configured
 from muse.models.weights import WithoutDraws
 from muse.params import Settings, validate
 from muse.records.environment import hardware
-
-READING = ("train", "perplexity", "dynamics")
-"""Stages that read the corpus."""
 
 STATE_BYTES = 3 * 4
 """Of a number that is trained: itself and two moments in float32; a state is there twice while it is replaced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 import reference
@@ -11,6 +12,7 @@ import torch
 from muse.bench.equality import gradients, worst_gradient
 from muse.bench.libraries import STACKS, PathMissingError, build_library_stack
 from muse.bench.naive import NaiveStack, NaiveStage1, PlanarStack, perturb
+from muse.host.workbook import to_install
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 from muse.ops import planar
 
@@ -114,7 +116,7 @@ def test_a_library_that_is_not_installed_says_how_to_get_it(name, monkeypatch):
         raise ImportError(f"No module named {module!r}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(PathMissingError, match=r"not installed: pip install muse-workbook\[peers\]"):
+    with pytest.raises(PathMissingError, match=re.escape(f"not installed: {to_install('peers')} ({name}: ")):
         build_library_stack(name, PlanarStack(4, 1))
 
 

@@ -15,6 +15,7 @@ import torch
 
 from muse import cli
 from muse.data.corpora import load_corpus
+from muse.host.workbook import to_install
 from muse.measure import measure_perplexity
 from muse.models.build import build_model
 from muse.models.pretrained import save_pretrained
@@ -310,4 +311,4 @@ def test_without_the_harness_the_command_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.delitem(sys.modules, "muse.harness.harness", raising=False)
     assert cli.main(["eval", str(tmp_path)]) == 2
-    assert "muse-workbook[eval]" in capsys.readouterr().err
+    assert to_install("eval") in capsys.readouterr().err

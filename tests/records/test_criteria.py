@@ -6,6 +6,7 @@ import math
 import string
 
 import pytest
+from builders import basic_test_record
 
 from muse.records import criteria
 from muse.records.criteria import CRITERIA, summarise
@@ -433,3 +434,61 @@ def test_a_small_stability_batch_does_not_reduce_what_it_has_no_part_in():
     assert "Reduced" not in reasons["layout"]
     small = health.model_copy(update={"reductions": reductions_of({"d_model": 64})})
     assert all("d_model 64" in c.reason for c in judge([small]) if c.name in ("stability", "gradients", "layout"))
+
+
+def basic_test(language="en", **changes):
+    return {c.name: c for c in criteria.judge_basic_test([basic_test_record(**changes)], texts(language))}
+
+
+def test_a_good_basic_test_passes_line_by_line():
+    found = basic_test()
+    assert list(found) == ["model_creation", "forward_pass", "backward_pass", "memory_usage"]
+    assert {c.verdict for c in found.values()} == {"pass"}
+    assert found["model_creation"].value == 80_937_553
+    assert "80,937,553" in found["model_creation"].target
+    assert "< 8 GB" in found["memory_usage"].target
+    assert criteria.judge_basic_test([health_record()], texts("en")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "changes", "verdict"),
+    [
+        ("model_creation", {"parameters": {"value": 80_937_554}}, "fail"),
+        ("model_creation", {"params": {"d_model": 1024}}, "not_measured"),
+        ("model_creation", {"drop": ["parameters"]}, "not_measured"),
+        ("forward_pass", {"nan_logits": {"value": 1}}, "fail"),
+        ("forward_pass", {"infinite_logits": {"value": 1}}, "fail"),
+        ("forward_pass", {"drop": ["infinite_logits"]}, "not_measured"),
+        ("backward_pass", {"gradient_norm": {"samples": [0.1, 1e4]}}, "fail"),
+        ("backward_pass", {"parameters_without_gradient": {"value": 1}}, "fail"),
+        ("backward_pass", {"drop": ["gradient_norm"]}, "not_measured"),
+        ("memory_usage", {"peak_memory": {"value": 7.999}}, "pass"),
+        ("memory_usage", {"peak_memory": {"value": 8.0}}, "fail"),
+        ("memory_usage", {"peak_memory": {"basis": "estimate"}}, "not_measured"),
+        ("memory_usage", {"peak_memory": {"value": 99.0, "basis": "estimate"}}, "not_measured"),
+        ("memory_usage", {"peak_memory": {"value": None}}, "fail"),
+        ("memory_usage", {"drop": ["peak_memory"]}, "not_measured"),
+    ],
+)
+def test_each_line_of_the_basic_test_is_judged_by_its_numbers(line, changes, verdict):
+    found = basic_test(**changes)
+    assert found.pop(line).verdict == verdict
+    if "params" not in changes:
+        assert {c.verdict for c in found.values()} == {"pass"}
+
+
+def test_a_basic_test_that_failed_measured_nothing():
+    assert {c.verdict for c in basic_test(status="failed").values()} == {"not_measured"}
+    assert {c.verdict for c in basic_test("ja", status="failed").values()} == {"not_measured"}
+
+
+def test_the_basic_test_answers_two_criteria_in_a_run_without_the_stage_that_asks_them():
+    judged = {c.name: c.verdict for c in judge([basic_test_record()])}
+    assert [name for name, verdict in judged.items() if verdict == "pass"] == ["gradients", "layout"]
+    other = {c.name: c for c in judge([basic_test_record()], candidate="stage1_memory")}
+    assert "was not part of this run" in other["gradients"].reason
+    bad = health_record(layout_violations={"value": 1, "labels": ["w"]})
+    both = {c.name: c.verdict for c in judge([basic_test_record(), bad])}
+    assert (both["gradients"], both["layout"]) == ("pass", "fail"), "the stage itself comes first"
+    failed = bad.model_copy(update={"status": "failed", "error": "x"})
+    assert {c.name: c.verdict for c in judge([basic_test_record(), failed])}["gradients"] == "not_measured"

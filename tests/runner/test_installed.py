@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -65,6 +66,30 @@ def test_a_run_from_an_empty_folder(installed, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reports"]
 
 
+def test_the_basic_test_from_an_empty_folder(installed, tmp_path):
+    sizes = (part for value in TINY[1:] for part in ("-p", value))
+    done = muse(installed, tmp_path, "basic-test", "--gate", "-p", "device=cpu", *sizes)
+    assert done.returncode == 3, done.stderr  # another size than published, and an estimate of memory
+    lines = [line.split()[2:5] for line in done.stdout.splitlines() if line.startswith("basic test: ")][:4]
+    named = ["model_creation", "forward_pass", "backward_pass", "memory_usage"]
+    assert [line[0] for line in lines] == named
+    assert [line[1:] for line in lines] == [["–", "not"], ["✓", "PASS"], ["✓", "PASS"], ["–", "not"]]
+    found = json.loads((tmp_path / "reports" / "basic-test" / "phase3_stage1_basic_test.json").read_text())
+    assert [test["status"] for test in found["test_results"].values()] == [
+        "NOT_MEASURED", "PASS", "PASS", "NOT_MEASURED"
+    ]  # fmt: skip
+
+
+def test_what_an_extra_needs_can_be_installed_by_the_command_that_is_said(installed, tmp_path):
+    code = "from muse.host.workbook import to_install as t; print(t('eval')); print(t('peers'))"
+    command = [installed.with_name("python"), "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    said = ["'lm-eval>=0.4.13'", "'complexPyTorch>=0.4' 'complextorch>=2.1'"]
+    said = [f"python -m pip install {packages}" for packages in said]
+    assert done.stdout.splitlines() == said, "the name of the workbook is on no index"
+    assert workbook.to_install("eval") == "python -m pip install -e '.[eval]' in the checkout"
+
+
 def test_version(installed, tmp_path, capsys):
     told = muse(installed, tmp_path, "--version")
     assert (told.returncode, told.stdout) == (0, "muse-workbook 0.1.0\n")
@@ -75,7 +100,7 @@ def test_a_name_that_is_no_profile_is_refused_with_the_nearest(capsys, tmp_path,
     for name, hint in (("quik", "did you mean quick?"), ("nothing", "")):
         assert cli.main(["run", name]) == 2
         told = capsys.readouterr().err
-        assert told.startswith(f"muse: {name}: no such file, expected a params file or one of gpu-")
+        assert told.startswith(f"muse: {name}: no such file, expected a params file or one of basic-test, gpu-")
         assert told.endswith(f"{hint}\n")
         assert told.count("\n") == 1
     assert cli.main(["params", "quick.yaml", "memory"]) == 2  # the name of a file is a file

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from builders import fake_export, write_notebook
+from builders import basic_test_record, fake_export, write_notebook
 from calls import die, hang, look_around, train
 
 from muse.catalog import STAGE_NAMES, usual_stages
@@ -26,6 +26,7 @@ from muse.host.signals import Interruptions
 from muse.params import ParamsError, Settings
 from muse.records.criteria import judge, summarise
 from muse.records.environment import utc_now
+from muse.records.scale import reductions_of
 from muse.records.schema import Metric, Report, RunInfo, StageRecord
 from muse.records.store import RecordError, read_record, write_record
 from muse.report import plain
@@ -34,7 +35,7 @@ from muse.report.citation import PENDING
 from muse.report.texts import texts
 from muse.runner.folder import check_folder, fresh_folder
 from muse.runner.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
-from muse.runner.run import exit_code, failed_record, previous_seconds, render, run
+from muse.runner.run import BASIC_TEST, exit_code, failed_record, previous_seconds, render, run
 
 WRITE = """
 from pathlib import Path
@@ -221,7 +222,10 @@ def test_the_terminal_tells_the_story(bad_run):
     assert lines[3].startswith("[2/8] basic_test ... failed ")
     assert lines[3].endswith("s: ValueError: seven is too")
     names = ["perplexity", "vram", "vram_recomputed", "stability", "gradients", "layout"]
-    assert [line.split()[0] for line in lines[-7:-1]] == names
+    start = lines.index("") - len(names) - 4
+    assert [line.split()[0] for line in lines[start : start + len(names)]] == names
+    assert all(line.startswith("basic test: ") for line in lines[start + len(names) : start + len(names) + 4])
+    assert sum("Not measured: the stage" in line for line in lines) == len(names) + 4
     assert lines[-1] == (bad_run[1] / "index.html").as_uri()
 
 
@@ -251,7 +255,11 @@ def test_no_file_of_a_run_tells_where_it_was_made(bad_run, good_run):
 
 def test_nothing_but_the_run_is_left(bad_run):
     names = {path.name for path in bad_run[1].iterdir()} - {"pids.json"}
-    assert names == {"run.json", "records", "notebooks", "logs", "pages", "index.html", "report.json"}
+    made = {"run.json", "records", "notebooks", "logs", "pages", "index.html", "report.json"}
+    assert names == made | {"phase3_stage1_basic_test.json"}
+    found = json.loads((bad_run[1] / "phase3_stage1_basic_test.json").read_text())
+    assert "seven is too many" in found["test_results"]["model_creation"]["details"]
+    assert found["overall_status"] == "NOT_MEASURED"
 
 
 def test_a_record_of_unfinished_work_is_not_taken_for_a_finished_one(tmp_path):
@@ -752,10 +760,10 @@ def test_further_candidates_are_judged_too_and_the_first_decides(tmp_path):
     assert [(o.model, {c.verdict for c in o.criteria}) for o in report.others] == [("stage1_memory", {"pass"})]
     assert (report.summary.ppl, report.others[0].summary.ppl) == (103.1, 90.0)
     assert exit_code(report, gate=True) == 1
-    lines = [line.split()[:3] for line in plain.verdict_table(report)]
-    assert lines[0] == ["perplexity", "fail", "1.031"]
+    lines = [line.split()[:4] for line in plain.verdict_table(report)]
+    assert lines[0] == ["perplexity", "✕", "FAIL", "1.031"]
     assert [line[0] for line in lines[1:3]] == ["vram", "vram_recomputed"]
-    assert lines[6] == ["stage1_memory", "perplexity", "pass"]
+    assert lines[6] == ["stage1_memory", "perplexity", "✓", "PASS"]
 
 
 def test_cuda_is_refused_before_anything_is_moved(tmp_path):
@@ -861,12 +869,36 @@ def test_exit_codes_with_gate(stages, code):
     assert exit_code(report, gate=False) == (4 if code == 4 else 0)
 
 
+@pytest.mark.parametrize(("peak", "basis", "code"), [(0.4, "measured", 0), (9.0, "measured", 1), (0.4, "estimate", 3)])
+def test_the_gate_of_the_basic_test_asks_its_lines_and_not_the_criteria(tmp_path, peak, basis, code):
+    report = report_of(tmp_path, *stages_with(103.1), basic_test_record(peak_memory={"value": peak, "basis": basis}))
+    assert exit_code(report, gate=BASIC_TEST) == code
+    assert (exit_code(report, gate=True), exit_code(report, gate=False)) == (1, 0)
+    lines = [line for line in plain.verdict_table(report) if line.startswith("basic test: ")]
+    assert len(lines) == 2 * 4
+    word = {0: "✓ PASS", 1: "✕ FAIL", 3: "– not measured"}[code]
+    assert lines[3].startswith(f"basic test: memory_usage    {word}")
+    assert ("(estimate)" in lines[3]) == (basis == "estimate")
+    failed = [record.model_copy(update={"status": "failed"}) for record in report.stages]
+    assert exit_code(report.model_copy(update={"stages": failed}), gate=BASIC_TEST) == 4
+
+
 def test_the_verdict_table_is_aligned(tmp_path):
     report = report_of(tmp_path, *stages_with(103.1))
     lines = plain.verdict_table(report)
-    assert lines[0].split()[:3] == ["perplexity", "fail", "1.031"]
-    starts = {line.index(criterion.target) for line, criterion in zip(lines, report.judged[0].in_order(), strict=True)}
+    assert lines[0].split()[:4] == ["perplexity", "✕", "FAIL", "1.031"]
+    asked = report.judged[0].in_order()
+    starts = {line.index(criterion.target) for line, criterion in zip(lines, asked, strict=False)}
     assert len(starts) == 1
+    assert lines[len(asked) :] == ["", *(f"{c.name}: {c.reason}" for c in asked if c.verdict != "pass")]
+
+
+def test_the_verdict_table_says_of_what_passes_that_it_is_smaller_than_published(tmp_path):
+    *others, health = stages_with(90.0)
+    smaller = {"scale": "reduced", "reductions": reductions_of({"n_seq": 8}), "scale_note": "n_seq 8 (published: 1024)"}
+    lines = plain.verdict_table(report_of(tmp_path, *others, health.model_copy(update=smaller)))
+    assert [line.split(":")[0] for line in lines[7:]] == ["vram_recomputed", "stability", "gradients", "layout"]
+    assert all("n_seq 8 (published: 1024)" in line for line in lines[8:])
 
 
 def test_a_verdict_on_equal_terms_stands_beside_the_criteria_and_decides_no_exit_code(tmp_path):
@@ -879,7 +911,7 @@ def test_a_verdict_on_equal_terms_stands_beside_the_criteria_and_decides_no_exit
     assert [c.verdict for c in report.criteria] == ["pass"] * 5
     assert exit_code(report, gate=True) == 0
     assert report.summary.pass_ is True
-    assert plain.verdict_table(report)[2].split()[:3] == ["vram_recomputed", "fail", "0.6"]
+    assert plain.verdict_table(report)[2].split()[:4] == ["vram_recomputed", "✕", "FAIL", "0.6"]
     path = tmp_path / "report.json"
     write_record(report, path)
     assert read_record(Report, path).judged[0].beside == [beside]
