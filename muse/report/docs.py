@@ -20,7 +20,7 @@ from muse.records.store import read_record
 from . import predictions, shares
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
-from .numbers import with_interval
+from .numbers import ratio_cell
 from .tables import markdown as table
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
@@ -118,9 +118,7 @@ def shown(metric: Metric | None, form: str) -> str:
 
 def ratio(metric: Metric | None) -> str:
     """Return a ratio with its interval; 1 for what is divided by itself."""
-    if metric is None or metric.value is None:
-        return "1" if metric is None else ""
-    return with_interval(metric)
+    return "1" if metric is None else ratio_cell(metric)
 
 
 def made(run: RunInfo) -> str:

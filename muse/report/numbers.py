@@ -118,3 +118,10 @@ def with_interval(metric: Metric, places: int | None = None, *, language: str = 
     value, *ends = told(metric, places)
     low_high = dict(zip(("low", "high"), ends, strict=False))
     return say(language, "answer.lead.interval", value=value, **low_high) if ends else value
+
+
+def ratio_cell(metric: Metric | None) -> str:
+    """Return a ratio with three decimals and its interval, as tables of text have it; nothing where there is none."""
+    if metric is None or metric.value is None:
+        return ""
+    return f"{metric.value:.3f}" + (" ({:.3f} to {:.3f})".format(*metric.interval) if metric.interval else "")

@@ -20,7 +20,7 @@ from muse.catalog import (
 from muse.records.schema import Report
 
 from .companions import RATIO, stage_of
-from .numbers import with_interval
+from .numbers import ratio_cell
 from .tables import markdown
 
 ROW = re.compile(r"^\| *(\d+) *\| *(.*?) *\| *(.*?) *\| *(.*?) *\|$", re.MULTILINE)
@@ -42,7 +42,7 @@ def beside_results(expected: Path, report: Report) -> str:
 
 def quality(report: Report, model: str, over: str = BASELINE) -> str:
     """Return a model's perplexity over another one's with its interval."""
-    return with_interval(stage_of(report, "perplexity").find(f"{RATIO}{over}", model))
+    return ratio_cell(stage_of(report, "perplexity").find(f"{RATIO}{over}", model))
 
 
 def memory_rows(report: Report, model: str) -> str:

@@ -14,7 +14,7 @@ from muse.records.schema import Report
 
 from .companions import RATIO, stage_of
 from .figures.style import style
-from .numbers import with_interval
+from .numbers import ratio_cell
 from .tables import markdown
 
 OVER = f"_ratio_to_{BASELINE}"
@@ -31,12 +31,10 @@ def of_both_sides(report: Report) -> str:
         return ""
 
     def quality(one: str, other: str = BASELINE) -> str:
-        found = stage_of(report, "perplexity").find(f"{RATIO}{other}", one)
-        return with_interval(found) if found and found.value is not None else ""
+        return ratio_cell(stage_of(report, "perplexity").find(f"{RATIO}{other}", one))
 
     def memory(variant: str, model: str = COMPACT, over: str = OVER) -> str:
-        found = stage_of(report, "memory").find(f"peak_memory{variant}{over}", model)
-        return f"{found.value:.3f}" if found and found.value is not None else ""
+        return ratio_cell(stage_of(report, "memory").find(f"peak_memory{variant}{over}", model))
 
     whole, base = _label(COMPACT), _label(BASELINE)
     rows = [

@@ -65,7 +65,7 @@ def test_each_prediction_stands_beside_what_was_found(tmp_path):
     rows = [line for line in predictions.beside_results(expected, compared()).splitlines() if line.startswith("| ")][2:]
     found = {row.split(" | ")[0].strip("| "): row.split(" | ")[3].strip("| ") for row in rows}
     assert list(found) == numbers
-    assert found["1"] == found["11"] == "1.250 (1.000 – 1.500)"
+    assert found["1"] == found["11"] == "1.250 (1.000 to 1.500)"
     assert found["2"].startswith("1.649 "), "exp of half a nat more at the common setting"
     assert found["3"] == "5 of 5 pass"
     assert found["4"] == found["5"] == "0.250, 0.375, 0.500"
@@ -86,5 +86,5 @@ def test_what_makes_it_so_is_told_by_leaving_one_thing_out_on_both_sides():
     assert "0.250" in cells[("the whole",)]
     assert "0.375" in cells[("recomputed blocks: both",)]
     assert "0.600" in cells[("half precision: both",)]
-    assert cells[("low-rank table: both",)].endswith("| 1.250 (1.000 – 1.500) | 1.000 |")
+    assert cells[("low-rank table: both",)].endswith("| 1.250 (1.000 to 1.500) | 1.000 |")
     assert shares.of_both_sides(make_report()) == ""
