@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import re
 import subprocess
 import sys
@@ -30,6 +31,7 @@ MODULES = sorted((ROOT / "muse").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES_NOTEBOOKS = [path for path in NOTEBOOKS if path.stem != stem(EXPLORER)]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
 
 def test_conda_view_of_the_dependencies_does_not_drift():
     text = (ROOT / "environment.yml").read_text()
@@ -267,6 +269,24 @@ def test_the_readmes_answer_is_what_the_records_say():
     assert (len(train["learning_rates"]), len(train["dropouts"])) == (1, 2)
 
 
+def test_what_the_readme_says_of_the_compact_model_is_of_its_record():
+    report = read_record(Report, ROOT / "reports" / "gpu-muon" / "report.json")
+    stages = {stage.stage: stage for stage in report.stages}
+    assert (report.run.seeds, stages["perplexity"].status, stages["perplexity"].metrics) == ([0, 1], "failed", [])
+    memory, losses = (
+        stages["memory"],
+        {m.model: m.value for m in stages["train"].metrics if m.name == "validation_loss"},
+    )
+    quality = {name: math.exp(losses[name] - losses["phase2"]) for name in ("stage1_compact", "real_twin_compact")}
+    peaks = [
+        memory.find(f"peak_memory{kind}_ratio_to_phase2", "stage1_compact") for kind in ("", "_recomputed", "_plain")
+    ]
+    twin = memory.find("peak_memory_recomputed_ratio_to_phase2", "real_twin_compact")
+    told = [*quality.values(), *(metric.value for metric in (*peaks, twin))]
+    said = re.search(r"A compact form.*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    assert sorted(re.findall(r"\d\.\d{3}", said)) == sorted(f"{value:.3f}" for value in told)
+
+
 def test_a_training_done_again_lands_within_the_spread_of_the_seeds():
     first, again = (read_record(Report, ROOT / "reports" / "gpu" / name)
                     for name in ("report.json", "companions/gpu-again.json"))  # fmt: skip
@@ -308,7 +328,9 @@ def test_every_committed_perplexity_says_of_which_text_it_is():
         if "-tries" in path.parent.name or path.name == "run.json":
             continue
         report = read_record(Report, path)
-        read = {stage.stage: stage.text for stage in report.stages}
+        read = {stage.stage: stage.text for stage in report.stages if stage.metrics or stage.stage != "perplexity"}
+        if "perplexity" not in read:
+            continue
         assert read["perplexity"] == ("another text" if report.run.params.get("test_corpus") else "wikitext-2-v1"), path
         assert not read.get("memory")
 

@@ -25,7 +25,7 @@ from .tables import markdown as table
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
 MAIN = "gpu"
-RUNS = {MAIN: "The comparison", "gpu-adamw": "By the second recipe"}
+RUNS = {MAIN: "The comparison", "gpu-muon": "The next comparison, as far as it is", "gpu-adamw": "By the second recipe"}
 """Folders of committed comparisons, as far as they are there, each with its title."""
 
 OPTIMIZERS = {"muon": "Muon for matrices of blocks and AdamW for the rest", "adamw": "AdamW"}
@@ -42,6 +42,7 @@ ROWS = (
     ("perplexity per word", "perplexity", "word_perplexity", ".4g"),
     ("bits per byte", "perplexity", "bits_per_byte", ".3f"),
     ("the seeds averaged: mean of their probabilities, per token", "perplexity", "ensemble_perplexity", ".4g"),
+    ("loss on validation, nat per token", "train", "validation_loss", ".4f"),
     ("learning rate, chosen on validation", "train", "learning_rate", "g"),
     ("dropout, chosen on validation", "train", "dropout", "g"),
     ("tokens per step, chosen on validation", "train", "batch_tokens", ",.0f"),
@@ -130,7 +131,10 @@ def made(run: RunInfo) -> str:
 
 def read(report: Report) -> str:
     """Return which text a report's perplexities are of, on what and when it was made."""
-    return f"`{stage_of(report, 'perplexity').text}`, test split; {made(report.run)}"
+    record = stage_of(report, "perplexity")
+    if record.status == "failed":
+        return f"`{stage_of(report, 'train').text}`, test split not read; {made(report.run)}"
+    return f"`{record.text}`, test split; {made(report.run)}"
 
 
 def companion(reports: Path, run: str, name: str) -> Report | None:
@@ -165,8 +169,9 @@ def of_run(reports: Path, run: str) -> list[str]:
     told = [f"### {title}\n\n{text}" for title, text in sections.items() if text]
     optimizer = OPTIMIZERS[profile.get("optimizer", "adamw")]
     about = f"{len(report.run.seeds)} seeds, {optimizer}, {tried(report)} tries for each model"
-    return [f"[reports/{run}](../reports/{run}/index.html), {read(report)}; {about}. {MEASURED}",
-            comparison(report), TEXT, verdicts(report), *told]  # fmt: skip
+    page = "index.html" if (reports / run / "index.html").exists() else "report.json"
+    lead = f"[reports/{run}](../reports/{run}/{page}), {read(report)}; {about}. {MEASURED}"
+    return [lead, comparison(report), *([TEXT] if run == MAIN else []), verdicts(report), *told]
 
 
 def tried(report: Report) -> int:

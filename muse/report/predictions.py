@@ -19,7 +19,7 @@ from muse.catalog import (
 )
 from muse.records.schema import Report
 
-from .companions import RATIO, stage_of
+from .companions import RATIO, metrics_of, stage_of
 from .numbers import ratio_cell
 from .tables import markdown
 
@@ -32,7 +32,7 @@ def beside_results(expected: Path, report: Report) -> str:
 
     Nothing where the run is not the one that they are about. KeyError for a row of which nothing here knows the answer.
     """
-    if not expected.exists() or COMPACT not in [one.model for one in report.judged]:
+    if not expected.exists() or not metrics_of(report, "perplexity", f"{RATIO}{COMPACT_BASELINE}"):
         return ""
     text = expected.read_text(encoding="utf-8")
     rows = [[number, figure, expected, FOUND[int(number)](report)] for number, figure, expected, _ in ROW.findall(text)]

@@ -38,6 +38,9 @@ window.musePlotly="H4sIAAAAAAACA8y9e3/ayJI3/vfvvAqbx+uVQGDAd7DMZ2Jm4sxx5Bzn4gmE9
     return merged;
   }
 
+  // The words of a panel, of which a sheet has three beside each other as a screen has, in two thirds of its width.
+  const smaller = (note) => (/domain$/.test(note.xref) ? { ...note, font: { ...note.font, size: 0.75 * note.font.size } } : note);
+
   function laidOut(box, figure) {
     const narrow = !onPaper && box.clientWidth < 560;
     const layout = narrow ? adapted(figure.layout, figure.narrow) : figure.layout;
@@ -47,13 +50,17 @@ window.musePlotly="H4sIAAAAAAACA8y9e3/ayJI3/vfvvAqbx+uVQGDAd7DMZ2Jm4sxx5Bzn4gmE9
     const height = layout.height || 380;
     const onOneSheet = height > PAPER.height * 1.35 ? height : Math.min(height, PAPER.height); // rows lower still would not hold their text
     const size = onPaper ? { autosize: false, width: PAPER.width, height: onOneSheet } : { autosize: true, height };
-    return { ...layout, legend, margin, font, ...themed({ ...layout, font }), ...size, dragmode: false };
+    const words = onPaper ? { annotations: layout.annotations?.map(smaller) } : {};
+    return { ...layout, ...words, legend, margin, font, ...themed({ ...layout, font }), ...size, dragmode: false };
   }
 
   const drawn = [];
   async function draw(box) {
     try {
       const figure = JSON.parse(box.querySelector("script").textContent);
+      for (const trace of figure.data) { // the number of an earlier trace, whose x it has
+        if (typeof trace.x === "number") trace.x = figure.data[trace.x].x;
+      }
       const plot = document.createElement("div");
       box.append(plot);
       await Plotly.newPlot(plot, figure.data, laidOut(box, figure), {
