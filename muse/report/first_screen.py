@@ -105,7 +105,8 @@ def _parts(report: Report, chosen: Judged, language: str) -> str:
     said = [say(language, f"answer.lead.{key}", value=_ratio_text(value)) for key, value in ratios.items() if value]
     if not said:
         return ""
-    return say(language, "answer.lead.parts", model=_label(chosen.model, language), rows=join(language, said))
+    lead = "parts" if all(_asked(chosen, name) == "pass" for name in PROMISES) else "harder"
+    return say(language, f"answer.lead.{lead}", model=_label(chosen.model, language), rows=join(language, said))
 
 
 def _numbers(report: Report, chosen: Judged, language: str) -> str:

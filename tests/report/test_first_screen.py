@@ -72,6 +72,8 @@ def test_two_models_that_keep_one_promise_each_are_no_answer():
     assert found.startswith("No model keeps both promises")
     assert "Stage 1 2.300 (2.200 – 2.400) and 0.400" in found
     assert "Stage 1 with memory 0.920 (0.910 – 0.930) and 0.800" in found
+    parts = first_screen.answer(report(judged("stage1_compact", "fail", "pass")))[1]
+    assert parts.startswith("Each part given to both sides or to neither, for Stage 1 compact")
 
 
 def test_what_is_not_measured_or_estimated_decides_nothing():
