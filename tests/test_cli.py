@@ -76,6 +76,22 @@ def test_a_bad_number_of_batches_is_a_bad_parameter(batches, capsys, started):
     assert not started
 
 
+@pytest.mark.parametrize("command", [["benchmark"], ["run", "params/wikitext2.yaml"]])
+def test_without_hub_and_cache_each_of_text_and_tokenizer_is_one_whole_line(tmp_path, command):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    arguments = [sys.executable, "-m", "muse", *command, "--out", str(tmp_path / "out")]
+    done = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=100)
+    said = [line for line in done.stderr.splitlines() if "unavailable" in line]
+    assert done.returncode == 2
+    assert len(said) == 2
+    told = ("corpus 'wikitext-", "test.txt or parquet"), ("the gpt2 tokenizer", "vocab.json, merges.txt")
+    for line, (what, folder) in zip(said, told, strict=True):
+        assert f"corpus, tokenizer: {what}" in line
+        assert "(not cached; HF_HUB_OFFLINE forbids a download). Ways out: (1) a local folder (" in line
+        assert folder in line
+        assert line.endswith("; (2) HF_HOME of a run with a network; (3) corpus 'synthetic', tokenizer 'corpus'.")
+
+
 def test_a_benchmark_without_text_says_so_before_anything_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["benchmark", "-p", f"corpus={tmp_path / 'nothing'}", "-p", f"tokenizer={tmp_path}"]) == 2

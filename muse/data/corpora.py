@@ -26,6 +26,7 @@ from .corpus import Corpus, SourceFile, TokenSplit
 from .grammar import Grammar
 from .readers import read_folder, read_wikitext
 from .tokenizers import UNKNOWN, Tokenizer, gpt2_tokenizer, vocabulary_sha256, word_tokenizer
+from .words import TextSplit, canonical_words, median_word_bytes
 
 SPLITS = ("train", "validation", "test")
 SYNTHETIC_TOKENS = {"train": 400_000, "validation": 20_000, "test": 40_000}
@@ -35,7 +36,6 @@ ARTICLE_TITLE = re.compile(r" = [^=](.*[^=])? = \n?")  # of WikiText; section ti
 WIKITEXT_ARTICLES = {"train": 600, "validation": 60, "test": 60}
 WIKITEXT_CHARACTERS = {"train": 10_000_000, "validation": 1_000_000, "test": 1_200_000}  # either text has some more
 OTHER_TEXT = "another text"
-SAMPLE = 100_000  # characters of a split whose words tell the median
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
@@ -98,11 +98,6 @@ def text_of(lines: Mapping[str, Sequence[str]]) -> str:
     return f"{OTHER_TEXT} with {UNKNOWN}" if has_unk else OTHER_TEXT
 
 
-def canonical_words(text: str) -> int:
-    """Whitespace-separated words plus one for each end of line."""
-    return len(text.split()) + text.count("\n")
-
-
 def _is_wikitext(name: str, lines: Sequence[str]) -> bool:
     return sum(map(len, lines)) >= WIKITEXT_CHARACTERS[name] and len(_titles(lines)[0]) == WIKITEXT_ARTICLES[name]
 
@@ -153,20 +148,11 @@ def _first_lines(lines: Sequence[str]) -> list[int]:
 
 def _token_split(
     name: str, ids: np.ndarray, starts: np.ndarray, text: str, num_bytes: int, unk_pieces: Sequence = ()
-) -> TokenSplit:
+) -> TextSplit:
     ids, starts = ids.astype(np.int32), torch.from_numpy(starts.astype(np.int64))
     sha256, inside_unk = _sha256_of_ids(ids), _inside_unk(ids, unk_pieces)
     split = torch.from_numpy(ids), starts, canonical_words(text), num_bytes, sha256, inside_unk
-    return TokenSplit(name, *split, median_word_bytes(text))
-
-
-def median_word_bytes(text: str) -> float:
-    """Median length of the first words of a text, in bytes of UTF-8; 0 without any.
-
-    Where it exceeds some 30, spaces do not part its words, and a perplexity per word has no meaning.
-    """
-    lengths = [len(word.encode()) for word in text[:SAMPLE].split()]
-    return float(np.median(lengths)) if lengths else 0.0
+    return TextSplit(name, *split, median_word_bytes(text), len(text))
 
 
 def _inside_unk(ids: np.ndarray, unk_pieces: Sequence[Sequence[int]]) -> torch.Tensor | None:

@@ -13,6 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from muse.host.lines import cut, one_line
+
+FILES = {"dataset": "train.txt, validation.txt, test.txt or parquet", "model": "vocab.json, merges.txt"}
+"""What a folder must hold that stands for a repository, by the repository's type."""
+
+LONGEST_REASON = 60  # characters; the error's cause has all of it
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 Loaded = TypeVar("Loaded")
 
@@ -35,17 +41,18 @@ def from_cache_or_hub(
         not_cached = error
     offline = [name for name in OFFLINE_VARIABLES if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     if offline:
-        reason = f"not in the cache, and {offline[0]} forbids a download"
-        raise CorpusUnavailable(_ways_out(what, reason)) from not_cached
+        reason = f"not cached; {offline[0]} forbids a download"
+        raise CorpusUnavailable(_ways_out(what, repo_type, reason)) from not_cached
     failure = _hub_failure(repo_id, repo_type, timeout_seconds)
     if failure is not None:
-        reason = f"not in the cache, and the hub cannot be reached: {failure!r}"
-        raise CorpusUnavailable(_ways_out(what, reason)) from failure
+        reason = f"not cached; no hub: {str(failure) or type(failure).__name__}"
+        raise CorpusUnavailable(_ways_out(what, repo_type, reason)) from failure
     try:
         _fetched(fetch, f"{repo_type}s--{repo_id.replace('/', '--')}", timeout_seconds)
         return load()
     except Exception as error:  # any of several libraries' errors, kept as the cause
-        raise CorpusUnavailable(_ways_out(what, f"the download failed: {error!r}")) from error
+        reason = f"download failed: {str(error) or type(error).__name__}"
+        raise CorpusUnavailable(_ways_out(what, repo_type, reason)) from error
 
 
 def _hub_failure(repo_id: str, repo_type: str, timeout_seconds: float) -> Exception | None:
@@ -117,7 +124,7 @@ def _wait(child: subprocess.Popen, folder: Path, timeout_seconds: float) -> None
             moved = now
         seen = size, busy
         if now - moved > timeout_seconds:
-            raise TimeoutError(f"the hub answered, and then nothing came for {timeout_seconds:g} s")
+            raise TimeoutError(f"the hub answered, then sent nothing for {timeout_seconds:g} s")
         if now - started > LONGEST * timeout_seconds:
             raise TimeoutError(f"not at its end after {LONGEST * timeout_seconds:g} s")
 
@@ -132,13 +139,12 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _ways_out(what: str, reason: str) -> str:
+def _ways_out(what: str, repo_type: str, reason: str) -> str:
+    """One line that is shown whole, also behind the names of the settings at fault (muse.host.lines)."""
     return (
-        f"{what} is unavailable ({reason}). Three ways out: "
-        "(1) name a local folder: a corpus with train.txt, validation.txt, test.txt or parquet, a tokenizer with "
-        "vocab.json and merges.txt; "
-        "(2) run the same step once where there is a network and bring its Hugging Face cache along (HF_HOME); "
-        "(3) use corpus 'synthetic' with tokenizer 'corpus'."
+        f"{what} is unavailable ({cut(one_line(reason), LONGEST_REASON)}). Ways out: "
+        f"(1) a local folder ({FILES[repo_type]}); (2) HF_HOME of a run with a network; "
+        "(3) corpus 'synthetic', tokenizer 'corpus'."
     )
 
 

@@ -26,10 +26,10 @@ from torch import nn
 from tqdm import tqdm
 
 from muse.data import readers
-from muse.data.corpora import canonical_words
 from muse.data.corpus import TokenSplit
 from muse.data.text import normalized
 from muse.data.tokenizers import GPT2, gpt2_tokenizer
+from muse.data.words import canonical_words, has_words, median_word_bytes
 from muse.measure import measure_perplexity
 from muse.measure.common import training_mode
 from muse.models.generate import generate
@@ -37,6 +37,7 @@ from muse.models.hub_files import saved_tokenizer
 from muse.models.pretrained import check_tokenizer, local_folder, read_pretrained
 from muse.ops import planar
 from muse.ops.logits import head_logits
+from muse.records.reasons import NO_WORDS
 
 TASKS = Path(__file__).parent / "tasks"
 OWN = {path.stem for path in TASKS.glob("*.yaml")}
@@ -196,10 +197,17 @@ def page(doc: Mapping[str, str]) -> str:
 
 
 def process_results(doc: Mapping[str, str], results: Sequence[float]) -> dict[str, tuple[float, int]]:
-    """(nat, count) of a text: words are those of `muse.data.corpora`, one for each end of line included."""
+    """(nat, count) of a text: words are those of `muse.data.words`, one for each end of line included.
+
+    Where no spaces part its words, NaN stands for their perplexity, and that of characters beside it.
+    """
     (nats,), text = results, doc["page"]
-    per_word, per_byte = (nats, canonical_words(text)), (nats, len(text.encode()))
-    return {"word_perplexity": per_word, "byte_perplexity": per_byte, "bits_per_byte": per_byte}
+    per_byte = (nats, len(text.encode()))
+    found = {"word_perplexity": (nats, canonical_words(text)), "byte_perplexity": per_byte, "bits_per_byte": per_byte}
+    if not has_words(median_word_bytes(text)):
+        logger.warning("word_perplexity: not given, %s; see byte_perplexity, character_perplexity", NO_WORDS)
+        found |= {"word_perplexity": (math.nan, 1), "character_perplexity": (nats, len(text))}
+    return found
 
 
 def evaluate(

@@ -76,6 +76,8 @@ def _as(name: str, loss_nats: float, result: PerplexityResult) -> float:
         "perplexity": lambda: math.exp(loss_nats),
         WITHOUT_UNK: lambda: math.exp(loss_nats),
         "word_perplexity": lambda: math.exp(loss_nats * tokens / result.num_words),
+        "byte_perplexity": lambda: math.exp(loss_nats * tokens / result.num_bytes),
+        "character_perplexity": lambda: math.exp(loss_nats * tokens / result.num_characters),
         "bits_per_byte": lambda: loss_nats * tokens / result.num_bytes / math.log(2),
     }[name]()
 

@@ -1,7 +1,7 @@
 """Perplexity of a model on a whole split of tokens: every target once, in windows that know nothing of each other.
 
 N tokens have N - 1 targets: the first token of the split follows nothing and is not predicted. Per-token quantities are
-means over the N - 1 targets; per-word and per-byte quantities charge the first token that mean too.
+means over the N - 1 targets; those per word, byte and character charge the first token that mean too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import nn
 
 from muse.data.batches import evaluation_batches
 from muse.data.corpus import TokenSplit
+from muse.data.words import has_words
 from muse.records.bootstrap import loss_interval
+from muse.records.reasons import NO_WORDS
 from muse.records.schema import Metric, Series
 
 from .common import Progress, device_of, passthrough, safe_exp, training_mode
@@ -46,6 +48,8 @@ class PerplexityResult:
     target_loss_nats: np.ndarray = field(repr=False)  # (targets,) of those that were measured, in the split's order
     loss_interval: tuple[float, float] | None  # 95 %, over documents, nat per token
     without_unk: Self | None = field(default=None, repr=False)  # the same, pieces inside an <unk> left out; None: none
+    has_words: bool = True  # False: no spaces part the words of the text
+    num_characters: int = 0  # 0: not counted
 
     @property
     def is_whole_split(self) -> bool:
@@ -68,14 +72,27 @@ class PerplexityResult:
 
     @property
     def word_perplexity(self) -> float | None:
-        """Per canonical word; None where exp overflows or a part of the split was left out."""
-        return safe_exp(self.loss_nats * self._tokens_per(self.num_words)) if self._has(self.num_words) else None
+        """Per canonical word; None where exp overflows, a part of the split was left out or spaces part no words."""
+        return self._perplexity_per(self.num_words) if self.has_words else None
+
+    @property
+    def byte_perplexity(self) -> float | None:
+        """None where exp overflows or a part of the split was left out."""
+        return self._perplexity_per(self.num_bytes)
+
+    @property
+    def character_perplexity(self) -> float | None:
+        """None where exp overflows, a part of the split was left out or its characters were not counted."""
+        return self._perplexity_per(self.num_characters)
 
     @property
     def bits_per_byte(self) -> float | None:
         """None where a part of the split was left out."""
         has = self._has(self.num_bytes)
         return self.loss_nats * self._tokens_per(self.num_bytes) / math.log(2) if has else None
+
+    def _perplexity_per(self, count: int) -> float | None:
+        return safe_exp(self.loss_nats * self._tokens_per(count)) if self._has(count) else None
 
     def _has(self, count: int) -> bool:
         return self.is_whole_split and count > 0
@@ -86,36 +103,59 @@ class PerplexityResult:
     def metrics(self, model_name: str) -> list[Metric]:
         """Return loss, perplexity, word perplexity, bits per byte, the number of targets, and perplexity without <unk>.
 
-        The last, where the split has targets inside an <unk>, counts the other targets alone.
+        The last, where the split has targets inside an <unk>, counts the other targets alone. A text whose words no
+        spaces part has no word perplexity, and that per byte and per character beside it.
         """
-        n, interval = self.num_targets, self.loss_interval
-        documents = int((self.document_targets > 0).sum())
-        part = "" if self.is_whole_split else f", first {n} of {self.num_tokens - 1} targets only"
-        of = f"{self.split} split{part}"
-        how = f"{of}; " + (f"bootstrap over {documents} documents" if interval else "one document: no interval")
-
-        def metric(name: str, value: float | None, unit: str, factor: float, convert, missing: str) -> Metric:
-            ends = None if interval is None or value is None else tuple(convert(end * factor) for end in interval)
-            if ends is not None and None in ends:
-                ends = None
-            note = how if value is not None else f"{of}; not given: {missing}"
-            return Metric(name=name, model=model_name, value=value, unit=unit, n=n, interval=ends, note=note)
-
         overflow = f"exp of a loss of {self.loss_nats:.6g} nat per token overflows"
-        partial = "not the whole split" if not self.is_whole_split else "the split counts none"
-        per_word, per_byte = (self._tokens_per(max(count, 1)) for count in (self.num_words, self.num_bytes))
-        return [
-            metric("loss", self.loss_nats, "nat/token", 1.0, float, ""),
-            metric("perplexity", self.perplexity, "per token", 1.0, safe_exp, overflow),
-            metric("word_perplexity", self.word_perplexity, "per word", per_word, safe_exp,
-                   overflow if self._has(self.num_words) else partial),
-            metric("bits_per_byte", self.bits_per_byte, "bit/byte", per_byte / math.log(2), float, partial),
-            Metric(name="num_targets", model=model_name, value=n, unit="tokens", note=of),
-            *([self._metric_without_unk(model_name)] if self.without_unk else []),
-        ]  # fmt: skip
+        per_byte = self._tokens_per(max(self.num_bytes, 1)) / math.log(2)
+        metrics = [
+            self._metric("loss", self.loss_nats, "nat/token", 1.0, float, ""),
+            self._metric("perplexity", self.perplexity, "per token", 1.0, safe_exp, overflow),
+            *self._metrics_by_length(overflow),
+            self._metric("bits_per_byte", self.bits_per_byte, "bit/byte", per_byte, float, self._why_not_per_length),
+            Metric(name="num_targets", value=self.num_targets, unit="tokens", note=self._of),
+            *([self._metric_without_unk()] if self.without_unk else []),
+        ]
+        return [metric.model_copy(update={"model": model_name}) for metric in metrics]
 
-    def _metric_without_unk(self, model_name: str) -> Metric:
-        plain = next(metric for metric in self.without_unk.metrics(model_name) if metric.name == "perplexity")
+    @property
+    def _of(self) -> str:
+        n, targets = self.num_targets, self.num_tokens - 1
+        return f"{self.split} split{'' if self.is_whole_split else f', first {n} of {targets} targets only'}"
+
+    @property
+    def _why_not_per_length(self) -> str:
+        return "not the whole split" if not self.is_whole_split else "the split counts none"
+
+    def _metric(self, name: str, value: float | None, unit: str, factor: float, convert, missing: str) -> Metric:
+        """One quantity with its interval: `convert` of the loss per token times `factor`."""
+        documents, interval = int((self.document_targets > 0).sum()), self.loss_interval
+        how = f"bootstrap over {documents} documents" if interval else "one document: no interval"
+        ends = None if interval is None or value is None else tuple(convert(end * factor) for end in interval)
+        if ends is not None and None in ends:
+            ends = None
+        note = f"{self._of}; " + (how if value is not None else f"not given: {missing}")
+        return Metric(name=name, value=value, unit=unit, n=self.num_targets, interval=ends, note=note)
+
+    def _metrics_by_length(self, overflow: str) -> list[Metric]:
+        """Perplexity per word; where no spaces part the words it is missing, and per byte and per character follow."""
+
+        def per(unit: str, count: int, value: float | None) -> Metric:
+            missing = overflow if self._has(count) else self._why_not_per_length
+            factor = self._tokens_per(max(count, 1))
+            return self._metric(f"{unit}_perplexity", value, f"per {unit}", factor, safe_exp, missing)
+
+        if self.has_words:
+            return [per("word", self.num_words, self.word_perplexity)]
+        missing = self._metric("word_perplexity", None, "per word", 1.0, safe_exp, NO_WORDS)
+        return [
+            missing.model_copy(update={"reason": NO_WORDS}),
+            per("byte", self.num_bytes, self.byte_perplexity),
+            per("character", self.num_characters, self.character_perplexity),
+        ]
+
+    def _metric_without_unk(self) -> Metric:
+        plain = next(metric for metric in self.without_unk.metrics("") if metric.name == "perplexity")
         left_out = f"{self.num_targets - plain.n} targets left out: second and later pieces of <unk>; "
         return plain.model_copy(update={"name": WITHOUT_UNK, "note": left_out + plain.note})
 
@@ -174,7 +214,7 @@ def _result(split: TokenSplit, losses: np.ndarray, n_seq: int, seed: int) -> Per
     if not 0 < len(measured) < len(losses):
         return result
     without_unk = _summed(split, losses[measured], measured, n_seq, seed)
-    counts = {"num_tokens": len(others) + 1, "num_words": 0, "num_bytes": 0}
+    counts = {"num_tokens": len(others) + 1, "num_words": 0, "num_bytes": 0, "num_characters": 0}
     return replace(result, without_unk=replace(without_unk, **counts))
 
 
@@ -199,6 +239,8 @@ def _summed(split: TokenSplit, losses: np.ndarray, targets: np.ndarray, n_seq: i
         position_loss_nats=position_loss,
         target_loss_nats=losses,
         loss_interval=loss_interval(document_nll, document_targets, seed=seed),
+        has_words=has_words(split.median_word_bytes),
+        num_characters=getattr(split, "num_characters", 0),
     )
 
 

@@ -9,10 +9,18 @@ from .schema import Metric
 RECORDED = "en"
 """The language of the sentences in records."""
 
+NO_WORDS = "no spaces part the words of this text"
+"""Why a text has no perplexity per word, as records say it."""
+
+SENTENCES = {NO_WORDS: "no_words"}
+"""Reasons in records that tell more than the metric's name, with their keys among the texts `why.<key>`."""
+
 KINDS = {
     "perplexity": "perplexity",
     "loss": "perplexity",
     "word_perplexity": "whole_split",
+    "byte_perplexity": "whole_split",
+    "character_perplexity": "whole_split",
     "bits_per_byte": "whole_split",
     "mixing": "mixing",
     "layout_violations": "layout",
@@ -27,7 +35,7 @@ KINDS = {
 
 
 def why(metric: Metric, words: Mapping[str, str]) -> str:
-    """Return why there is no value: by the metric's name, unless the words are of the language of records."""
+    """Return why there is no value: by its reason or name, unless the words are of the language of records."""
     if words["language"] == RECORDED and (metric.reason or metric.note):
         return metric.reason or metric.note
-    return words[f"why.{KINDS.get(metric.name, 'none')}"]
+    return words[f"why.{SENTENCES.get(metric.reason) or KINDS.get(metric.name, 'none')}"]

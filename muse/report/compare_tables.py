@@ -14,7 +14,10 @@ from .numbers import alike, number, signed
 from .tables import Table
 from .texts import join, say, span, texts, unit_label
 
-HEADLINES = ("perplexity", "word_perplexity", "bits_per_byte", "validation_loss", "peak_memory", "throughput_training")
+HEADLINES = (
+    *("perplexity", "word_perplexity", "byte_perplexity", "character_perplexity", "bits_per_byte", "validation_loss"),
+    *("peak_memory", "throughput_training"),
+)
 """What a terminal shows of the common numbers, where they differ, and all that is named after these."""
 
 

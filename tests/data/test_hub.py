@@ -14,6 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from muse.catalog import HUB_CORPORA, NAMED
+from muse.data.hub import _ways_out
+from muse.params import ParamsError
+
+GPT2 = "the gpt2 tokenizer"
 CODE = """
 import sys, time
 from muse.data.corpora import load_corpus
@@ -24,7 +29,7 @@ for corpus, tokenizer in (("wikitext-2", "corpus"), (sys.argv[1], "gpt2"))[-int(
         found = load_corpus(corpus, tokenizer, splits=["test"], hub_timeout_seconds=float(sys.argv[3]))
         print(found.splits["test"].ids.tolist())
     except CorpusUnavailable as error:
-        print(str(error).split(" Three ways")[0], round(time.monotonic() - start))
+        print(str(error).split(" Ways out")[0], round(time.monotonic() - start))
 """
 
 
@@ -89,8 +94,18 @@ def test_a_hub_that_answers_and_then_stalls_is_away_within_seconds(tmp_path):
     with hub(None) as endpoint:
         answers = ask(tmp_path, endpoint, 2, seconds=2)
     for answer, what in zip(answers, ("corpus 'wikitext-2'", "the gpt2 tokenizer"), strict=True):
-        assert answer.startswith(f"{what} is unavailable (the download failed: TimeoutError('the hub answered, and")
+        reason = "download failed: the hub answered, then sent nothing for 2 s"
+        assert answer.startswith(f"{what} is unavailable ({reason}).")
         assert int(answer.split()[-1]) < 40  # the libraries alone would try for minutes; imports take a part of it
+
+
+@pytest.mark.parametrize("reason", ["HF_DATASETS_OFFLINE forbids a download " * 9, "short", "a\nb " * 99])
+def test_what_is_away_is_said_in_a_line_that_is_shown_whole(reason):
+    for corpus in HUB_CORPORA:
+        for what, repo_type, file in ((f"corpus {corpus!r}", "dataset", "train.txt"), (GPT2, "model", "vocab.json")):
+            line = f"{', '.join(NAMED)}: {_ways_out(what, repo_type, reason)}"
+            assert str(ParamsError(line)) == line
+            assert all(part in line for part in (what, file, "(1)", "(2)", "(3)"))
 
 
 def test_a_tokenizer_comes_from_a_hub_that_sends_it(tmp_path):

@@ -103,6 +103,23 @@ def test_the_wikitext_task_agrees_with_our_perplexity(harness, folders, tmp_path
     assert found["byte_perplexity,none"] == pytest.approx(2**ours.bits_per_byte, rel=1e-6)
 
 
+def test_a_text_without_spaces_has_no_word_perplexity(harness, folders, tmp_path, caplog):
+    text = "吾輩は猫である。名前はまだ無い。\nどこで生れたかとんと見当がつかぬ。\n"
+    (tmp_path / "test.txt").write_text(text, encoding="utf-8")
+    model = harness.MuseLM(tiny(), str(folders / "bpe"), device="cpu")
+    found = harness.evaluate(model, ["muse_wikitext"], corpus=str(tmp_path))["muse_wikitext"]
+    split = load_corpus(str(tmp_path), str(folders / "bpe"), splits=["test"], cache_dir=tmp_path).splits["test"]
+    with planar.cpu_compute("float32"):
+        ours = measure_perplexity(model.model, split, n_seq=16, batch_size=3)
+    assert found["word_perplexity,none"] is ours.word_perplexity is None
+    assert found["byte_perplexity,none"] == pytest.approx(ours.byte_perplexity, rel=1e-6)
+    assert found["character_perplexity,none"] == pytest.approx(ours.character_perplexity, rel=1e-6)
+    assert "word_perplexity: not given, no spaces part the words of this text" in caplog.text
+    with_spaces = harness.evaluate(model, ["muse_wikitext"], corpus=str(folders / "corpus"))["muse_wikitext"]
+    assert with_spaces["word_perplexity,none"] > 1
+    assert "character_perplexity,none" not in with_spaces
+
+
 def test_rolling_is_the_naive_sum_over_windows_and_charges_the_first_token_the_mean(adapter):
     lm = adapter(n_seq=7)
     (ids,) = lm.encode([TEXT])

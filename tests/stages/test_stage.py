@@ -25,11 +25,13 @@ from muse.params import ModelName, ParamsError
 from muse.records.criteria import judge, summarise
 from muse.records.losses import read_losses
 from muse.records.reading import read_reading
+from muse.records.reasons import why
 from muse.records.schema import Metric, Series, StageRecord
 from muse.records.store import read_record
 from muse.records.text_sample import read_sample
-from muse.report.figures.style import MODELS
-from muse.report.texts import texts
+from muse.report.figures.style import MODELS, metric_label
+from muse.report.notes import note
+from muse.report.texts import texts, unit_label
 from muse.runner.notebooks import REPOSITORY
 from muse.stages import dynamics, memory, perplexity, throughput, train
 from muse.stages.stage import Stage
@@ -178,6 +180,67 @@ def test_trained_models_are_tested_on_a_text_that_they_were_not_trained_on(names
     read = {file.path.rpartition("/")[0][-5:]: file.path for file in elsewhere.inputs}
     assert {"prose", "/code"} <= read.keys()
     assert len(elsewhere.inputs) == len(at_home.inputs) + 1, "the tokenizer is one"
+
+
+JAPANESE = """　吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。
+　何でも薄暗いじめじめした所でニャーニャー泣いていた事だけは記憶している。吾輩はここで始めて人間というものを見た。
+　しかもあとで聞くとそれは書生という人間中で一番獰悪な種族であったそうだ。
+
+　この書生というのは時々我々を捕えて煮て食うという話である。しかしその当時は何という考もなかったから別段恐しいとも思わなかった。
+"""
+
+
+def corpus_of(folder, text=JAPANESE):
+    """Settings that read a corpus of this text with a byte-level BPE of its own, every target of its test split."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([text], vocab_size=300, show_progress=False, special_tokens=["<|endoftext|>"])
+    (folder / "bpe").mkdir(parents=True)
+    bpe.save_model(str(folder / "bpe"))
+    for split, times in {"train": 4, "validation": 1, "test": 1}.items():
+        (folder / f"{split}.txt").write_text(text * times, encoding="utf-8")
+    return {"corpus": str(folder), "tokenizer": str(folder / "bpe"), "max_ppl_batches": None}
+
+
+def test_a_text_without_spaces_has_perplexities_per_byte_and_character_and_none_per_word(namespace, tmp_path):
+    given = namespace | TRAIN | {"models": ["stage1"], "seeds": [0, 1]}
+    record = perplexity.run(Stage("perplexity", given | corpus_of(tmp_path / "japanese")))
+    found = {name: record.find(f"{name}_perplexity", "stage1") for name in ("word", "byte", "character")}
+    assert found["word"].value is None
+    loss, bits = record.find("loss", "stage1").samples, record.find("bits_per_byte", "stage1").samples
+    counts = {"byte": len(JAPANESE.encode()), "character": len(JAPANESE)}
+    for name, count in counts.items():
+        metric = found[name]
+        expected = [math.exp(one * (metric.n + 1) / count) for one in loss]
+        assert metric.samples == pytest.approx(expected)
+        assert metric.value == pytest.approx(sum(expected) / 2)
+        assert metric.interval[0] < metric.value < metric.interval[1]
+        assert metric.unit == f"per {name}"
+        assert record.find(f"ensemble_{name}_perplexity", "stage1").value > 1
+    assert found["byte"].samples == pytest.approx([2**one for one in bits])
+    for name in ("word_perplexity", "ensemble_word_perplexity"):
+        missing = record.find(name, "stage1")
+        assert why(missing, texts("en")) == "no spaces part the words of this text"
+        assert why(missing, texts("ja")) == "単語が空白で区切られていない文章"
+        assert "not given: no spaces part the words" in missing.note
+    shown = {name: note(metric, record, "ja") for name, metric in found.items()}
+    assert shown["word"] == "単語が空白で区切られていない文章"
+    assert all("2 シードの平均" in shown[name] and "テスト分割" in shown[name] for name in ("byte", "character"))
+    for metric in found.values():
+        assert all(metric_label(metric.name, language) != metric.name for language in ("en", "ja"))
+        assert unit_label(metric.unit, "ja") != metric.unit
+
+
+def test_a_text_with_spaces_has_a_perplexity_per_word_and_no_other(namespace, tmp_path):
+    spaced = "".join(f"{sign} " if sign.isalpha() else sign for sign in JAPANESE)
+    for text in (spaced, "one line of words , and another \n \n" * 9):
+        folder = tmp_path / str(len(text))
+        given = namespace | TRAIN | {"models": ["stage1"]} | corpus_of(folder, text)
+        record = perplexity.run(Stage("perplexity", given))
+        words, metric = len(text.split()) + text.count("\n"), record.find("word_perplexity", "stage1")
+        assert metric.value == pytest.approx(math.exp(record.find("loss", "stage1").value * (metric.n + 1) / words))
+        assert not any(record.find(f"{name}_perplexity", "stage1") for name in ("byte", "character"))
 
 
 def test_trained_models_are_found_again_and_stage1_is_served_in_half_precision(namespace, tmp_path):
