@@ -40,7 +40,7 @@ def generate(
     layers.check_token_ids(token_ids, config.vocab_size, config.n_seq)
     if n_new < 0:
         raise ValueError(f"n_new must be at least 0, got {n_new}")
-    _check_choices(temperature, top_k, top_p)
+    check_choices(temperature, top_k, top_p)
     recurrent = all(hasattr(block, "step") for block in getattr(model, "blocks", [None]))
     if recurrent and model.positions is not None and token_ids.shape[1] + n_new - 1 > config.n_seq:
         raise ValueError(f"the position table ends at n_seq={config.n_seq}, got {token_ids.shape[1]} + {n_new} tokens")
@@ -73,7 +73,8 @@ def _not_finite(model: nn.Module, index: int) -> ValueError:
     return ValueError(f"logits of new token {index + 1} are not finite, so none can be chosen: {where}")
 
 
-def _check_choices(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_choices(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError for choices out of range."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     if top_k is not None and top_k < 1:

@@ -32,6 +32,9 @@ from . import layers, memory_block
 from .linear_attention import MemoryMixer, MixerState, RealLinear, log_spaced
 from .memory_block import EMBEDDING_SCALE, OutputNorm
 
+MODELS = (f"{__package__}.stage1.Phase3Stage1Model", f"{__package__}.real_twin.RealTwinModel")
+"""The classes of model, by name: their modules import this one."""
+
 PARTS = (
     *(memory_block.TokenTable, memory_block.MemoryBlock, memory_block.FeedForward, memory_block.RMSNorm, OutputNorm),
     *(MemoryMixer, RealLinear, layers.ComplexLinear, layers.ModReLU, nn.ModuleList),
@@ -41,10 +44,7 @@ PARTS = (
 
 def knows(model: nn.Module) -> bool:
     """Whether a Stepper computes what this model's blocks do: a Stage 1 with memory on a CPU, nothing put into it."""
-    from .real_twin import RealTwinModel
-    from .stage1 import Phase3Stage1Model
-
-    if type(model) not in (Phase3Stage1Model, RealTwinModel) or model.config.mixer != "memory":
+    if f"{type(model).__module__}.{type(model).__qualname__}" not in MODELS or model.config.mixer != "memory":
         return False
     if any(type(part) not in PARTS or _hooked(part) for part in list(model.modules())[1:]) or _hooked(model):
         return False

@@ -77,7 +77,7 @@ def test_models_of_the_catalog_write_the_same_tokens_far_beyond_n_seq(name):
 @pytest.mark.parametrize("compute", ["auto", "float32"])
 @pytest.mark.parametrize("options", [{}, LOW | {"adjoint_head": True}, REAL | {"rotation": "none"}], ids=str)
 def test_half_precision_is_as_close_to_the_exact_numbers_as_the_blocks_are(dtype, compute, options):
-    model, ids = tiny(**options).to(dtype), prompt(3, 60)
+    model, ids = tiny(**options).to(dtype), prompt(3, 24)
     exact = logits_of(Recurrent(copy.deepcopy(model).double()), ids, 7)
     with planar.cpu_compute(compute):
         got, want = (logits_of(Recurrent(model, plain=plain), ids, 7).double() for plain in (False, True))
