@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     first = (_add_run, _add_basic_test, _add_benchmark, _add_check, _add_train, _add_export, _add_eval, _add_bench)
-    for add in (*first, _add_params, _add_report, _add_list, _add_compare, _add_check_pages, _add_init):
+    for add in (*first, _add_generate, _add_params, _add_report, _add_list, _add_compare, _add_check_pages, _add_init):
         add(commands)
     _add(commands, "schema", _schema, "print the JSON schema of report.json", product=True)
     return parser
@@ -389,6 +389,61 @@ def _eval(options: argparse.Namespace) -> int:
         found = evaluate(model, options.tasks, options.corpus, options.limit, options.include_path)
     print(json.dumps(found, indent=1, allow_nan=False))
     return OK
+
+
+def _add_generate(commands: Commands) -> None:
+    add = _add(
+        commands, "generate", _generate, "let a saved model write on from a text",
+        description="Print what a model writes after a text, as it is written. Equal seeds write equal texts.",
+        product=True,
+    )  # fmt: skip
+    add("model", type=Path, metavar="FOLDER", help="a folder that muse export wrote, or a finished training's")
+    add("text", metavar="TEXT", help="what stands before; - reads it from the standard input, less its last line end")
+    add("--tokens", type=int, default=100, metavar="N", help="how many to write (default: 100)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0 takes the likeliest token (default: 1)")
+    add("--top-p", type=float, metavar="P", help="draw from the fewest tokens that hold a share P (default: all)")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens (default: all)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add("--tokenizer", metavar="FOLDER", help="where the model has none: gpt2 (from the hub) or a folder")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    if options.tokens < 1:
+        raise ParamsError(f"--tokens: got {options.tokens}, expected at least 1")
+    if not 0 <= options.seed < 2**63:
+        raise ParamsError(f"--seed: got {options.seed}, expected 0 to 2^63 - 1")
+    chosen = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k")}
+    with _given_by_the_user():
+        text = _read_text(options.text)
+        from muse.models.generate import check_choices
+        from muse.models.writer import Writer
+
+        check_choices(**chosen)
+        pieces = Writer(options.model, options.tokenizer).written(text, options.tokens, seed=options.seed, **chosen)
+    last = ""
+    try:
+        for last in pieces:
+            print(last, end="", flush=True)
+            if getattr(sys.stdout, "error", None):  # the reader left
+                break
+    except ValueError as error:  # logits that are not finite
+        print(f"\nmuse: {error}", file=sys.stderr)
+        return STAGE_FAILED
+    print("" if last.endswith("\n") else "\n", end="")
+    return OK
+
+
+def _read_text(text: str) -> str:
+    """The text itself, or for - that of the standard input; ValueError for none."""
+    if text == "-":
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8") if sys.stdin else ""
+        except UnicodeDecodeError as error:
+            raise ValueError(f"text: expected UTF-8 on the standard input, got other bytes ({error})") from error
+        text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError("text: got nothing, expected something to write on from")
+    return text
 
 
 def _add_bench(commands: Commands) -> None:

@@ -1,7 +1,8 @@
 """Text from a model, one token at a time.
 
 A model whose blocks can `prefill` and `step` keeps a state of fixed size, so each token costs the same time and memory
-however long the text grows. Any other model reads its last n_seq tokens again for each new one.
+however long the text grows; on a CPU the steps are those of `muse.models.stepper`, which lays the weights out for them
+once. Any other model reads its last n_seq tokens again for each new one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from muse.ops import logits
 
-from . import layers
+from . import layers, stepper
 from .tensor_file import first_non_finite
 
 
@@ -26,22 +27,25 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    plain: bool = False,
 ) -> Iterator[Tensor]:
     """Stream n_new tokens, int64 (B,) each, after the prompt (B T) with 1 <= T <= n_seq.
 
     Temperature 0 takes the likeliest token; else one is drawn from the `top_k` likeliest, and of those from the fewest
-    that hold a share `top_p` of the probability. Equal seeds draw equal tokens, whatever the global generator. Raises
+    that hold a share `top_p` of the probability. Equal seeds draw equal tokens, whatever the global generator. With
+    `plain` every step is that of the model's blocks, with their weights as they are then: the reference. Raises
     ValueError for choices out of range, where a position table ends, and for logits that are not finite.
     """
     config = model.config
     layers.check_token_ids(token_ids, config.vocab_size, config.n_seq)
     if n_new < 0:
         raise ValueError(f"n_new must be at least 0, got {n_new}")
-    _check_choices(temperature, top_k, top_p)
+    check_choices(temperature, top_k, top_p)
     recurrent = all(hasattr(block, "step") for block in getattr(model, "blocks", [None]))
     if recurrent and model.positions is not None and token_ids.shape[1] + n_new - 1 > config.n_seq:
         raise ValueError(f"the position table ends at n_seq={config.n_seq}, got {token_ids.shape[1]} + {n_new} tokens")
-    return _stream(Recurrent(model) if recurrent else Window(model), token_ids, n_new, temperature, top_k, top_p, seed)
+    reader = Recurrent(model, plain) if recurrent else Window(model)
+    return _stream(reader, token_ids, n_new, temperature, top_k, top_p, seed)
 
 
 def _stream(
@@ -69,7 +73,8 @@ def _not_finite(model: nn.Module, index: int) -> ValueError:
     return ValueError(f"logits of new token {index + 1} are not finite, so none can be chosen: {where}")
 
 
-def _check_choices(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_choices(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError for choices out of range."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     if top_k is not None and top_k < 1:
@@ -97,14 +102,23 @@ def choose(
 
 
 class Recurrent:
-    """Reads tokens through the states of a model's blocks; called with (B T) once, then with (B 1)."""
+    """Reads tokens through the states of a model's blocks; called with (B T) once, then with (B 1).
 
-    def __init__(self, model: nn.Module) -> None:
+    The second call makes a Stepper for all that follow where it knows the model, unless `plain`.
+    """
+
+    def __init__(self, model: nn.Module, plain: bool = True) -> None:
         self.model, self.states, self.position = model, None, 0
+        self.plain, self.stepper = plain, None
 
-    @torch.no_grad()
     def __call__(self, new: Tensor) -> Tensor:
         """Logits r(B V) after the new tokens (B T)."""
+        if self.states is not None and self.stepper is None and not self.plain and stepper.knows(self.model):
+            self.stepper = stepper.Stepper(self.model, self.states, self.position)
+        return self._by_blocks(new) if self.stepper is None else self.stepper(new)
+
+    @torch.no_grad()
+    def _by_blocks(self, new: Tensor) -> Tensor:
         model, states = self.model, []
         with _evaluation(model):
             z = model.embed(new, self.position)

@@ -19,6 +19,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 NO_EFFECT_ON_RESULTS = (
     "catalog",
     "host",
+    "models.generate",
+    "models.stepper",
     "models.tensor_file",
     "models.weights",
     "params",
