@@ -120,7 +120,7 @@ NAMED = {"corpus": CORPORA, "test_corpus": tuple(HUB_CORPORA), "tokenizer": TOKE
 
 OPTIMIZERS = ("adamw", "muon")
 
-BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", "memory")
+BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", "memory", "generation")
 """What `muse bench` compares, in the order in which it runs."""
 
 GATE_STATES = ("fresh", "perturbed", "trained")

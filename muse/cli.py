@@ -449,8 +449,9 @@ def _read_text(text: str) -> str:
 def _add_bench(commands: Commands) -> None:
     add = _add(
         commands, "bench", _bench, "time fast paths beside naive ones and other libraries, each found equal first",
-        description="Time forward, training step, head and complex stack in turn: this package's paths, naive ones and "
-        "other libraries. Each is timed once it was found equal to a float64 reference. Writes FOLDER/bench.json.",
+        description="Time forward, training step, head, complex stack and writing in turn: this package's paths, naive "
+        "ones and other libraries. Each is timed once it was found equal to a float64 reference. Writes "
+        "FOLDER/bench.json.",
     )  # fmt: skip
     _add_settings(add, optional=True)
     add("--out", **FOLDER, default=Path("reports", "bench"), help="where bench.json goes (default: reports/bench)")

@@ -1,4 +1,4 @@
-"""The benchmark: forward, training step, head with loss, complex stack, other models; each against its plain form.
+"""The benchmark: forward, training step, head with loss, complex stack, other models, writing; each against another.
 
 Every group runs its paths on the same weights and tokens. "muse" paths are this package's, compiled, as a CUDA graph or
 eager; "naive" is `muse.bench.naive`; other libraries are in `muse.bench.libraries`. Vector parameters are perturbed
@@ -23,6 +23,7 @@ from muse.records.schema import Metric
 
 from .context import Build, Context, no_value
 from .forward import forward
+from .generation import generation
 from .gradient_gate import gate
 from .head import head
 from .peak import memory
@@ -38,6 +39,7 @@ GROUPS: dict[str, Callable[[Context], Iterator[GroupResult | Metric]]] = {
     "stack": complex_stack,
     "models": models,
     "memory": memory,
+    "generation": generation,
 }
 """The groups of the catalog, each a function from the context to its results."""
 

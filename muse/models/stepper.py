@@ -41,6 +41,8 @@ PARTS = (
 )
 """The layers that are known here; one of another class, an adapter say, computes something else."""
 
+PIECE_NUMEL = 2**17  # weights that are rounded at a time
+
 
 def knows(model: nn.Module) -> bool:
     """Whether a Stepper computes what this model's blocks do: a Stage 1 with memory on a CPU, nothing put into it."""
@@ -122,8 +124,15 @@ def _rows(matrix: nn.Module, planes: int, compute: torch.dtype) -> Tensor:
 
 
 def rounded(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight in this dtype, in memory of its own only where its dtype is another one."""
-    return planar.rounded(parameter.detach(), dtype)
+    """A weight in this dtype, in memory of its own only where its dtype is another one; by pieces that caches hold."""
+    parameter = parameter.detach()
+    if parameter.dtype == dtype:
+        return parameter
+    found = torch.empty(parameter.shape, dtype=dtype)
+    rows = max(1, PIECE_NUMEL // parameter.shape[1])
+    for piece, target in zip(parameter.split(rows), found.split(rows), strict=True):
+        target.copy_(planar.rounded(piece, dtype))
+    return found
 
 
 class Stepper:

@@ -30,6 +30,7 @@ from muse.bench.training import compare_models
 from muse.catalog import BENCH_GROUPS, COMPARED, GATE_STATES
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
+from muse.models import stepper
 from muse.models.build import build_model
 from muse.ops import cross_entropy, planar
 from muse.params import Settings
@@ -383,3 +384,19 @@ def test_a_bench_that_is_cut_keeps_what_it_has_and_the_finished_one(tmp_path, mo
     assert cli.main(["bench", "--out", str(tmp_path), "-p", "device=cpu"]) == 130
     assert (tmp_path / "bench.json").read_text() == "finished"
     assert read_record(BenchRecord, tmp_path / "bench.unfinished.json").stage.find("bench_seconds").value == 1.0
+
+
+def test_writing_is_timed_beside_a_cached_gpt2_and_each_path_is_checked():
+    result = tiny(groups=("generation",))
+    found = paths(result, "generation_2")
+    assert list(found) == ["stage1_memory", "stage1_compact", "gpt2", "stage1_memory by its blocks"]
+    assert all(path.status == "timed" and path.checks for path in found.values()), found
+    assert result.groups[0].tokens_per_call == SIZES["n_seq"] - 2
+
+
+def test_a_step_that_is_wrong_gets_no_speed(monkeypatch):
+    step = stepper.Table.__call__
+    monkeypatch.setattr(stepper.Table, "__call__", lambda table, *given: 1.5 * step(table, *given).roll(1, 1))
+    found = paths(tiny(groups=("generation",)), "generation")
+    refused = {name for name, path in found.items() if path.status == "refused"}
+    assert refused == {"stage1_memory", "stage1_compact"}
