@@ -99,6 +99,14 @@ def test_a_long_text_keeps_the_ticks_apart():
     assert axis["ticktext"][1] == f"w{axis['tickvals'][1]}"
 
 
+def test_on_a_phone_fewer_words_stand_below_the_contributions():
+    words = [f"w{at}" for at in range(41)]
+    figure = explore.contributions(np.full(40, 0.025), np.full(40, 0.025), words, 1, 3)
+    assert len(figure.layout.xaxis.tickvals) == 40
+    few = figure.layout.meta["narrow"]["xaxis"]
+    assert 10 < len(few["tickvals"]) == len(few["ticktext"]) <= 16
+
+
 def test_what_a_token_holds_is_text_and_its_number_is_there_without_colours():
     losses = {"A": [0.1, 0.6, 4.5, 2.0], explorer_page.FLOOR: [0.0, 1.0, 1.0, 1.0]}
     shown = explorer_page.surprise(WORDS, losses, 2, "en")

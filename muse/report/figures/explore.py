@@ -23,15 +23,20 @@ LOUD = 0.7  # quantile of the magnitudes from which on a colour is full
 DIVERGING = [[0, BLUE], [0.5, "rgba(128,136,150,0.12)"], [1, ORANGE]]
 RISING = [[0, "rgba(213,94,0,0.04)"], [1, "rgba(213,94,0,1)"]]
 PIXELS = 22  # of a row of a head or a switch
+MOST_WORDS, WORDS_ON_A_PHONE = 48, 16  # below an axis, where they stand upright beside each other
 NAMED = 3  # places that a text alternative names
 
 
 def tokens_axis(words: Sequence[str], **more: object) -> dict[str, object]:
     """Return an axis with a word at each token, so many that they do not lie on each other."""
-    every = max(1, math.ceil(len(words) / 48))
-    marks = [*range(0, len(words), every)]
-    look = {"tickmode": "array", "tickvals": marks, "ticktext": unmarked([words[at] for at in marks]), "tickangle": -90}
+    look = {"tickmode": "array", "tickangle": -90, **ticks(words, MOST_WORDS)}
     return axis("", range=[-0.5, len(words) - 0.5], showgrid=False, zeroline=False, **look | more)
+
+
+def ticks(words: Sequence[str], most: int) -> dict[str, object]:
+    """Return the marks of an axis with a word at each token, or at every so many that there are at most `most`."""
+    marks = [*range(0, len(words), max(1, math.ceil(len(words) / most)))]
+    return {"tickvals": marks, "ticktext": unmarked([words[at] for at in marks])}
 
 
 def unmarked(words: Sequence[str]) -> list[str]:
@@ -112,6 +117,7 @@ def contributions(
     return make_figure(
         "explore_read", language, traces, items, height_px=420, fields=place, showlegend=True, legend=BELOW,
         xaxis=tokens_axis(words[: len(x)]), yaxis=axis(said["explore.share_of_read"], tickformat=".0%"),
+        narrow={"xaxis": ticks(words[: len(x)], WORDS_ON_A_PHONE)},
     )  # fmt: skip
 
 
