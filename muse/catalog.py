@@ -117,6 +117,8 @@ CORPORA = (SYNTHETIC, *HUB_CORPORA)
 TOKENIZERS = ("gpt2", "corpus")
 NAMED = {"corpus": CORPORA, "test_corpus": tuple(HUB_CORPORA), "tokenizer": TOKENIZERS}
 """Settings that are a folder or one of some names."""
+WRITTEN = ("cache_dir", "checkpoint_dir", "results_dir")
+"""Settings that are folders which are written to."""
 
 OPTIMIZERS = ("adamw", "muon")
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from muse.catalog import NAMED, REPORT, STAGE_NAMES, stem
+from muse.catalog import NAMED, REPORT, STAGE_NAMES, WRITTEN, stem
 from muse.host.lines import cut, near, shown
 from muse.host.workbook import CHECKOUT, NOTEBOOKS, workbook_folder
 from muse.params import ParamsError, Settings
@@ -93,7 +93,7 @@ def folders_and_problems(settings: Settings, base: Path) -> tuple[Settings, list
             hint = near(value, known)
             expected = f"{', '.join(known)} or a folder" + (f"; {hint}" if hint else "")
             problems.append(f"{name}: got {shown(value)}, expected {expected}; {problem}")
-    for name in ("cache_dir", "checkpoint_dir", "results_dir"):
+    for name in WRITTEN:
         value = getattr(settings, name)
         try:
             changes |= {name: str((base / Path(value).expanduser()).resolve())} if value is not None else {}

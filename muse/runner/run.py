@@ -134,8 +134,7 @@ def _alike(one: str | None, other: str | None) -> bool:
 
 def folders_of(settings: Settings) -> list[str]:
     """Return the folders that settings name, which may lie anywhere."""
-    places = (*catalog.NAMED, "cache_dir", "checkpoint_dir", "results_dir")
-    named = [getattr(settings, name) for name in places]
+    named = [getattr(settings, name) for name in (*catalog.NAMED, *catalog.WRITTEN)]
     return [str(Path(name).expanduser().absolute()) for name in named if name and (name.startswith(("/", "~", ".")))]
 
 

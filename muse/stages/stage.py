@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from muse.catalog import BASELINE, NAMED, REFERENCE, recomputes
+from muse.catalog import BASELINE, NAMED, REFERENCE, WRITTEN, recomputes
 from muse.data.corpora import SPLITS, load_corpus
 from muse.data.corpus import Corpus
 from muse.host.paths import from_checkout, shortened, with_short_paths
@@ -58,7 +58,7 @@ def keep_freed_memory() -> None:
 
 def _from_checkout(settings: Settings) -> Settings:
     """Return settings whose folders are absolute."""
-    names = {name: getattr(settings, name) for name in ("cache_dir", "checkpoint_dir", "results_dir")}
+    names = {name: getattr(settings, name) for name in WRITTEN}
     texts = {name: getattr(settings, name) for name in NAMED}
     names |= {name: value for name, value in texts.items() if value not in NAMED[name]}
     return settings.model_copy(update={name: str(from_checkout(path)) for name, path in names.items() if path})
