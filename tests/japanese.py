@@ -12,7 +12,8 @@ NAMES = (
     r"Stage 1 compact|Stage [12]|Phase [23]|GPT-2|Transformer|MUSE|Muon|AdamW|ModReLU|WikiText-2|wikitext-2(-raw)?-v1",
     r"float(16|32|64)|bfloat16|complex(32|64|128)|GPU|CPU|CUDA|VRAM|OS|NaN|Inf|RMS|[FT]?FLOPs?|PyTorch|UTC|SHA-256",
     r"CSV|SVG|JSON|BibTeX|JavaScript|Chromium|git|eager|compile|skip_phase2|<unk>|muse report FOLDER --stills",
-    r"[GMk]?iB|GB|nat|sd|top_p|AVX2|AVX512|x86_64|aarch64|Linux|NVIDIA H\d+ \d+GB HBM3|Intel\(R\) Xeon\(R\) Processor",
+    r"[GMk]?iB|GB|nat|sd|top_p|AVX2|AVX512|x86_64|aarch64|Linux|Intel\(R\) Xeon\(R\) Processor",
+    r"NVIDIA H\d+( \d+GB HBM3)?",
     r"\b[0-9a-f]{7,64}\b",  # commits and hashes
     r"[\w./-]*[\w-]+\.(json|ipynb|html|md|txt|parquet|log|svg|csv)\b",  # files
     r"\b[a-z]\w*(?:[._*]+\w+)+\b",  # parameters of models, settings, other identifiers

@@ -40,6 +40,7 @@ KINDS = (
     (r"throughput_.*", ("timed",)),
     (r"flops_per_token", ("flops",)),
     (r"matrix_ceiling|copy_ceiling|ceiling_share|loss_scale", ("own",)),
+    (r"(nan|infinite)_logits", ("logits",)),
     (r"gradient_norm.*", ("norms",)),
     (r"parameters_with.*_gradient", ("labels",)),
     (r"non_finite_trials", ("stability",)),

@@ -5,6 +5,7 @@ Words come from the language files, numbers from the records, HTML from the temp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,7 @@ from .provenance import provenance
 from .real_baseline import real_baseline_note
 from .texts import say, span, stage_title, texts, unit_label
 
+SHARED_BY, LONG_NOTE = 3, 24  # rows and characters from which on a note stands once, below its table
 HARDER_MEMORY = {
     "with_optimizer": ("peak_memory_with_optimizer", "peak_memory_with_optimizer"),
     "training_step": ("peak_memory_training_step", "peak_memory_training_step"),
@@ -273,7 +275,7 @@ def _duration(record: StageRecord, words: Mapping[str, str]) -> str:
 def numbers_table(stage: StageRecord, language: str = "en") -> Markup:
     """Return every metric of a stage with unit, count, interval, basis and note, and the texts it has as evidence.
 
-    A failed stage's error stands first.
+    A failed stage's error stands first. A note of several rows is told once, below the table.
     """
     words = texts(language)
     head = [words[f"numbers.{key}"] for key in ("name", "model", "value", "unit", "n", "interval", "basis", "note")]
@@ -284,14 +286,24 @@ def numbers_table(stage: StageRecord, language: str = "en") -> Markup:
         said = note(metric, stage, language)
         unit = unit_label(metric.unit, language)
         rows.append([*about, value, unit, number(metric.n), span(language, ends), words[f"basis.{metric.basis}"], said])
+    shared = _shared_notes([row[-1] for row in rows])
+    for row in rows:
+        if row[-1] in shared:
+            row[-1] = words["numbers.note_of"].format(number=shared.index(row[-1]) + 1)
     return render(
-        "numbers", language, stage=stage, name=stage_title(stage.stage, words), head=head, rows=rows,
+        "numbers", language, stage=stage, name=stage_title(stage.stage, words), head=head, rows=rows, shared=shared,
         has_intervals=any(metric.interval for metric in stage.metrics),
         excerpts=[
             {"model": style(item.model, language).label, "name": _excerpt(item, words), "text": item.text}
             for item in stage.excerpts
         ],
     )  # fmt: skip
+
+
+def _shared_notes(notes: Sequence[str]) -> list[str]:
+    """The notes that several rows have, in the order of their first rows; a short one is no longer than its number."""
+    rows_of = Counter(notes)
+    return [note for note in dict.fromkeys(notes) if rows_of[note] >= SHARED_BY and len(note) > LONG_NOTE]
 
 
 def _excerpt(item: Excerpt, words: Mapping[str, str]) -> str:

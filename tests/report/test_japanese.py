@@ -23,17 +23,19 @@ from muse.report.frame import page_text
 from muse.report.typography import typeset_text
 
 REPORTS = Path(__file__).parent.parent.parent / "reports"
-COMPANIONS = "gpu(-ablations|-again|-length-\\d+)?|other|test"
+COMPANIONS = "gpu(-ablations|-again|-length-\\d+|-on-kjv-gospels-acts)?|kjv-gospels-acts|other|test"
 WORDS = "python|muse-workbook|torch|numpy|transformers|datasets|papermill|nbconvert|plotly|triton"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The committed report, with two of its companions and a stage that failed."""
+    """The committed report, with companions and a stage that failed."""
     folder = tmp_path_factory.mktemp("reports") / "gpu"
     (folder / "companions").mkdir(parents=True)
-    for name in ("run.json", "companions/gpu-again.json", "companions/gpu-ablations.json"):
+    texts = "companions/gpu-on-kjv-gospels-acts.json"
+    for name in ("run.json", "companions/gpu-again.json", texts):
         shutil.copy(REPORTS / "gpu" / name, folder / name)
+    shutil.copy(REPORTS / "gpu-adamw" / "companions" / "gpu-ablations.json", folder / "companions")
     report = json.loads((REPORTS / "gpu" / "report.json").read_text(encoding="utf-8"))
     for one in report["stages"]:
         one["series"] = [line | {axis: line[axis][::16] for axis in "xy"} for line in one["series"]]
@@ -50,7 +52,7 @@ def test_a_stage_page_has_its_question_answer_and_numbers_in_japanese(made, name
     text = (made / page(name)).read_text(encoding="utf-8")
     assert english_in(text, COMPANIONS) == []
     shown = soup(text)
-    assert not shown.select("table [lang=en]"), "a metric whose note is only in English"
+    assert not shown.select("table [lang=en], .muse-notes [lang=en]"), "a metric whose note is only in English"
     assert texts.texts("ja")[f"stage_page.{name}.question"] in shown.main.text
     assert len(shown.select("nav a[aria-current=page]")) == 1
     assert shown.h2.text == "答え"

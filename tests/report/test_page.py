@@ -308,6 +308,17 @@ def test_a_row_of_a_table_weighs_little_more_than_its_words():
     assert len(str(page)) < words + 100 * 100
 
 
+def test_a_long_note_of_three_rows_stands_once_below_the_table():
+    notes = ["own: <long enough to be told only once>", "shared by two, so it stays in both rows", "short"]
+    order = (0, 1, 0, 2, 2, 1, 2, 0)
+    metrics = [Metric(name="peak_memory", model="stage1", value=1.5, unit="GiB", note=notes[k]) for k in order]
+    page = soup(report.numbers_table(stage(metrics=metrics)))
+    told = [row.select("td")[-1].text for row in page.select("tbody tr")]
+    assert told == ["note 1", notes[1], "note 1", "short", "short", notes[1], "short", "note 1"]
+    assert [item.text for item in page.select("details ol.muse-notes li")] == [notes[0]]
+    assert not soup(report.numbers_table(stage(metrics=metrics[:2]))).select(".muse-notes")
+
+
 def test_numbers_table_shows_every_metric():
     metric = Metric(
         name="peak_memory",
