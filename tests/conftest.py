@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import signal
 
+from muse.host.quick_imports import without_grammars
 from muse.host.signals import ENDING
+
+with without_grammars():
+    import nbformat  # noqa: F401  (many tests do, and then it is there)
 
 
 def pytest_configure() -> None:

@@ -75,33 +75,51 @@ def paths(result, group):
     return {path.name: path for path in found.paths}
 
 
+PRECISIONS = [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 3e-2, 6e-2), (torch.float16, 2e-3, 2e-2)]
+
+
+class Toy:
+    """A perturbed model in one precision, a batch, and what the naive form gives for it in float64."""
+
+    def __init__(self, dtype):
+        self.model = perturb(build("stage1", use_complex32=False)).to(dtype)
+        ids = torch.randint(53, (3, 12), generator=torch.Generator().manual_seed(0))
+        self.inputs, self.targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+        exact = NaiveStage1(self.model).double()
+        exact.loss(self.inputs, self.targets).backward()
+        self.logits, self.gradients = exact(self.inputs), {k: g for k, g in gradients(exact).items() if g is not None}
+
+    def both(self):
+        """Loss and logits, as one function to compile."""
+        return self.model.loss(self.inputs, self.targets), self.model(self.inputs)
+
+    def agrees(self, module, found, forward, gradient):
+        loss, logits = found
+        module.zero_grad()
+        (loss * 64).backward()
+        got = {key: grad.float() / 64 for key, grad in gradients(module).items() if grad is not None}
+        assert worst_gradient(got, self.gradients) < gradient
+        assert rms_error(logits, self.logits) < forward
+
+
+@pytest.mark.parametrize(("dtype", "forward", "gradient"), PRECISIONS)
+def test_naive_and_eager_agree_in_forward_and_gradients(dtype, forward, gradient):
+    toy = Toy(dtype)
+    naive = NaiveStage1(toy.model)
+    with planar.cpu_compute("float32"):  # the compute dtype of halves differs between processors
+        toy.agrees(toy.model, toy.both(), forward, gradient)
+        toy.agrees(naive, (naive.loss(toy.inputs, toy.targets), naive(toy.inputs)), forward, gradient)
+
+
 @no_compiler
 @pytest.mark.filterwarnings("ignore")  # torch warns while it compiles; this test is about numbers
-@pytest.mark.parametrize(
-    ("dtype", "forward", "gradient"),
-    [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 3e-2, 6e-2), (torch.float16, 2e-3, 2e-2)],
-)
-def test_naive_eager_and_compiled_agree_in_forward_and_gradients(dtype, forward, gradient):
-    model = perturb(build("stage1", use_complex32=False)).to(dtype)
-    ids = torch.randint(53, (3, 12), generator=torch.Generator().manual_seed(0))
-    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    exact = NaiveStage1(model).double()
-    exact.loss(inputs, targets).backward()
-    naive = NaiveStage1(model)
+@pytest.mark.parametrize(("dtype", "forward", "gradient"), PRECISIONS)
+def test_compiled_they_agree_too(dtype, forward, gradient):
+    toy = Toy(dtype)
     torch.compiler.reset()
-    kinds = {"eager": (model, model.loss), "naive": (naive, naive.loss)}
-    kinds["compiled"] = model, torch.compile(model.loss, dynamic=False)
-    with planar.cpu_compute("float32"):  # the compute dtype of halves differs between processors
-        for name, (module, loss_of) in kinds.items():
-            module.zero_grad()
-            (loss_of(inputs, targets) * 64).backward()
-            got = {key: grad.float() / 64 for key, grad in gradients(module).items() if grad is not None}
-            assert worst_gradient(got, {k: g for k, g in gradients(exact).items() if g is not None}) < gradient, name
-        with torch.no_grad():
-            logits = {"eager": model(inputs), "naive": naive(inputs)}
-            logits["compiled"] = torch.compile(model, dynamic=False)(inputs)
-    for name, found in logits.items():
-        assert rms_error(found, exact(inputs)) < forward, name
+    with planar.cpu_compute("float32"):
+        compiled = torch.compile(toy.both, dynamic=False)  # loss and logits in one: their kernels are the same ones
+        toy.agrees(toy.model, compiled(), forward, gradient)
 
 
 def test_every_path_is_timed_after_its_checks(without_compiler):
