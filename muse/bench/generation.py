@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from muse.catalog import COMPACT, WITH_MEMORY, YARDSTICK
 from muse.measure.throughput import flops_per_token
 from muse.models.generate import Recurrent
+from muse.models.states import read
 
 from .context import Context
 from .equality import Check, check, relative_rms
@@ -51,15 +52,8 @@ def generation(bench: Context) -> Iterator[GroupResult]:
 
 def start(model: nn.Module, prompt: Tensor, *, plain: bool = False) -> Callable[[], Reader]:
     """What gives a reader that has read the prompt, as often as it is called."""
-    read = Recurrent(model, plain)
-    read(prompt)
-
-    def again() -> Reader:
-        reader = Recurrent(model, plain)
-        reader.states, reader.position = read.states, read.position
-        return reader
-
-    return again
+    state = read(model, prompt)
+    return lambda: Recurrent(model, plain, state)
 
 
 def start_cached(model: nn.Module, prompt: Tensor) -> Callable[[], Reader]:
