@@ -8,6 +8,7 @@ Phase 2 beyond its positions, reads its last n_seq tokens again for each new one
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -147,8 +148,7 @@ class Stream(Iterator[Tensor]):
             raise ValueError("state: this model has none of fixed size here, it reads its last n_seq tokens anew")
         if self.pending is not None:
             self.found, self.pending, self.steps = self._read(), None, None
-        found = self.reader.reached(self.found)
-        return State(found.blocks, found.lengths, found.logits, randomness(self.drawing))
+        return dataclasses.replace(self.reader.reached().copy(), random=randomness(self.drawing))
 
 
 def _not_finite(model: nn.Module, index: int) -> ValueError:
@@ -187,8 +187,7 @@ class Recurrent:
         if single and self.prepared():
             self.found = self.stepper(new)
             return self.found
-        if self.stepper is not None:
-            self.state, self.stepper = self.stepper.state(self.found), None
+        self.state, self.stepper = self.reached(), None
         self.state = read(self.model, new, self.state, lengths=lengths, chunk_tokens=self.chunk_tokens)
         return self.state.logits
 
@@ -202,9 +201,17 @@ class Recurrent:
         """Whether the next steps can be one graph."""
         return self.state is not None and self.state.lengths.is_cuda and self.prepared()
 
-    def reached(self, logits: Tensor) -> State:
-        """The state after all that was read; `logits` r(B V) are the last ones found."""
-        return self.state.copy() if self.stepper is None else self.stepper.state(logits)
+    def select(self, index: Tensor) -> None:
+        """Go on with these rows, int64 (R), in this order."""
+        if self.stepper is None:
+            self.state = self.state.rows(index)
+            return
+        self.stepper.select(index)
+        self.found = self.found.index_select(0, index)
+
+    def reached(self) -> State:
+        """The state after all that was read, which further steps leave as it is."""
+        return self.state if self.stepper is None else self.stepper.state(self.found)
 
 
 class Window:

@@ -234,6 +234,18 @@ def _check_positions(model: nn.Module, ids: Tensor, state: State | None, lengths
 
 def _piece(model: nn.Module, ids: Tensor, state: State | None, counts: Tensor | None) -> State:
     """One piece of a prompt, of whose rows `counts` (B) ids count, all of them for None."""
+    z, blocks = advanced(model, ids, state, counts)
+    before = empty_state(model, len(ids)) if state is None else state
+    if counts is None:
+        return State(blocks, before.lengths + ids.shape[1], head(model, z[:, -1:])[:, 0])
+    found = head(model, _at(z, (counts - 1).clamp(min=0)).unsqueeze(1))[:, 0]
+    return State(blocks, before.lengths + counts, torch.where(counts[:, None] > 0, found, before.logits))
+
+
+def advanced(
+    model: nn.Module, ids: Tensor, state: State | None, counts: Tensor | None = None
+) -> tuple[Tensor, tuple[MixerState | Phase2State, ...]]:
+    """The stream r(B T ..) after the blocks and their states, in the mode of the model and with gradients."""
     fresh = state is None
     state = empty_state(model, len(ids)) if fresh else state
     z = _embedded(model, ids, state.lengths)
@@ -248,10 +260,17 @@ def _piece(model: nn.Module, ids: Tensor, state: State | None, counts: Tensor | 
         else:
             z, new = _memory(block, z, old, counts)
         blocks.append(new)
-    if counts is None:
-        return State(tuple(blocks), state.lengths + ids.shape[1], _logits(model, z[:, -1:]))
-    found = _logits(model, _at(z, (counts - 1).clamp(min=0)).unsqueeze(1))
-    return State(tuple(blocks), state.lengths + counts, torch.where(counts[:, None] > 0, found, state.logits))
+    return z, tuple(blocks)
+
+
+def head(model: nn.Module, z: Tensor) -> Tensor:
+    """Logits r(B T V) of the stream r(B T ..) after the blocks."""
+    if hasattr(model, "read"):
+        features = model.read(z)
+    else:
+        features = model.norm(z)
+        features = features if model.head_projection is None else model.head_projection(features)
+    return logits.head_logits(features, *model.head_parameters())
 
 
 def _at(x: Tensor, index: Tensor) -> Tensor:
@@ -265,19 +284,10 @@ def _embedded(model: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
     z = z if lift is None else lift(z)
     if not ends(model):
         return z
+    dropped = getattr(model, "embedding_dropout", None) or nn.Identity()
     positions = lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
     rows = model.positions[positions.clamp(max=model.config.n_seq - 1)]  # of ids that do not count, any will do
-    return z + F.pad(rows, (0, z.shape[-1] - rows.shape[-1]))
-
-
-def _logits(model: nn.Module, z: Tensor) -> Tensor:
-    """Logits r(B V) of the stream r(B 1 ..) after the blocks."""
-    if hasattr(model, "read"):
-        features = model.read(z)
-    else:
-        features = model.norm(z)
-        features = features if model.head_projection is None else model.head_projection(features)
-    return logits.head_logits(features, *model.head_parameters())[:, 0]
+    return dropped(z + F.pad(rows, (0, z.shape[-1] - rows.shape[-1])))
 
 
 def _memory(block: MemoryBlock, z: Tensor, state: MixerState, counts: Tensor | None) -> tuple[Tensor, MixerState]:
@@ -333,10 +343,10 @@ def _with_earlier(
 def _phase2(block: Phase2Block, x: Tensor, state: Phase2State, counts: Tensor | None) -> tuple[Tensor, Phase2State]:
     """A piece through a block of Phase 2: x r(B T D)."""
     resonance, rate, green = _resonance(block.core, block.core_norm(x), state.green)
-    x = (x + resonance).to(x.dtype)
+    x = (x + block.dropout(resonance)).to(x.dtype)
     y, matrix = _associated(block.memory, block.memory_norm(x), rate, state.matrix, counts)
     last = green[:, -1] if counts is None else _at(torch.cat([state.green[:, None], green], 1), counts)
-    return block._fed((x + y).to(x.dtype)), Phase2State(last, matrix)
+    return block._fed((x + block.dropout(y)).to(x.dtype)), Phase2State(last, matrix)
 
 
 def _resonance(core: BKCore, u: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:

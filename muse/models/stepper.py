@@ -169,6 +169,14 @@ class Stepper:
         found = [x for mixer in mixers for x in (mixer.matrix, mixer.recent)]
         return [self.lengths, *found, *([] if self.turns is None else [self.turns.angle])]
 
+    def select(self, index: Tensor) -> None:
+        """Go on with these rows, int64 (R), in this order; buffers are then other ones."""
+        self.lengths = self.lengths.index_select(0, index)
+        for mixer in (block.mixer for block in self.blocks):
+            mixer.matrix, mixer.recent = (x.index_select(0, index) for x in (mixer.matrix, mixer.recent))
+        if self.turns is not None:
+            self.turns.angle = self.turns.angle.index_select(1, index)
+
     def state(self, logits: Tensor) -> State:
         """What was read so far, in memory of its own; `logits` r(B V) are those of the last step."""
         mixers = [block.mixer for block in self.blocks]
