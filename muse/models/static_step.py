@@ -9,7 +9,7 @@ Glossary: B batch, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -101,9 +101,14 @@ class StaticStep:
         top_p: float | None,
         drawing: Sequence[torch.Generator],
         capture: bool | None = None,
+        compiled: Callable[[Callable], Callable] | None = None,
     ) -> None:
-        """`token` (B 1) is the last one, not yet read. It is captured on CUDA unless `capture` says otherwise."""
+        """`token` (B 1) is the last one, not yet read. It is captured on CUDA unless `capture` says otherwise.
+
+        `compiled` makes faster what it is given: the step of the model, which takes and returns tensors.
+        """
         self.steps, self.token, self.drawing = steps, token.clone(), drawing
+        self.read = steps if compiled is None else compiled(steps.__call__)
         self.choices = temperature, top_k, top_p
         weight = steps.head.weight
         self.noise = None if temperature == 0 else weight.new_ones(len(token), len(weight), dtype=torch.float32)
@@ -120,6 +125,13 @@ class StaticStep:
             self.graph.replay()
         return self.token[:, 0].clone()
 
+    def restart(self, state: State, token: Tensor) -> None:
+        """Go on from another state of as many rows, `token` (B 1) the last one, not yet read."""
+        self.steps.load(state)
+        self.token.copy_(token)
+        self.index.zero_()
+        self.bad.fill_(-1)
+
     def first_bad(self) -> int | None:
         """The number of the first step, from 0, whose logits were not finite; the host waits for the device."""
         bad = int(self.bad)
@@ -127,7 +139,7 @@ class StaticStep:
 
     @torch.no_grad()
     def _step(self) -> None:
-        found = self.steps(self.token)
+        found = self.read(self.token)
         self.logits.copy_(found)
         worse = ~found.isfinite().all() & (self.bad < 0)
         self.bad.copy_(torch.where(worse, self.index, self.bad))

@@ -169,6 +169,15 @@ class Stepper:
         found = [x for mixer in mixers for x in (mixer.matrix, mixer.recent)]
         return [self.lengths, *found, *([] if self.turns is None else [self.turns.angle])]
 
+    def load(self, state: State) -> None:
+        """Go on from another state of as many rows, in the same buffers."""
+        self.lengths.copy_(state.lengths)
+        for mixer, old in zip((block.mixer for block in self.blocks), state.blocks, strict=True):
+            mixer.matrix.copy_(old.matrix)
+            mixer.recent.copy_(old.recent)
+        if self.turns is not None:
+            self.turns.angle.copy_(torch.stack([old.angle for old in state.blocks]))
+
     def select(self, index: Tensor) -> None:
         """Go on with these rows, int64 (R), in this order; buffers are then other ones."""
         self.lengths = self.lengths.index_select(0, index)

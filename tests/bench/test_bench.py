@@ -17,7 +17,7 @@ from builders import corpus, run_info
 from reference import rms_error
 
 from muse import cli
-from muse.bench import bench, gradient_gate
+from muse.bench import bench, generation, gradient_gate
 from muse.bench import paths as ways
 from muse.bench import stack as stack_bench
 from muse.bench.bench import GROUPS, measure_bench
@@ -410,6 +410,35 @@ def test_writing_is_timed_beside_a_cached_gpt2_and_each_path_is_checked():
     assert list(found) == ["stage1_memory", "stage1_compact", "gpt2", "stage1_memory by its blocks"]
     assert all(path.status == "timed" and path.checks for path in found.values()), found
     assert result.groups[0].tokens_per_call == SIZES["n_seq"] - 2
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_paths_of_graphs_are_right_here_without_a_graph(batch):
+    """As on CUDA, but for capture and compiler: their logits, their tokens, and both again from the start."""
+    here = replace(context(), build=partial(build_model, vocab_size=53, d_model=8, n_layers=2, n_seq=40))
+    built = {name: here.build(name).eval() for name in ("stage1_memory", "stage1_compact", "gpt2")}
+    ids, first = here.tokens(batch, 30), here.tokens(batch, 23)[:, 22:]
+    found = generation.paths_of(built, graphs=True)
+    static = {name: path for name, path in found.items() if "one graph" in name and "compiled" not in name}
+    assert list(static) == ["stage1_memory one graph", "stage1_compact one graph", "gpt2 static cache, one graph"]
+    with torch.no_grad():
+        for name, (model, start) in static.items():
+            plain = found[model][1](built[model], ids[:, :22])
+            want, writes = built[model](ids)[:, 22:], start(built[model], ids[:, :22])
+            for _ in range(2):
+                assert rms_error(writes.logits(ids[:, 22:]), want) < 1e-5, name
+                assert torch.equal(writes.write(first, 7), plain.write(first, 7)), name
+
+
+def test_a_long_reference_is_read_in_pieces(monkeypatch):
+    ids = context().tokens(1, 12)
+    for name in ("stage1_memory", "gpt2"):
+        model = build(name, use_complex32=False).eval()
+        with torch.no_grad():
+            want = generation.exact(model, ids, 9)
+            monkeypatch.setattr(generation, "WHOLE_TOKENS", 5)
+            assert rms_error(generation.exact(model, ids, 9), want) < 1e-10
+        monkeypatch.undo()
 
 
 def test_a_step_that_is_wrong_gets_no_speed(monkeypatch):
