@@ -112,7 +112,8 @@ class Stream(Iterator[Tensor]):
         if self.index == self.n_new:
             raise StopIteration
         waits = self.index and self.pending is not None  # a token of our own, which a step reads
-        if self.steps is None and waits and isinstance(self.reader, Recurrent) and self.reader.captures():
+        worth = waits and self.n_new - self.index >= GRAPH_TOKENS
+        if self.steps is None and worth and isinstance(self.reader, Recurrent) and self.reader.captures():
             self.first = self.index
             self.steps = StaticStep(self.reader.stepper, self.pending, *self.choices, self.drawing)
         if self.steps is None:
@@ -156,6 +157,7 @@ def _not_finite(model: nn.Module, index: int) -> ValueError:
     return ValueError(f"logits of new token {index + 1} are not finite, so none can be chosen: {where}")
 
 
+GRAPH_TOKENS = 8  # fewer are written sooner than a graph is made
 CHECKED_EVERY = 16  # steps of a graph: to look at what it found, the host has to wait for the device
 
 
