@@ -424,9 +424,10 @@ def test_paths_of_graphs_are_right_here_without_a_graph(batch):
     with torch.no_grad():
         for name, (model, start) in static.items():
             plain = found[model][1](built[model], ids[:, :22])
-            want, writes = built[model](ids)[:, 22:], start(built[model], ids[:, :22])
-            for _ in range(2):
-                assert rms_error(writes.logits(ids[:, 22:]), want) < 1e-5, name
+            writes = start(built[model], ids[:, :22])
+            for more in (ids[:, 22:], ids[:, 22:].flip(1)):
+                want = built[model](torch.cat([ids[:, :22], more], 1))[:, 22:]
+                assert rms_error(writes.logits(more), want) < 1e-5, name
                 assert torch.equal(writes.write(first, 7), plain.write(first, 7)), name
 
 

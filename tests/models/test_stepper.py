@@ -101,6 +101,19 @@ def test_weights_are_read_once_and_the_state_of_the_prompt_is_left_alone():
     assert torch.equal(again(ids[:, :1]), first)
 
 
+@pytest.mark.parametrize("options", [{"rotation": "data"}, {"positions": True}], ids=str)
+def test_rows_change_their_order_and_go_on(options):
+    model, ids = tiny(**options).double(), prompt(3, 12)
+    readers = Recurrent(model), Recurrent(model, plain=False)
+    for reader in readers:
+        reader(ids[:, :5], [5, 2, 4])
+        reader(ids[:, 5:6])
+        reader.select(torch.tensor([2, 0, 0, 1]))
+    want, got = (logits_of(reader, ids[[2, 0, 0, 1], 6:], 1) for reader in readers)
+    assert readers[1].stepper is not None
+    assert (got - want).abs().max() < 1e-12
+
+
 def test_no_gradient_and_no_dropout():
     model = tiny(dropout=0.5).train()
     reader = Recurrent(model, plain=False)
