@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from muse.host.quick_imports import without_grammars
@@ -19,3 +20,9 @@ def pytest_configure() -> None:
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage looks at it again, and a benchmark asks for many."""
+    gc.collect()
+    gc.freeze()
