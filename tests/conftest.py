@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
+from muse.host.quick_imports import without_grammars
 from muse.host.signals import ENDING
+
+with without_grammars():
+    import nbformat  # noqa: F401  (many tests do, and then it is there)
 
 
 def pytest_configure() -> None:
@@ -15,3 +20,9 @@ def pytest_configure() -> None:
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage looks at it again, and a benchmark asks for many."""
+    gc.collect()
+    gc.freeze()

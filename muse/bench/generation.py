@@ -1,10 +1,15 @@
-"""Writing: Stage 1 with memory as it generates, and by its blocks' own steps, against GPT-2 with its cache."""
+"""Writing: Stage 1 with memory as it generates, and by its blocks' own steps, against GPT-2 with its cache.
+
+On CUDA one text and 64 at a time, as far as the longest sequence goes; steps as one graph, as they are and compiled,
+stand beside GPT-2 with the library's growing cache, eager, and with its static cache in a graph of its own.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,89 +17,192 @@ from torch import Tensor, nn
 from muse.catalog import COMPACT, WITH_MEMORY, YARDSTICK
 from muse.measure.throughput import flops_per_token
 from muse.models.generate import Recurrent
+from muse.models.states import State, advanced, head, read, recurrent
+from muse.models.static_step import StaticStep
+from muse.models.stepper import Stepper
 
 from .context import Context
 from .equality import Check, check, relative_rms
 from .naive import perturb
-from .paths import num_bytes
+from .paths import compiled, num_bytes
+from .static_gpt2 import StaticGpt2, read_pieces
 from .timing import GroupResult, Trial
 
 NEW_TOKENS = 64  # of a timed call
-CHECKED_TOKENS = 8  # of them are compared
-PROMPTS = (128, 1024)  # tokens, as far as the longest sequence leaves room for the new ones
-Reader = Callable[[Tensor], Tensor]  # from a token (1 1) to logits (1 V)
+CHECKED_TOKENS = 8  # of them are compared, in one text of a batch
+WHOLE_TOKENS = 2048  # of a reference that reads a text at once; a longer one is read in pieces, in float64 too
+PROMPTS = {"cpu": (128, 1024), "cuda": (128, 1024, 4096, 8192, 32768)}
+"""Tokens, as far as the longest sequence leaves room for the new ones."""
+
+BATCHES = {"cpu": (1,), "cuda": (1, 64)}
+Reader = Callable[[Tensor], Tensor]  # from tokens (B 1) to logits (B V)
+
+
+class Writes(Protocol):
+    """A way to write from the end of a prompt, as often as it is called."""
+
+    def write(self, first: Tensor, count: int) -> Tensor:
+        """The last of so many tokens (B 1), each the likeliest one, after the one given."""
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (B T V) after each of these tokens (B T)."""
+
+
+class ByReader:
+    """A token and its logits go by way of the host's code."""
+
+    def __init__(self, again: Callable[[], Reader]) -> None:
+        self.again = again
+
+    def write(self, first: Tensor, count: int) -> Tensor:
+        reader, new = self.again(), first
+        for _ in range(count):
+            new = reader(new).argmax(-1)[:, None]
+        return new
+
+    def logits(self, ids: Tensor) -> Tensor:
+        reader = self.again()
+        return torch.stack([reader(new) for new in ids.split(1, 1)], 1)
+
+
+class ByStaticStep:
+    """A token goes into a buffer, and so does the next one."""
+
+    def __init__(self, step: StaticStep | StaticGpt2, restart: Callable[[Tensor], None]) -> None:
+        self.step, self.restart = step, restart
+
+    def write(self, first: Tensor, count: int) -> Tensor:
+        self.restart(first)
+        for _ in range(count):
+            self.step()
+        return self.step.token.clone()
+
+    def logits(self, ids: Tensor) -> Tensor:
+        self.restart(ids[:, :1])
+        found = []
+        for new in ids.split(1, 1):
+            self.step.token.copy_(new)
+            self.step()
+            found.append(self.step.logits.clone())
+        return torch.stack(found, 1)
 
 
 def generation(bench: Context) -> Iterator[GroupResult]:
-    """Compare how fast models write after prompts of two lengths, one text at a time, the prompt itself not counted.
+    """Compare how fast models write after prompts of several lengths, the prompt itself not counted.
 
-    A call starts where the prompt ends, so it holds what a fast path prepares for its steps.
+    A call starts where the prompt ends, so it holds what a fast path prepares for its steps, but for graphs, which
+    serve any number of texts.
     """
     built = {name: bench.build(name, use_complex32=True).eval() for name in (WITH_MEMORY, COMPACT, YARDSTICK)}
     built = {name: perturb(model, bench.settings.seed) for name, model in built.items()}
-    room = max(2, bench.settings.n_seq - NEW_TOKENS)
+    kind, room = bench.device.type, max(2, bench.settings.n_seq - NEW_TOKENS)
+    if kind == "cuda":
+        built[YARDSTICK].half()  # as the others are stored; on a CPU that would only slow it down
+    lengths = sorted({min(length, room) for length in PROMPTS[kind]})
     flops = {name: flops_per_token(model) for name, model in built.items()}
-    least = {name: num_bytes(*model.parameters()) for name, model in built.items()}
-    for length in sorted({min(length, room) for length in PROMPTS}):
+    for batch, length in ((batch, length) for batch in BATCHES[kind] for length in lengths):
         new = min(NEW_TOKENS, bench.settings.n_seq - length)
-        ids = bench.tokens(1, length + new)
-        paths = {name: partial(_trial, bench, model, ids, length, start_cached if name == YARDSTICK else start)
-                 for name, model in built.items()}  # fmt: skip
-        blocks = f"{WITH_MEMORY} by its blocks"
-        paths[blocks] = partial(_trial, bench, built[WITH_MEMORY], ids, length, partial(start, plain=True))
+        paths = paths_of(built, kind == "cuda")
         yield bench.compare(
-            f"generation_{length}", paths, baseline=YARDSTICK, tokens_per_call=new,
-            flops_per_token=flops | {blocks: flops[WITH_MEMORY]},
-            least_bytes={name: new * size for name, size in (least | {blocks: least[WITH_MEMORY]}).items()},
+            f"generation_{length}" if batch == 1 else f"generation_{batch}x{length}",
+            {name: partial(_trial, bench, built[model], bench.tokens(batch, length + new), length, start)
+             for name, (model, start) in paths.items()},
+            baseline=YARDSTICK, tokens_per_call=batch * new,
+            flops_per_token={name: flops[model] for name, (model, _) in paths.items()},
+            least_bytes={name: new * step_bytes(built[model], batch, length) for name, (model, _) in paths.items()},
         )  # fmt: skip
 
 
-def start(model: nn.Module, prompt: Tensor, *, plain: bool = False) -> Callable[[], Reader]:
-    """What gives a reader that has read the prompt, as often as it is called."""
-    read = Recurrent(model, plain)
-    read(prompt)
+def paths_of(built: Mapping[str, nn.Module], graphs: bool) -> dict[str, tuple[str, Callable[..., Writes]]]:
+    """The model of each path, and what gives its way to write after a prompt."""
+    found = {name: (name, start_cached if name == YARDSTICK else start) for name in built}
+    found[f"{WITH_MEMORY} by its blocks"] = WITH_MEMORY, partial(start, plain=True)
+    if graphs:
+        for name in (WITH_MEMORY, COMPACT):
+            found[f"{name} one graph"] = name, start_static
+            found[f"{name} compiled, one graph"] = name, partial(start_static, faster=True)
+        found[f"{YARDSTICK} static cache, one graph"] = YARDSTICK, start_static_cached
+    return found
 
-    def again() -> Reader:
-        reader = Recurrent(model, plain)
-        reader.states, reader.position = read.states, read.position
-        return reader
 
-    return again
+def step_bytes(model: nn.Module, batch: int, length: int) -> int:
+    """What a step must read: the weights, and the states, or all that a cache holds after so many tokens."""
+    weights = num_bytes(*model.parameters())
+    if recurrent(model):
+        return weights + read(model, torch.zeros(1, 1, dtype=torch.int64, device=_device(model))).num_bytes * batch
+    config, itemsize = model.config, next(model.parameters()).itemsize
+    return weights + 2 * config.n_layers * config.d_model * length * batch * itemsize
 
 
-def start_cached(model: nn.Module, prompt: Tensor) -> Callable[[], Reader]:
-    """The same for GPT-2 with its library's cache."""
+def start(model: nn.Module, prompt: Tensor, *, plain: bool = False) -> Writes:
+    """Through the states of the blocks, by the fast steps or by the blocks' own."""
+    state = read(model, prompt)
+    return ByReader(lambda: Recurrent(model, plain, state))
+
+
+def start_static(model: nn.Module, prompt: Tensor, *, faster: bool = False) -> Writes:
+    """The fast steps in the buffers of a graph; elsewhere than on CUDA the same without one."""
+    state = read(model, prompt)
+    device = _device(model)
+    by = partial(compiled, device=device) if faster else None
+    step = StaticStep(Stepper(model, state), prompt[:, -1:], 0.0, None, None, [], compiled=by)
+    return ByStaticStep(step, partial(step.restart, state))
+
+
+def start_cached(model: nn.Module, prompt: Tensor) -> Writes:
+    """GPT-2 with its library's cache."""
     from transformers import DynamicCache
 
     library, cache = model.gpt2, DynamicCache(config=model.gpt2.config)
     call = partial(library, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    call(prompt)
+    read_pieces(call, prompt)
 
     def again() -> Reader:
         if new := cache.get_seq_length() - prompt.shape[1]:
             cache.crop(-new)
         return lambda token: call(token).logits[:, -1]
 
-    return again
+    return ByReader(again)
 
 
-def _trial(bench: Context, model: nn.Module, ids: Tensor, length: int, starting: Callable) -> Trial:
+def start_static_cached(model: nn.Module, prompt: Tensor) -> Writes:
+    """GPT-2 with its library's static cache, in a graph on CUDA."""
+    step = StaticGpt2(model.gpt2, prompt, prompt.shape[1] + NEW_TOKENS)
+    return ByStaticStep(step, step.restart)
+
+
+def exact(model: nn.Module, ids: Tensor, length: int) -> Tensor:
+    """Logits (B T V) in float64 after each token from `length` on: ids (B length+T)."""
+    wide = copy.deepcopy(model).double()
+    if ids.shape[1] <= WHOLE_TOKENS:
+        return wide(ids)[:, length:]
+    if recurrent(wide):
+        state: State = read(wide, ids[:, :length])
+        return head(wide, advanced(wide, ids[:, length:], state)[0])
+    from transformers import DynamicCache
+
+    call = partial(wide.gpt2, past_key_values=DynamicCache(config=wide.gpt2.config), use_cache=True)
+    read_pieces(partial(call, logits_to_keep=1), ids[:, :length], 256)
+    return call(ids[:, length:]).logits
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _trial(bench: Context, model: nn.Module, ids: Tensor, length: int, starting: Callable[..., Writes]) -> Trial:
     with torch.no_grad():
-        again = starting(model, ids[:, :length])
+        writes = starting(model, ids[:, :length])
 
     @torch.no_grad()
     def write() -> Tensor:
-        reader, new = again(), ids[:, length - 1 : length]
-        for _ in range(ids.shape[1] - length):
-            new = reader(new).argmax(-1)[:, None]
-        return new
+        return writes.write(ids[:, length - 1 : length], ids.shape[1] - length)
 
     @torch.no_grad()
     def equal() -> list[Check]:
-        reader, end = again(), min(length + CHECKED_TOKENS, ids.shape[1])
-        got = torch.stack([reader(ids[:, t : t + 1]) for t in range(length, end)], 1)
+        end = min(length + CHECKED_TOKENS, ids.shape[1])
+        got, want = writes.logits(ids[:, length:end])[-1:], exact(model, ids[-1:, :end], length)
         dtype = next(model.parameters()).dtype
-        want = copy.deepcopy(model).double()(ids[:, :end])[:, length:]
         return [check("forward", relative_rms([(got, want)]), bench.complex32 if dtype == torch.float16 else dtype)]
 
     return Trial(write, equal)

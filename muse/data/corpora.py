@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,7 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
     wrong = {name: size for name, size in sizes.items() if name not in SPLITS or size < 2}
     if wrong:
         raise ValueError(f"synthetic_tokens must give {', '.join(SPLITS)} at least 2 tokens each, got {wrong}")
-    grammar, made, files = Grammar(), {}, []
+    grammar, made, files = _usual_grammar(), {}, []
     for name in splits:
         seed = [SYNTHETIC_SEED, SPLITS.index(name)]
         ids = grammar.sample({**SYNTHETIC_TOKENS, **sizes}[name], seed)
@@ -125,6 +125,12 @@ def _synthetic_corpus(tokenizer: str, splits: Sequence[str], sizes: dict[str, in
     symbols = vocabulary_sha256({grammar.decode([index]): index for index in range(grammar.vocab_size)})
     known = grammar.entropy_nats(), grammar.decode, SYNTHETIC, symbols
     return TextCorpus(SYNTHETIC, "corpus", grammar.vocab_size, made, tuple(files), *known, encode=grammar.encode)
+
+
+@cache
+def _usual_grammar() -> Grammar:
+    """The grammar at its default sizes, which takes a second to lay out: once a process."""
+    return Grammar()
 
 
 def _titles(lines: Sequence[str]) -> tuple[list[int], list[int]]:

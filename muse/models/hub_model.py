@@ -2,13 +2,11 @@
 
 The parameters keep their names, so that the weights of a folder are one file for `muse.from_pretrained`, transformers,
 accelerate and safetensors. Writing keeps a state of fixed size where the blocks have one, else the last n_seq tokens:
-the tokens are those of `muse.models.generate`.
+the tokens are those of `muse.models.generate`, and so are its steps.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,7 +20,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from muse.host.files import write_atomic
 from muse.ops import logits
 
-from . import layers, weights
+from . import layers, states, weights
+from .generate import Recurrent
 from .hub_files import MODEL_TYPE, MODELING_FILE, modeling_source
 from .pretrained import OF_OUR_FILES, configured
 
@@ -151,7 +150,7 @@ class MuseCache(Cache):
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.states: list | None = None  # of the blocks that have a `step`
+        self.reader: Recurrent | None = None  # of a model whose blocks keep states
         self.seen: Tensor | None = None  # (B T), ids before which unread ones may stand, for the other models
         self.lengths: list[int] = []  # tokens that each row has read
         self.columns = 0  # the same with masked ones
@@ -178,31 +177,21 @@ class MuseCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """These rows, in this order."""
-        self._select(lambda x: x.index_select(0, indices.to(x.device)))
-        self.lengths = [self.lengths[index] for index in indices.tolist()]
-
-    def _select(self, select: Callable[[Tensor], Tensor]) -> None:
         if self.seen is not None:
-            self.seen = select(self.seen)
-        if self.states is not None:
-            self.states = [_mapped(select, state) for state in self.states]
+            self.seen = self.seen.index_select(0, indices.to(self.seen.device))
+        if self.reader is not None:
+            self.reader.select(indices.to(states.model_device(self.reader.model)))
+        self.lengths = [self.lengths[index] for index in indices.tolist()]
 
     def join(self, rows: list[MuseCache]) -> None:
         """Take over what was read row by row."""
-        if rows[0].states is not None:
-            blocks = zip(*(row.states for row in rows), strict=True)
-            self.states = [_mapped(lambda *tensors: torch.cat(tensors), *states) for states in blocks]
-        else:
+        if rows[0].reader is not None:
+            self.reader = Recurrent(rows[0].reader.model, False, states.joined([row.reader.state for row in rows]))
+        if rows[0].seen is not None:
             width = max(row.seen.shape[1] for row in rows)
             padded = [nn.functional.pad(row.seen, (width - row.seen.shape[1], 0)) for row in rows]
             self.seen = torch.cat(padded)
         self.lengths = [length for row in rows for length in row.lengths]
-
-
-def _mapped(function: Callable[..., Tensor], *states: object) -> object:
-    """A state made of those of several states, tensor by tensor."""
-    names = [field.name for field in dataclasses.fields(states[0])]
-    return type(states[0])(**{name: function(*(getattr(state, name) for state in states)) for name in names})
 
 
 def _built(config: MuseConfig) -> nn.Module:
@@ -220,11 +209,6 @@ def _built(config: MuseConfig) -> nn.Module:
         torch.set_default_dtype(dtype)
 
 
-def is_recurrent(model: nn.Module) -> bool:
-    """Whether the blocks keep a state of fixed size."""
-    return all(hasattr(block, "step") for block in model.blocks)
-
-
 def _read(model: nn.Module, ids: Tensor, mask: Tensor | None, cache: MuseCache | None, keep: int) -> Tensor:
     """Logits r(B T V) after ids (B T), of the last `keep` positions where that is not 0; the cache goes on."""
     if mask is not None and (cache is not None or not bool(mask[:, 0].all())):
@@ -234,7 +218,13 @@ def _read(model: nn.Module, ids: Tensor, mask: Tensor | None, cache: MuseCache |
         return model(ids) if not keep else _head(model, model.features(ids)[:, -keep:])
     cache.columns += ids.shape[1]
     cache.lengths = [length + ids.shape[1] for length in cache.lengths or [0] * len(ids)]
-    return _head(model, (_recurrent if is_recurrent(model) else _window)(model, ids, cache, keep))
+    slides = not all(hasattr(block, "step") for block in model.blocks)
+    if slides:
+        seen = ids if cache.seen is None else torch.cat([cache.seen, ids], dim=1)
+        cache.seen = seen[:, -model.config.n_seq :]
+    if states.recurrent(model) and not (slides and max(cache.lengths) > model.config.n_seq):
+        return _by_states(model, ids, cache, keep)
+    return _head(model, _window(model, ids, cache, keep))
 
 
 def _read_rows(model: nn.Module, ids: Tensor, mask: Tensor, cache: MuseCache | None, keep: int) -> Tensor:
@@ -258,42 +248,25 @@ def _head(model: nn.Module, features: Tensor) -> Tensor:
     return logits.head_logits(features, *model.head_parameters())
 
 
-def _recurrent(model: nn.Module, ids: Tensor, cache: MuseCache, keep: int) -> Tensor:
-    """What the head reads, through the states: the first time all ids at once, later one after the other."""
-    before = [length - ids.shape[1] for length in cache.lengths]
-    if cache.states is None:
-        layers.check_token_ids(ids, model.config.vocab_size, model.config.n_seq)
-        z, states = _embedded(model, ids, before), []
-        for block in model.blocks:
-            z, state = block.prefill(z)
-            states.append(state)
-        cache.states = states
-        return model.read(z[:, -keep:])
-    read = []
-    for step in range(ids.shape[1]):
-        z, states = _embedded(model, ids[:, step : step + 1], [length + step for length in before]), []
-        for block, state in zip(model.blocks, cache.states, strict=True):
-            z, state = block.step(z, state)
-            states.append(state)
-        cache.states = states
-        read.append(z)
-    return model.read(torch.cat(read[-keep:], dim=1))
-
-
-def _embedded(model: nn.Module, ids: Tensor, starts: list[int]) -> Tensor:
-    """Ids (B T), each row from a position of its own; ValueError where a position table ends."""
-    if model.positions is None:
-        return model.embed(ids)
-    if max(starts) + ids.shape[1] > model.config.n_seq:
+def _by_states(model: nn.Module, ids: Tensor, cache: MuseCache, keep: int) -> Tensor:
+    """Logits r(B T V) through the states of blocks; the last ones alone, as `generate` asks, by the fast steps."""
+    cache.reader = cache.reader or Recurrent(model, plain=False)
+    if states.ends(model) and max(cache.lengths) > model.config.n_seq:
         raise ValueError(f"the position table ends at n_seq={model.config.n_seq}, got more tokens")
-    return torch.cat([model.embed(row[None], start) for row, start in zip(ids, starts, strict=True)])
+    if keep == 1 and not model.training and not torch.is_grad_enabled():
+        return cache.reader(ids)[:, None]
+    layers.check_token_ids(ids, model.config.vocab_size, max(ids.shape[1], 1))
+    before = None if cache.reader.state is None else cache.reader.reached()
+    z, blocks = states.advanced(model, ids, before)
+    found = states.head(model, z[:, -keep:])
+    lengths = torch.as_tensor(cache.lengths, device=ids.device)
+    cache.reader = Recurrent(model, False, states.State(blocks, lengths, found[:, -1]))
+    return found
 
 
 def _window(model: nn.Module, ids: Tensor, cache: MuseCache, keep: int) -> Tensor:
     """What the head reads, from the last n_seq tokens of each row read anew."""
     n_seq, new = model.config.n_seq, ids.shape[1]
-    seen = ids if cache.seen is None else torch.cat([cache.seen, ids], dim=1)
-    cache.seen = seen[:, -n_seq:]
     if cache.seen.shape[1] < new:
         raise ValueError(f"token_ids must have 1 to n_seq={n_seq} positions, got {new}")
     widths = [min(length, n_seq) for length in cache.lengths]

@@ -1,4 +1,4 @@
-"""Steps of a Stage 1 with memory on a CPU, its weights laid out once for products with one token.
+"""Steps of a Stage 1 with memory, its weights laid out once for products with one token.
 
 The blocks' own steps convert every float16 weight to the dtype of the product and build [[A, -B], [B, A]] of it, for
 each token again. Here each layer keeps [A, B] r(O 2I) in that dtype, half the size, which meets two columns:
@@ -8,7 +8,7 @@ each token again. Here each layer keeps [A, B] r(O 2I) in that dtype, half the s
 and reads a real matrix G = [G_x, G_y] in the same product as [G_x, -G_y]. All that is between products is float32
 (float64 stays), so a step rounds less often than the blocks do. A Stepper takes as much memory as the weights in the
 dtype of the products: a copy, but for the token table and the head where they are stored so. Weights that change after
-it was made do not change it.
+it was made do not change it. Its states lie in buffers that every step writes to, so that a CUDA graph may hold a step.
 
 Glossary: B batch, D width (complex channels), H heads, X real channels a head, K = X/2, L layers; planes is 2 for
 complex channels, 1 for real ones.
@@ -31,6 +31,7 @@ from muse.ops.qkv import NORM_EPS
 from . import layers, memory_block
 from .linear_attention import MemoryMixer, MixerState, RealLinear, log_spaced
 from .memory_block import EMBEDDING_SCALE, OutputNorm
+from .states import State
 
 MODELS = (f"{__package__}.stage1.Phase3Stage1Model", f"{__package__}.real_twin.RealTwinModel")
 """The classes of model, by name: their modules import this one."""
@@ -45,19 +46,21 @@ PIECE_NUMEL = 2**17  # weights that are rounded at a time
 
 
 def knows(model: nn.Module) -> bool:
-    """Whether a Stepper computes what this model's blocks do: a Stage 1 with memory on a CPU, nothing put into it."""
+    """Whether a Stepper computes what this model's blocks do: a Stage 1 with memory, nothing put into it."""
     if f"{type(model).__module__}.{type(model).__qualname__}" not in MODELS or model.config.mixer != "memory":
         return False
     if any(type(part) not in PARTS or _hooked(part) for part in list(model.modules())[1:]) or _hooked(model):
         return False
-    plain = all(type(p) is nn.Parameter and p.device.type == "cpu" for p in model.parameters())
-    if not plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    if len(kinds) > 1 or not all(type(p) is nn.Parameter for p in model.parameters()):
         return False
-    dtypes = {p.dtype for p in model.parameters()}
-    if len(dtypes) > 1 or not dtypes <= {row.storage for row in planar.DTYPE_TABLE}:
+    storage, device = kinds.pop()
+    if device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(device.type) or torch.compiler.is_compiling():
         return False
-    storage = dtypes.pop()  # products in float16 imitate an accelerator, slowly
-    return planar.compute_dtype(storage, "cpu") != torch.float16
+    if storage not in {row.storage for row in planar.DTYPE_TABLE}:
+        return False
+    imitates = device.type == "cpu" and planar.compute_dtype(storage, device) == torch.float16
+    return not imitates  # products in float16 imitate an accelerator on a CPU, slowly
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -75,8 +78,8 @@ class Product:
         self.planes = 2 if isinstance(matrices[0], layers.ComplexLinear) else 1
         self.weight = torch.cat([_rows(matrix, self.planes, compute) for matrix in matrices])
         width = self.weight.shape[1]
-        signs = torch.ones(self.planes, width, dtype=planar.accumulate_dtype(compute))
-        self.order, self.factor = _swapped(width), signs
+        signs = self.weight.new_ones(self.planes, width, dtype=planar.accumulate_dtype(compute))
+        self.order, self.factor = _swapped(width, self.weight.device), signs
         if self.planes == 2:
             signs[0, width // 2 :] = -1  # [x, -y], then [y, x]
         if gain is not None:
@@ -91,9 +94,9 @@ class Product:
         return multiplied(self.weight, z.flatten(0, 1)).unflatten(0, (-1, self.planes))
 
 
-def _swapped(width: int) -> Tensor:
+def _swapped(width: int, device: torch.device) -> Tensor:
     """Where [z, i z] = [x, y, y, x], but for signs, stands in z = [x, y] of so many channels."""
-    channels = torch.arange(width)
+    channels = torch.arange(width, device=device)
     return torch.cat([channels, channels.roll(width // 2)])
 
 
@@ -105,8 +108,8 @@ def unit(z: Tensor, eps: float) -> Tensor:
 def multiplied(weight: Tensor, x: Tensor) -> Tensor:
     """W x in the dtype of W, which sums in float32, and back: r(O I), r(n I) to r(n O)."""
     x, dtype = x.to(weight.dtype), x.dtype
-    if weight.dtype != torch.bfloat16:
-        return F.linear(x, weight)
+    if weight.dtype != torch.bfloat16 or weight.is_cuda:
+        return F.linear(x, weight).to(dtype)
     if len(x) == 1:  # in bfloat16 half as long as by F.linear or by a product with one column
         return torch.mv(weight, x[0]).to(dtype)[None]
     return torch.mm(weight, x.t()).to(dtype).t()  # and so are a few columns
@@ -128,7 +131,7 @@ def rounded(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     parameter = parameter.detach()
     if parameter.dtype == dtype:
         return parameter
-    found = torch.empty(parameter.shape, dtype=dtype)
+    found = torch.empty(parameter.shape, dtype=dtype, device=parameter.device)
     rows = max(1, PIECE_NUMEL // parameter.shape[1])
     for piece, target in zip(parameter.split(rows), found.split(rows), strict=True):
         target.copy_(planar.rounded(piece, dtype))
@@ -136,33 +139,65 @@ def rounded(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Stepper:
-    """Reads one token after another through states of its own, from those of the blocks after `position` tokens."""
+    """Reads one token after another through states of its own, from a state that it leaves as it is."""
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, states: Sequence[MixerState], position: int) -> None:
-        storage = model.head_bias.dtype
-        self.model, self.position = model, position
-        self.compute, self.wide = planar.compute_dtype(storage, "cpu"), planar.accumulate_dtype(storage)
+    def __init__(self, model: nn.Module, state: State) -> None:
+        storage, device = model.head_bias.dtype, model.head_bias.device
+        self.model, self.lengths = model, state.lengths.clone()
+        self.compute, self.wide = planar.compute_dtype(storage, device), planar.accumulate_dtype(storage)
         self.table = Table(model, self.compute, self.wide)
         rotates = model.config.memory.rotation != "none"
-        self.turns = Turns([block.memory for block in model.blocks], states, self.wide) if rotates else None
-        pairs = zip(model.blocks, states, strict=True)
-        self.blocks = [BlockStep(block, state, self.compute, self.wide) for block, state in pairs]
+        self.turns = Turns([block.memory for block in model.blocks], state.blocks, self.wide) if rotates else None
+        pairs = zip(model.blocks, state.blocks, strict=True)
+        self.blocks = [BlockStep(block, old, self.compute, self.wide) for block, old in pairs]
         self.head = Head(model, self.compute, self.wide)
 
     @torch.no_grad()
     def __call__(self, new: Tensor) -> Tensor:
         """Logits r(B V) in the accumulation dtype after one new token (B 1)."""
-        z = self.table(new[:, 0], self.position)
+        z = self.table(new[:, 0], self.lengths)
         turns = [None] * len(self.blocks) if self.turns is None else self.turns.advance()
         for block, turn in zip(self.blocks, turns, strict=True):
             z = block(z, turn)
-        self.position += 1
+        self.lengths.add_(1)
         return self.head(z)
+
+    def buffers(self) -> list[Tensor]:
+        """What a step writes to, beside what it returns."""
+        mixers = [block.mixer for block in self.blocks]
+        found = [x for mixer in mixers for x in (mixer.matrix, mixer.recent)]
+        return [self.lengths, *found, *([] if self.turns is None else [self.turns.angle])]
+
+    def load(self, state: State) -> None:
+        """Go on from another state of as many rows, in the same buffers."""
+        self.lengths.copy_(state.lengths)
+        for mixer, old in zip((block.mixer for block in self.blocks), state.blocks, strict=True):
+            mixer.matrix.copy_(old.matrix)
+            mixer.recent.copy_(old.recent)
+        if self.turns is not None:
+            self.turns.angle.copy_(torch.stack([old.angle for old in state.blocks]))
+
+    def select(self, index: Tensor) -> None:
+        """Go on with these rows, int64 (R), in this order; buffers are then other ones."""
+        self.lengths = self.lengths.index_select(0, index)
+        for mixer in (block.mixer for block in self.blocks):
+            mixer.matrix, mixer.recent = (x.index_select(0, index) for x in (mixer.matrix, mixer.recent))
+        if self.turns is not None:
+            self.turns.angle = self.turns.angle.index_select(1, index)
+
+    def state(self, logits: Tensor) -> State:
+        """What was read so far, in memory of its own; `logits` r(B V) are those of the last step."""
+        mixers = [block.mixer for block in self.blocks]
+        heads, half = mixers[0].n_heads, mixers[0].width // 2
+        still = self.lengths.new_zeros(len(self.lengths), heads, half, dtype=self.wide)
+        angles = [still] * len(mixers) if self.turns is None else self.turns.angle
+        pairs = zip(mixers, angles, strict=True)
+        return State(tuple(MixerState(m.matrix, a, m.recent) for m, a in pairs), self.lengths, logits).copy()
 
 
 class Table:
-    """Token ids (B) at a position to the stream r(B 2D)."""
+    """Token ids (B) at positions (B) to the stream r(B 2D)."""
 
     def __init__(self, model: nn.Module, compute: torch.dtype, wide: torch.dtype) -> None:
         table = model.embedding
@@ -171,12 +206,12 @@ class Table:
         self.lift = None if table.lift is None else Product([table.lift], compute)
         self.positions = None if model.positions is None else model.positions.detach()
 
-    def __call__(self, ids: Tensor, position: int) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
         z = F.embedding(ids, self.weight).to(self.wide) * self.scale
         z = F.pad(z, (0, self.width - z.shape[1])) if self.lift is None else self.lift(z).flatten(1)
         if self.positions is None:
             return z
-        return z + F.pad(self.positions[position].to(self.wide), (0, self.width // 2))
+        return z + F.pad(F.embedding(positions, self.positions).to(self.wide), (0, self.width // 2))
 
 
 class Head:
@@ -188,7 +223,7 @@ class Head:
         if norm.gain_imag is not None:
             imag = norm.gain_imag.detach().to(wide)
             self.gain, self.turned = self.gain.repeat(2), torch.cat([-imag, imag])
-            self.order = torch.arange(len(self.gain)).roll(len(imag))
+            self.order = torch.arange(len(self.gain), device=imag.device).roll(len(imag))
         self.projection = None
         if model.head_projection is not None:
             self.projection = Product([model.head_projection], compute)
@@ -259,11 +294,11 @@ class MixerStep:
             None if layer is None else layer.weight.detach().to(wide) * gain for layer in (mixer.decay, mixer.pace)
         )
         self.logit = None if mixer.decay_bias is None else _logit(mixer).to(wide)
-        self.order = _swapped(self.width)
-        self.plus_minus = torch.ones(self.width, dtype=wide)
+        ones = gain.new_ones(self.width)
+        self.order, self.plus_minus = _swapped(self.width, gain.device), ones.clone()
         self.plus_minus[self.width // 2 :] = -1
-        self.unturned = torch.cat([torch.ones(self.width, dtype=wide), self.plus_minus])  # v, and -i v as [y, -x]
-        self.matrix, self.recent = state.matrix.to(wide).clone(), state.recent.to(wide)
+        self.unturned = torch.cat([ones, self.plus_minus])  # v, and -i v as [y, -x]
+        self.matrix, self.recent = (x.to(wide, copy=True) for x in (state.matrix, state.recent))
 
     def __call__(self, u: Tensor, turn: Turn | None) -> Tensor:
         read = self.reading(u)  # (B planes 3D), and D of the gate
@@ -277,7 +312,8 @@ class MixerStep:
         """q, k, v (3 B H X) after the short convolution."""
         if self.taps is not None:
             whole = torch.cat([self.recent, seen.unsqueeze(1)], 1)
-            self.recent, seen = whole[:, 1:], (whole * self.taps).sum(1)
+            self.recent.copy_(whole[:, 1:])
+            seen = (whole * self.taps).sum(1)
         split = seen.view(len(seen), self.planes, 3, self.n_heads, -1)
         return split.permute(2, 0, 3, 1, 4).flatten(-2)
 

@@ -18,6 +18,7 @@ from .build import build_model
 from .generate import generate
 from .hub_files import saved_tokenizer
 from .pretrained import check_tokenizer, local_folder, read_pretrained, served
+from .states import ends, recurrent
 from .weights import CONFIG_FILE, MODEL_FILE, WEIGHTS_FORMAT, load_trained, read_json, read_tensors
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
@@ -56,8 +57,10 @@ class Writer:
         ValueError, before anything is computed, for a text with no or too many tokens, and for choices out of range.
         """
         ids, n_seq = self.encode(text), self.model.config.n_seq
-        if not 1 <= len(ids) <= n_seq:
-            raise ValueError(f"text: got {len(ids)} tokens, expected 1 to the model's n_seq = {n_seq}")
+        endless = recurrent(self.model) and not ends(self.model)
+        if not ids or (len(ids) > n_seq and not endless):
+            most = "at least 1" if endless else f"1 to the model's n_seq = {n_seq}"
+            raise ValueError(f"text: got {len(ids)} tokens, expected {most}")
         tokens = generate(self.model, torch.tensor([ids]), n_new, **choices)
         return self._pieces(ids, (token.item() for token in tokens))
 

@@ -10,23 +10,26 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import nbformat
 import pygments
 from bs4 import BeautifulSoup, Tag
 from latex2mathml.converter import convert as latex_to_mathml
 from markupsafe import Markup
-from nbconvert.filters.ansi import ansi2html
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from muse.host.files import write_atomic
+from muse.host.quick_imports import without_grammars
 from muse.records.scale import reductions_of
 
 from .figures.style import LAB_ONLY, PLOTLY_MIME, figure_html
 from .frame import page_text, scale_label, slug
 from .html import asset, render
+
+with without_grammars():
+    import nbformat
+    from nbconvert.filters.ansi import ansi2html
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from nbformat import NotebookNode
 
 NOTEBOOK_ONLY = "notebook-only"
 """Cells with this tag help the reader of the notebook and are left out of the page."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muse.host.processes import error_text
+from muse.host.quick_imports import without_grammars
 from muse.records.schema import Reduction
 
 PRELOADED = ("muse.runner.warm",)
@@ -16,8 +17,9 @@ PRELOADED = ("muse.runner.warm",)
 
 def execute_notebook(notebook: Path, output: Path, parameters: dict[str, object]) -> str | None:
     """Execute the notebook with these parameters into `output`; return how it failed, or None."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    with without_grammars():
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
 
     try:
         papermill.execute_notebook(

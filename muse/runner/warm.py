@@ -10,12 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from muse.host.processes import getting_ready
+from muse.host.quick_imports import without_grammars
 
 
 def export_example() -> None:
     """Export a notebook with one cell of each kind."""
-    import nbformat
-    import papermill  # noqa: F401  (imported for the processes to come)
+    with without_grammars():
+        import nbformat
+        import papermill  # noqa: F401  (imported for the processes to come)
 
     from muse.report.export import export_html
 

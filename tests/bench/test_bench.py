@@ -17,7 +17,7 @@ from builders import corpus, run_info
 from reference import rms_error
 
 from muse import cli
-from muse.bench import bench, gradient_gate
+from muse.bench import bench, generation, gradient_gate
 from muse.bench import paths as ways
 from muse.bench import stack as stack_bench
 from muse.bench.bench import GROUPS, measure_bench
@@ -75,33 +75,51 @@ def paths(result, group):
     return {path.name: path for path in found.paths}
 
 
+PRECISIONS = [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 3e-2, 6e-2), (torch.float16, 2e-3, 2e-2)]
+
+
+class Toy:
+    """A perturbed model in one precision, a batch, and what the naive form gives for it in float64."""
+
+    def __init__(self, dtype):
+        self.model = perturb(build("stage1", use_complex32=False)).to(dtype)
+        ids = torch.randint(53, (3, 12), generator=torch.Generator().manual_seed(0))
+        self.inputs, self.targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+        exact = NaiveStage1(self.model).double()
+        exact.loss(self.inputs, self.targets).backward()
+        self.logits, self.gradients = exact(self.inputs), {k: g for k, g in gradients(exact).items() if g is not None}
+
+    def both(self):
+        """Loss and logits, as one function to compile."""
+        return self.model.loss(self.inputs, self.targets), self.model(self.inputs)
+
+    def agrees(self, module, found, forward, gradient):
+        loss, logits = found
+        module.zero_grad()
+        (loss * 64).backward()
+        got = {key: grad.float() / 64 for key, grad in gradients(module).items() if grad is not None}
+        assert worst_gradient(got, self.gradients) < gradient
+        assert rms_error(logits, self.logits) < forward
+
+
+@pytest.mark.parametrize(("dtype", "forward", "gradient"), PRECISIONS)
+def test_naive_and_eager_agree_in_forward_and_gradients(dtype, forward, gradient):
+    toy = Toy(dtype)
+    naive = NaiveStage1(toy.model)
+    with planar.cpu_compute("float32"):  # the compute dtype of halves differs between processors
+        toy.agrees(toy.model, toy.both(), forward, gradient)
+        toy.agrees(naive, (naive.loss(toy.inputs, toy.targets), naive(toy.inputs)), forward, gradient)
+
+
 @no_compiler
 @pytest.mark.filterwarnings("ignore")  # torch warns while it compiles; this test is about numbers
-@pytest.mark.parametrize(
-    ("dtype", "forward", "gradient"),
-    [(torch.float32, 1e-6, 1e-5), (torch.bfloat16, 3e-2, 6e-2), (torch.float16, 2e-3, 2e-2)],
-)
-def test_naive_eager_and_compiled_agree_in_forward_and_gradients(dtype, forward, gradient):
-    model = perturb(build("stage1", use_complex32=False)).to(dtype)
-    ids = torch.randint(53, (3, 12), generator=torch.Generator().manual_seed(0))
-    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    exact = NaiveStage1(model).double()
-    exact.loss(inputs, targets).backward()
-    naive = NaiveStage1(model)
+@pytest.mark.parametrize(("dtype", "forward", "gradient"), PRECISIONS)
+def test_compiled_they_agree_too(dtype, forward, gradient):
+    toy = Toy(dtype)
     torch.compiler.reset()
-    kinds = {"eager": (model, model.loss), "naive": (naive, naive.loss)}
-    kinds["compiled"] = model, torch.compile(model.loss, dynamic=False)
-    with planar.cpu_compute("float32"):  # the compute dtype of halves differs between processors
-        for name, (module, loss_of) in kinds.items():
-            module.zero_grad()
-            (loss_of(inputs, targets) * 64).backward()
-            got = {key: grad.float() / 64 for key, grad in gradients(module).items() if grad is not None}
-            assert worst_gradient(got, {k: g for k, g in gradients(exact).items() if g is not None}) < gradient, name
-        with torch.no_grad():
-            logits = {"eager": model(inputs), "naive": naive(inputs)}
-            logits["compiled"] = torch.compile(model, dynamic=False)(inputs)
-    for name, found in logits.items():
-        assert rms_error(found, exact(inputs)) < forward, name
+    with planar.cpu_compute("float32"):
+        compiled = torch.compile(toy.both, dynamic=False)  # loss and logits in one: their kernels are the same ones
+        toy.agrees(toy.model, compiled(), forward, gradient)
 
 
 def test_every_path_is_timed_after_its_checks(without_compiler):
@@ -392,6 +410,36 @@ def test_writing_is_timed_beside_a_cached_gpt2_and_each_path_is_checked():
     assert list(found) == ["stage1_memory", "stage1_compact", "gpt2", "stage1_memory by its blocks"]
     assert all(path.status == "timed" and path.checks for path in found.values()), found
     assert result.groups[0].tokens_per_call == SIZES["n_seq"] - 2
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_paths_of_graphs_are_right_here_without_a_graph(batch):
+    """As on CUDA, but for capture and compiler: their logits, their tokens, and both again from the start."""
+    here = replace(context(), build=partial(build_model, vocab_size=53, d_model=8, n_layers=2, n_seq=40))
+    built = {name: here.build(name).eval() for name in ("stage1_memory", "stage1_compact", "gpt2")}
+    ids, first = here.tokens(batch, 30), here.tokens(batch, 23)[:, 22:]
+    found = generation.paths_of(built, graphs=True)
+    static = {name: path for name, path in found.items() if "one graph" in name and "compiled" not in name}
+    assert list(static) == ["stage1_memory one graph", "stage1_compact one graph", "gpt2 static cache, one graph"]
+    with torch.no_grad():
+        for name, (model, start) in static.items():
+            plain = found[model][1](built[model], ids[:, :22])
+            writes = start(built[model], ids[:, :22])
+            for more in (ids[:, 22:], ids[:, 22:].flip(1)):
+                want = built[model](torch.cat([ids[:, :22], more], 1))[:, 22:]
+                assert rms_error(writes.logits(more), want) < 1e-5, name
+                assert torch.equal(writes.write(first, 7), plain.write(first, 7)), name
+
+
+def test_a_long_reference_is_read_in_pieces(monkeypatch):
+    ids = context().tokens(1, 12)
+    for name in ("stage1_memory", "gpt2"):
+        model = build(name, use_complex32=False).eval()
+        with torch.no_grad():
+            want = generation.exact(model, ids, 9)
+            monkeypatch.setattr(generation, "WHOLE_TOKENS", 5)
+            assert rms_error(generation.exact(model, ids, 9), want) < 1e-10
+        monkeypatch.undo()
 
 
 def test_a_step_that_is_wrong_gets_no_speed(monkeypatch):

@@ -92,9 +92,9 @@ def ask(folder: Path, endpoint: str, questions: int, seconds: int) -> list[str]:
 
 def test_a_hub_that_answers_and_then_stalls_is_away_within_seconds(tmp_path):
     with hub(None) as endpoint:
-        answers = ask(tmp_path, endpoint, 2, seconds=2)
+        answers = ask(tmp_path, endpoint, 2, seconds=1)
     for answer, what in zip(answers, ("corpus 'wikitext-2'", "the gpt2 tokenizer"), strict=True):
-        reason = "download failed: the hub answered, then sent nothing for 2 s"
+        reason = "download failed: the hub answered, then sent nothing for 1 s"
         assert answer.startswith(f"{what} is unavailable ({reason}).")
         assert int(answer.split()[-1]) < 40  # the libraries alone would try for minutes; imports take a part of it
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muse.models.generate import Recurrent, choose, generate
+from muse.models.generate import Recurrent, generate
 from muse.models.memory_options import MemoryOptions
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
+from muse.models.static_step import choose
 
 REAL = {"numbers": "real", "imaginary_scores": False}
 
@@ -51,9 +52,9 @@ def test_state_keeps_its_size_beyond_n_seq():
     model = tiny(n_seq=8)
     reader, sizes = Recurrent(model), set()
     for token in generate(model, prompt(), 40):
-        reader(prompt() if reader.states is None else token[:, None])
-        sizes.add(tuple(x.numel() for state in reader.states for x in vars(state).values()))
-        assert all(state.angle.abs().max() < 6.2832 for state in reader.states)
+        reader(prompt() if reader.state is None else token[:, None])
+        sizes.add(tuple(x.numel() for state in reader.state.blocks for x in vars(state).values()))
+        assert all(state.angle.abs().max() < 6.2832 for state in reader.state.blocks)
     assert len(sizes) == 1
 
 
@@ -122,7 +123,7 @@ def test_bad_lengths_are_refused():
     with pytest.raises(ValueError, match="n_new"):
         tiny().generate(prompt(), -1)
     with pytest.raises(ValueError, match="n_seq"):
-        tiny(n_seq=6).generate(prompt(), 1)
+        tiny("none", n_seq=6).generate(prompt(), 1)
     with pytest.raises(ValueError, match="position table"):
         tiny(positions=True, n_seq=10).generate(prompt(), 5)
     assert len(list(tiny(positions=True, n_seq=10).generate(prompt(), 4))) == 4

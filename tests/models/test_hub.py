@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import muse
 from muse.catalog import MODEL_NAMES
-from muse.models import hub_files
+from muse.models import hub_files, stepper
 from muse.models.build import build_model
 from muse.models.generate import generate
 from muse.models.pretrained import from_pretrained, read_pretrained, save_pretrained
@@ -182,9 +182,33 @@ def test_the_state_stays_as_large_as_it_is(opened, hub):
     with torch.no_grad():
         for _ in range(20):
             ids = model(ids, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
-            sizes.append([tuple(value.shape) for state in cache.states for value in vars(state).values()])
+            blocks = cache.reader.reached().blocks
+            sizes.append([tuple(value.shape) for state in blocks for value in vars(state).values()])
     assert all(size == sizes[0] for size in sizes)
     assert cache.get_seq_length() == 8 + 19
+
+
+@pytest.mark.parametrize("choices", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_every_token_after_the_prompt_is_one_fast_step(opened, monkeypatch, choices):
+    """With beams too: the laid out weights stay, only the rows change their order."""
+    steps, made = [], []
+    step, init = stepper.Stepper.__call__, stepper.Stepper.__init__
+    monkeypatch.setattr(stepper.Stepper, "__call__", lambda own, new: (steps.append(len(new)), step(own, new))[1])
+    monkeypatch.setattr(stepper.Stepper, "__init__", lambda own, *given: (made.append(own), init(own, *given))[1])
+    model, _ = opened("stage1_memory")
+    want = model.generate(IDS, use_cache=False, do_sample=False, max_new_tokens=4, **choices)
+    assert not steps
+    found = model.generate(IDS, do_sample=False, max_new_tokens=4, **choices)
+    assert torch.equal(found, want)
+    assert (len(made), steps) == (1, [2 * choices.get("num_beams", 1)] * 3)
+
+
+def test_gradients_and_dropout_do_not_go_by_the_fast_steps(opened, hub):
+    model, _ = opened("stage1_memory")
+    cache = hub.MuseCache()
+    model(IDS, past_key_values=cache)
+    model(IDS[:, :1], past_key_values=cache, logits_to_keep=1).logits.sum().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n.startswith("blocks"))
 
 
 @pytest.mark.parametrize("name", NAMES)
