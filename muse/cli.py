@@ -266,37 +266,62 @@ def _add_train(commands: Commands) -> None:
     _add_settings(add)
     words = "train N at a time, over all visible CUDA devices (default: in turn)"
     add("--processes", type=int, metavar="N", help=words)
+    words = "train the I-th training of the file alone, counted from 0: for the job arrays of a cluster"
+    add("--index", type=int, metavar="I", help=words)
     add("--json", type=Path, metavar="FILE", help="write where finished trainings lie to FILE as well")
 
 
 def _train(options: argparse.Namespace) -> int:
     settings = _resolved(options)
+    _check_train(options, settings)
+    problems = place_problems(settings, {}, {"--json": options.json})
+    from muse.stages.stage import Stage
+    from muse.training.parallel import train_side_by_side
+    from muse.training.rows import row
+
+    only = ()
+    if options.index is not None:
+        settings, only = row(settings, options.index)
+    stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings).absolute() / "records"})
+    _checked(settings, stage, None, problems)
+    if not options.processes:
+        return _train_in_turn(options, stage, only)
+    from muse.models.build import build_model
+    from muse.training.tuning import known_tries
+
+    try:
+        print(f"corpus {stage.corpus.name}, {options.processes} at a time", flush=True)  # read and cached only once
+        given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
+        known = known_tries(settings, tuple(stage.compared), stage.corpus, build_model, stage.device)
+        well = train_side_by_side(settings, stage.compared, known, stage.device.type, given, options.processes)
+        return OK if well else STAGE_FAILED
+    except ValueError as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return STAGE_FAILED
+
+
+def _check_train(options: argparse.Namespace, settings: Settings) -> None:
+    """Raise ParamsError where there is nothing to train, or where options say what cannot be."""
     if not settings.train_tokens:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     if options.processes is not None and options.processes < 1:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
-    problems = place_problems(settings, {}, {"--json": options.json})
-    from muse.data.hub import CorpusUnavailable
-    from muse.models.build import build_model
-    from muse.stages.stage import Stage
-    from muse.training.choices import common_choice
-    from muse.training.parallel import train_side_by_side, write_outcome
-    from muse.training.trainer import DeadGradientError, NonFiniteLossError
-    from muse.training.tuning import known_tries, result_line
+    if options.processes and options.index is not None:
+        raise ParamsError("--index: got it with --processes, expected one of them: an index is one training")
 
-    stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings).absolute() / "records"})
-    _checked(settings, stage, None, problems)
+
+def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int]) -> int:
+    """Train what a stage compares, one after the other; `only` are the seeds that are wanted, all where it is empty."""
+    from muse.data.hub import CorpusUnavailable
+    from muse.training.choices import common_choice
+    from muse.training.parallel import write_outcome
+    from muse.training.trainer import DeadGradientError, NonFiniteLossError
+    from muse.training.tuning import result_line
+
     finished, tries, failed = [], {}, None
     try:
-        if options.processes:
-            print(f"corpus {stage.corpus.name}, {options.processes} at a time", flush=True)  # read and cached only once
-            given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
-            known = known_tries(settings, tuple(stage.compared), stage.corpus, build_model, stage.device)
-            kind, at_once = stage.device.type, options.processes
-            well = train_side_by_side(settings, stage.compared, known, kind, given, at_once)
-            return OK if well else STAGE_FAILED
         for name in stage.compared:
-            trained = stage.train(name)
+            trained = stage.train(name, only)
             tries[name] = trained.tries
             for result in trained.results:
                 finished.append(result)

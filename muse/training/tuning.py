@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -128,6 +128,7 @@ class Plan:
     settings: Settings
     models: tuple[str, ...]
     known: Mapping[Job, Kept] = field(default_factory=dict)  # tries that need not be done: their results are at hand
+    only: tuple[int, ...] = ()  # seeds that are trained after the tries; none: those of the settings
 
     @cached_property
     def choices(self) -> list[Choice]:
@@ -182,7 +183,7 @@ class Plan:
     def trainings(self, model_name: str, ended: Outcomes) -> list[Job]:
         """One training per seed with the best combination; none before that is known."""
         best, settings = self.best(model_name, ended), self.settings
-        seeds = settings.seeds if best else []
+        seeds = (self.only or settings.seeds) if best else []
         return [self.job(model_name, seed, best, settings.train_tokens) for seed in seeds]
 
     def wanted(self, ended: Outcomes) -> list[Job]:
@@ -255,14 +256,15 @@ def choose_and_train(
     device: Device = "cpu",
     on_report: OnReport | None = None,
     bar: Bar = no_bar,
+    only: Sequence[int] = (),
 ) -> Trained:
     """Do what the plan wants for one model, in turn; NonFiniteLossError when every try or a seed's training diverges.
 
-    `build_model` is `muse.models.build.build_model` or like it.
+    `build_model` is `muse.models.build.build_model` or like it; `only` are the seeds to train, all where it is empty.
     """
     build = build_for(settings, model_name, corpus, build_model)
     known = known_tries(settings, (model_name,), corpus, build_model, device)
-    plan, ended = Plan(settings, (model_name,), known), {}
+    plan, ended = Plan(settings, (model_name,), known, tuple(only)), {}
     runs = [finished_run(recipe_of(settings, job), found.result, found.commit) for job, found in known.items()]
     while left := [job for job in plan.wanted(ended) if job not in ended]:
         job, began, started, recipe = left[0], time.monotonic(), utc_now(), recipe_of(settings, left[0])
