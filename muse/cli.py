@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with kept_output() as output:
         try:
             options = _parser().parse_args(arguments)
-            options.command = shlex.join(["muse", *arguments])
+            options.arguments, options.command = arguments, shlex.join(["muse", *arguments])
             code, product = _call(options), options.product
         except SystemExit as end:  # of argparse, after its help or usage
             output.flush()
@@ -266,6 +266,8 @@ def _add_train(commands: Commands) -> None:
     _add_settings(add)
     words = "train N at a time, over all visible CUDA devices (default: in turn)"
     add("--processes", type=int, metavar="N", help=words)
+    words = "train each model on N cards of this machine at once, which share its batches (on a CPU: by N processes)"
+    add("--gpus-per-model", dest="cards", type=int, default=1, metavar="N", help=words)
     words = "train the I-th training of the file alone, counted from 0: for the job arrays of a cluster"
     add("--index", type=int, metavar="I", help=words)
     add("--json", type=Path, metavar="FILE", help="write where finished trainings lie to FILE as well")
@@ -276,14 +278,23 @@ def _train(options: argparse.Namespace) -> int:
     _check_train(options, settings)
     problems = place_problems(settings, {}, {"--json": options.json})
     from muse.stages.stage import Stage
-    from muse.training.parallel import train_side_by_side
+    from muse.training.parallel import train_side_by_side, visible_devices
+    from muse.training.ranks import is_one_of_several, joined
     from muse.training.rows import row
+    from muse.training.together import check_share, train_together
 
     only = ()
     if options.index is not None:
         settings, only = row(settings, options.index)
     stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings).absolute() / "records"})
+    if is_one_of_several():  # whoever started it has checked all this
+        with joined():
+            return _train_in_turn(options, stage, only)
+    devices = visible_devices(stage.device.type)
+    check_share(settings, options.cards, devices)
     _checked(settings, stage, None, problems)
+    if not options.processes and options.cards > 1:
+        return train_together(options.arguments, (devices * options.cards)[: options.cards])
     if not options.processes:
         return _train_in_turn(options, stage, only)
     from muse.models.build import build_model
@@ -293,7 +304,8 @@ def _train(options: argparse.Namespace) -> int:
         print(f"corpus {stage.corpus.name}, {options.processes} at a time", flush=True)  # read and cached only once
         given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
         known = known_tries(settings, tuple(stage.compared), stage.corpus, build_model, stage.device)
-        well = train_side_by_side(settings, stage.compared, known, stage.device.type, given, options.processes)
+        at_once = options.processes, options.cards
+        well = train_side_by_side(settings, stage.compared, known, stage.device.type, given, *at_once)
         return OK if well else STAGE_FAILED
     except ValueError as error:
         print(f"muse: {error}", file=sys.stderr)
@@ -315,6 +327,7 @@ def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int
     from muse.data.hub import CorpusUnavailable
     from muse.training.choices import common_choice
     from muse.training.parallel import write_outcome
+    from muse.training.ranks import Ranks, lost_another
     from muse.training.trainer import DeadGradientError, NonFiniteLossError
     from muse.training.tuning import result_line
 
@@ -331,7 +344,11 @@ def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int
     except (NonFiniteLossError, DeadGradientError, CorpusUnavailable, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
         failed = error
-    if options.json:
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        return STAGE_FAILED  # whoever started them says which
+    if options.json and Ranks.here().first:
         write_outcome(options.json, finished, diverged=isinstance(failed, NonFiniteLossError))
     return STAGE_FAILED if failed else OK
 

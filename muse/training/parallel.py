@@ -75,6 +75,13 @@ def visible_devices(device_type: str) -> list[str | None]:
     return [name.strip() for name in names][:count]
 
 
+def by_cards(devices: Sequence[str | None], cards: int) -> list[str | None]:
+    """The devices in groups of so many, each as one name; those that are left over are not used."""
+    if devices == [None]:
+        return [None]
+    return [",".join(devices[first : first + cards]) for first in range(0, len(devices) - cards + 1, cards)]
+
+
 class Launcher:
     """Starts trainings as processes, writes what they print to logs, and on leaving stops those that still run."""
 
@@ -179,23 +186,26 @@ def train_side_by_side(
     device_type: str,
     arguments: Sequence[str],
     processes: int,
+    cards: int = 1,
 ) -> bool:
     """Train every model and seed, `processes` at a time, print how each ends, and return whether none failed.
 
     `known` are tries that need not be done; `arguments` are the params file and the overrides that `settings` were made
-    from. Ctrl-C and SIGTERM let every training save its state before KeyboardInterrupt is raised.
+    from. Each training has `cards` devices. Ctrl-C and SIGTERM let every training save its state before
+    KeyboardInterrupt is raised.
     """
     plan = Plan(settings, tuple(dict.fromkeys(models)), known)
     for job, found in known.items():
         print(f"{job}: known from before, validation loss {found.result.best_validation_loss:.4f} nat/token")
     logs = Path(settings.checkpoint_dir) / "logs"
-    with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes) as launch:
+    arguments = [*arguments, *(["--gpus-per-model", str(cards)] if cards > 1 else [])]
+    with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes * cards) as launch:
 
         def tick() -> None:
             signals.check()
             time.sleep(TICK_SECONDS)
 
-        ended = schedule(plan, visible_devices(device_type), processes, launch, tick)
+        ended = schedule(plan, by_cards(visible_devices(device_type), cards), processes, launch, tick)
     for name in plan.models:
         for job in plan.trainings(name, ended):
             if ended[job].result:

@@ -22,6 +22,7 @@ from muse.records.schema import Metric, Series, TrainingRun
 from . import kept
 from .choices import Choice, Common, Try, common_choice, varying
 from .kept import Kept
+from .ranks import Ranks
 from .recipe import TRIED, Bar, OnReport, Recipe, TrainingResult, in_short, in_words, no_bar
 from .runs import diverged_run, finished_run
 from .trainer import NonFiniteLossError, config_of, train
@@ -262,8 +263,8 @@ def choose_and_train(
 
     `build_model` is `muse.models.build.build_model` or like it; `only` are the seeds to train, all where it is empty.
     """
-    build = build_for(settings, model_name, corpus, build_model)
-    known = known_tries(settings, (model_name,), corpus, build_model, device)
+    build, ranks = build_for(settings, model_name, corpus, build_model), Ranks.here()
+    known = ranks.share(known_tries(settings, (model_name,), corpus, build_model, device))
     plan, ended = Plan(settings, (model_name,), known, tuple(only)), {}
     runs = [finished_run(recipe_of(settings, job), found.result, found.commit) for job, found in known.items()]
     while left := [job for job in plan.wanted(ended) if job not in ended]:
@@ -272,7 +273,7 @@ def choose_and_train(
             result = train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report, bar)
             ended[job] = Ended(time.monotonic() - began, result)
             runs.append(finished_run(recipe, result))
-            if settings.results_dir:
+            if settings.results_dir and ranks.first:
                 config = config_of(model_name, build, recipe, corpus, torch.device(device))
                 kept.keep(Path(settings.results_dir), config, result)
         except NonFiniteLossError as error:

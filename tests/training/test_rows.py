@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from builders import TINY_TRAINING, write_tiny_training
 
 from muse import cli
 from muse.params import ParamsError, Settings
 from muse.training.rows import row, rows
 from muse.training.tuning import Plan
 
-SENTENCE = "the sun and the moon go round and a cat looks at the moon \n"
-PROFILE = {"train_tokens": 512, "batch_tokens": [128], "train_d_model": 8, "train_n_layers": 1, "train_n_seq": 16,
-           "evaluations": 1, "device": "cpu", "models": ["gpt2", "stage1_memory"], "seeds": [3, 4]}  # fmt: skip
-
-
-def write_params(folder: Path, **values: object) -> str:
-    text = folder / "text"
-    text.mkdir()
-    for split, count in (("train", 80), ("validation", 5), ("test", 5)):
-        (text / f"{split}.txt").write_text(SENTENCE * count)
-    path = folder / "p.yaml"
-    path.write_text(json.dumps(PROFILE | {"corpus": str(text), "cache_dir": str(folder / "cache")} | values))
-    return str(path)
+PROFILE = TINY_TRAINING | {"models": ["gpt2", "stage1_memory"], "seeds": [3, 4]}
 
 
 def named(settings):
@@ -75,7 +61,8 @@ def test_a_matrix_of_nothing_or_of_too_much_is_refused():
 
 @pytest.mark.parametrize("tune_tokens", [0, 256])
 def test_an_array_of_indices_trains_what_one_command_does(tmp_path, monkeypatch, capsys, tune_tokens):
-    params = write_params(tmp_path, learning_rates=[1e-5, 0.0125], tune_tokens=tune_tokens, models=["gpt2"])
+    grid = {"learning_rates": [1e-5, 0.0125], "tune_tokens": tune_tokens}
+    params = write_tiny_training(tmp_path, seeds=[3, 4], models=["stage1_memory"], **grid)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", params, "-p", "checkpoint_dir=plain"]) == 0
     printed = capsys.readouterr().out.replace("/plain/", "/array/").splitlines()
@@ -93,7 +80,7 @@ def test_an_array_of_indices_trains_what_one_command_does(tmp_path, monkeypatch,
 
 
 def test_an_index_of_a_training_that_diverges_gives_4_and_two_ways_at_once_give_2(tmp_path, monkeypatch, capsys):
-    params = write_params(tmp_path, learning_rates=[1e30], models=["phase2"], seeds=[0])
+    params = write_tiny_training(tmp_path, learning_rates=[1e30], models=["phase2"], seeds=[0])
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", params, "--index", "0"]) == 4
     assert "muse: phase2 seed 0 lr 1e+30" in capsys.readouterr().err
