@@ -1,6 +1,6 @@
-"""What several processes do together in tests/training/test_together.py: each runs this file, with its number.
+"""What several processes do together in tests/training/test_together.py: forks of the one that runs this file.
 
-python training_together.py FOLDER SIZE RANK writes FOLDER/<scenario>-SIZE-RANK.json with a result, or an error's text.
+python training_together.py FOLDER writes FOLDER/<scenario>-SIZE-RANK.json with a result, or an error's text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import traceback
 import warnings
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +21,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from muse.data.corpus import Corpus, TokenSplit
+from muse.models import stage1
 from muse.models.build import build_model
+from muse.training import trainer
+from muse.training.code_key import code_sha256
 from muse.training.ranks import MEETING, RANK, SIZE, Ranks, joined
 from muse.training.recipe import Recipe
 from muse.training.trainer import NonFiniteLossError, train
@@ -98,13 +102,12 @@ def scenarios(size: int) -> dict[str, object]:
 
     found = {
         "adamw": of(RECIPE),
-        "muon": of(replace(RECIPE, optimizer="muon")),
-        "dropout": of(DROPOUT),
         "stopped": of(RECIPE, on_report=stop(size - 1)),
         "alone": of(RECIPE),  # begun by one process
         "bad": partial(train, "toy", Toy, RECIPE, rarely_bad()),
     }
     if size == 2:
+        found |= {"muon": of(replace(RECIPE, optimizer="muon")), "dropout": of(DROPOUT)}
         found |= {"stopped-dropout": of(DROPOUT, on_report=stop(0)), "resumed-dropout": of(DROPOUT)}
         few = replace(RECIPE, train_tokens=3 * 64, evaluations=1)
         found |= {f"model-{n}": partial(train, n, partial(build_model, n, **SIZES), few, corpus) for n in MODELS}
@@ -121,15 +124,34 @@ def run(name: str, act, folder: Path) -> dict[str, object]:
         return {"interrupted": True}
 
 
-def main(folder: Path, size: int, rank: int) -> None:
-    warnings.simplefilter("error")
+def go_through(folder: Path, size: int, rank: int) -> None:
+    """All scenarios of this many processes, as one of them."""
     os.environ |= {RANK: str(rank), SIZE: str(size), MEETING: str(folder / f"meeting-{size}")}
-    torch.set_num_threads(1)
     with joined():
         for name, act in scenarios(size).items():
             told = run(name, act, folder / str(size))
             (folder / f"{name}-{size}-{rank}.json").write_text(json.dumps(told))
 
 
+def main(folder: Path) -> int:
+    """Fork every process before anything is computed, and return how many failed."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    code_sha256(stage1.__file__, trainer.__file__)  # parses what all of them ask for
+    started = []
+    for size, rank in [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)]:
+        started.append(os.fork())
+        if not started[-1]:
+            code = 1
+            try:
+                go_through(folder, size, rank)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+    return sum(os.waitpid(pid, 0)[1] != 0 for pid in started)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    sys.exit(main(Path(sys.argv[1])))

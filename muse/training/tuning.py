@@ -142,9 +142,14 @@ class Plan:
             grid["muon_weight_decay"] = [None]
         return list(dict.fromkeys(itertools.starmap(Choice, itertools.product(*grid.values()))))
 
+    @cached_property
+    def varying(self) -> tuple[str, ...]:
+        """Names of the values that are tried."""
+        return varying(self.choices)
+
     def job(self, model_name: str, seed: int, choice: Choice, tokens: int) -> Job:
         """A training of this comparison."""
-        return Job(model_name, seed, choice, tokens, varying(self.choices))
+        return Job(model_name, seed, choice, tokens, self.varying)
 
     def tries(self, model_name: str) -> list[Job]:
         """The tries of a model; none where there is one combination only."""
