@@ -283,12 +283,14 @@ def _train(options: argparse.Namespace) -> int:
     from muse.stages.stage import Stage
     from muse.training.parallel import visible_devices
     from muse.training.ranks import is_one_of_several, joined
-    from muse.training.rows import row
+    from muse.training.rows import check_number, row
     from muse.training.together import check_share, train_together
 
     only = ()
     if options.index is not None:
         settings, only = row(settings, options.index)
+    if options.executor:
+        check_number(settings)
     own = {"record_dir": default_out(settings).absolute() / "records"}
     own |= {"device": "auto"} if executor else {}  # trainings run elsewhere: this machine need not have their device
     stage = Stage("train", settings.model_dump() | own)

@@ -19,7 +19,6 @@ from muse.host.signals import Interruptions
 from muse.params import ParamsError, Settings
 from muse.training.kept import Kept
 from muse.training.parallel import GRACE_SECONDS, Poll, arguments_of, finish, read_outcome, schedule
-from muse.training.rows import check_number
 from muse.training.tuning import Ended, Job, Plan
 
 from . import marked
@@ -135,10 +134,9 @@ def train_on(
 ) -> bool:
     """Train every model and seed on an engine's workers, print how each ends, and return whether none failed.
 
-    The arguments are those of `parallel.train_side_by_side`. ParamsError, before any training, where there is none or
-    too many, or where a worker does not see what this process sees.
+    The arguments are those of `parallel.train_side_by_side`. ParamsError, before any training, where a worker does not
+    see what this process sees.
     """
-    check_number(settings)
     plan = Plan(settings, tuple(dict.fromkeys(models)), known)
     logs = Path(settings.checkpoint_dir) / "logs"
     arguments = [str(Path(arguments[0]).absolute()), *arguments[1:]]
