@@ -67,7 +67,7 @@ def config_of(executor: Executor, folder: Path):
         max_workers_per_node=executor.workers,
         cores_per_worker=1e-6,  # `workers` says how many there are
         launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", f"{python} -m {module}.process_worker_pool"),
-        interchange_launch_cmd=[sys.executable, "-m", f"{module}.interchange"],
+        interchange_launch_cmd=[sys.executable, "-m", "muse.cluster.interchange"],
         heartbeat_period=beat,
         heartbeat_threshold=lost,
         block_error_handler=functools.partial(windowed_error_handler, threshold=FAILED_BLOCKS),

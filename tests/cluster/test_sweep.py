@@ -144,6 +144,7 @@ def test_rows_survive_the_kill_of_a_worker(tmp_path, sweep_of):
 
 
 @pytest.mark.scale
+@pytest.mark.timeout(900)
 def test_24_rows_end_complete_whatever_is_killed(tmp_path, sweep_of):
     params = rows(tmp_path, ["stage1", "stage1_memory"], 12)
     sweep = sweep_of(params)
@@ -161,7 +162,7 @@ def test_24_rows_end_complete_whatever_is_killed(tmp_path, sweep_of):
             sweep = sweep_of(params)
         else:
             sweep.kill(what)
-    sweep.wait(200)
+    sweep.wait(700)  # a minute or two where nothing else runs
     check_complete(tmp_path, 24)
     assert not alive(sweep.all())
 
@@ -183,6 +184,19 @@ def test_ctrl_c_lets_trainings_save_their_state_and_the_same_command_resumes(tmp
     check_complete(tmp_path, 2)
     results = [json.loads(path.read_text()) for path in tmp_path.glob("checkpoints/*/result.json")]
     assert any(result["resumed_from_steps"] for result in results)
+
+
+@pytest.mark.scale
+def test_nothing_outlives_a_command_and_an_engine_that_were_killed_at_once(tmp_path, sweep_of):
+    """Parsl's interchange would, and with it everything that waits for its word."""
+    sweep = sweep_of(rows(tmp_path, ["stage1"], 2))
+    assert sweep.runs(), sweep.log.read_text()
+    everything = sweep.all()
+    (engine,) = [process for process in everything if "muse.cluster.engine" in process.cmdline()]
+    sweep.process.kill()
+    engine.kill()
+    until(lambda: not alive(everything), 40)
+    assert not alive(sweep.all())
 
 
 @pytest.mark.scale
