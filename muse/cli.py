@@ -359,7 +359,7 @@ def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int
     from muse.data.hub import CorpusUnavailable
     from muse.training.choices import common_choice
     from muse.training.parallel import write_outcome
-    from muse.training.ranks import Ranks, lost_another
+    from muse.training.ranks import LOST, Ranks, lost_another
     from muse.training.trainer import DeadGradientError, NonFiniteLossError
     from muse.training.tuning import result_line
 
@@ -379,7 +379,7 @@ def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int
     except RuntimeError as error:
         if not lost_another(error):
             raise
-        return STAGE_FAILED  # whoever started them says which
+        return LOST
     if options.json and Ranks.here().first:
         write_outcome(options.json, finished, diverged=isinstance(failed, NonFiniteLossError))
     return STAGE_FAILED if failed else OK

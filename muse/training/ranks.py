@@ -17,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 RANK, SIZE, MEETING = "MUSE_RANK", "MUSE_RANKS", "MUSE_MEETING"
 """Variables of a process that is one of several: its number, how many there are, the file at which they meet."""
 
+LOST = 75
+"""Exit code of a process that ended as another one was gone; whoever started them says which."""
+
 LOSS_OF_ANOTHER = ("closed by peer", "reset by peer", "remote process exited", "broken pipe")
 """What the libraries say, in small letters, where another process is gone."""
 

@@ -23,7 +23,7 @@ from muse.host.progress import PROGRESS_FILE_VARIABLE
 from muse.host.signals import Interrupted, Interruptions
 from muse.params import ParamsError, Settings
 
-from .ranks import MEETING, RANK, SIZE
+from .ranks import LOST, MEETING, RANK, SIZE
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 30.0
@@ -93,7 +93,7 @@ class Together:
     def wait(self, check: Callable[[], None]) -> int:
         """Wait until one has ended and the others had time to follow; return the first one's exit code.
 
-        What ended otherwise than the first one is said in a line.
+        Where the first one could not say why it ended, a line says which process was the first to end.
         """
         while not (ended := self._ended()):
             check()
@@ -102,10 +102,11 @@ class Together:
         code = self.started[first_to_end].returncode
         seconds = GRACE_SECONDS if code in (0, INTERRUPTED) else ENDING_SECONDS if code > 0 else 0.0
         self._wait(seconds, check)
-        if code and (first_to_end or code < 0):
-            print(f"muse: {self._told(first_to_end, code)}", file=sys.stderr)
         own = self.started[0].poll()
-        return FAILED if own is None or own < 0 else own or (FAILED if code else 0)
+        if own is None or own < 0 or own == LOST:
+            print(f"muse: {self._told(first_to_end, code)}", file=sys.stderr)
+            return FAILED
+        return own or (FAILED if code else 0)
 
     def _ended(self) -> list[int]:
         return [rank for rank, process in enumerate(self.started) if process.poll() is not None]

@@ -23,6 +23,7 @@ from builders import write_tiny_training
 from muse import cli
 from muse.models.weights import read_tensors
 from muse.params import ParamsError, Settings
+from muse.training import together
 from muse.training.checkpoint import STATE_FILE
 from muse.training.parallel import by_cards
 from muse.training.ranks import Ranks
@@ -157,6 +158,31 @@ def test_side_by_side_each_training_has_its_cards():
     assert by_cards(["3", "GPU-5f", "7", "8", "9"], 2) == ["3,GPU-5f", "7,8"]
     assert by_cards(["3", "7"], 1) == ["3", "7"]
     assert by_cards([None], 4) == [None]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "said"),
+    [
+        ("sys.exit(0)", "sys.exit(0)", 0, ""),
+        ("print('muse: loss is inf', file=sys.stderr); time.sleep(0.5); sys.exit(4)", "sys.exit(4)", 4, ""),
+        ("time.sleep(0.5); sys.exit(75)", "print('x\\nno memory\\n', file=sys.stderr); sys.exit(4)", 4,
+         "muse: process 2 of 2 ended with exit code 4: no memory; the same command resumes\n"),
+        ("time.sleep(600)", "os.kill(os.getpid(), 9)", 4,
+         "muse: process 2 of 2 ended with exit code -9; the same command resumes\n"),
+        ("os.kill(os.getpid(), 9)", "time.sleep(600)", 4,
+         "muse: process 1 of 2 ended with exit code -9; the same command resumes\n"),
+        ("sys.exit(4)", "time.sleep(600)", 4, ""),
+    ],
+)  # fmt: skip
+def test_one_of_them_says_why_all_ended(monkeypatch, capsys, first, second, code, said):
+    popen, programs = subprocess.Popen, iter((first, second))
+    monkeypatch.setattr(
+        together.subprocess, "Popen",
+        lambda command, **more: popen([sys.executable, "-c", f"import os, sys, time\n{next(programs)}"], **more),
+    )  # fmt: skip
+    monkeypatch.setattr(together, "ENDING_SECONDS", 1.5)
+    assert together.train_together(["train"], [None, None]) == code
+    assert capsys.readouterr().err == said
 
 
 # The command
