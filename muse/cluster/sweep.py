@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from muse.catalog import NAMED
+from muse.host.lines import cut
 from muse.host.signals import Interruptions
 from muse.params import ParamsError, Settings
 from muse.training.kept import Kept
@@ -153,7 +154,7 @@ def train_on(
 
 
 def _check_worker(engine: Engine, settings: Settings, arguments: Sequence[str], launch: Remote, tick) -> None:
-    """Let the first worker look for what it needs; ParamsError where it lacks something."""
+    """Let the first worker look for what it needs; ParamsError where it lacks something, EngineError without one."""
     named = {name: getattr(settings, name) for name in NAMED if getattr(settings, name)}
     paths = {name: value for name, value in named.items() if Path(value).exists()}
     paths |= {"checkpoint_dir": str(launch.own), "params": arguments[0]}
@@ -161,5 +162,7 @@ def _check_worker(engine: Engine, settings: Settings, arguments: Sequence[str], 
     call = engine.call("problems", arguments=given, paths=paths, folder=os.getcwd())
     while (answer := engine.answer(call)) is None:
         tick()
-    if found := [answer["error"]] if "error" in answer else answer["value"]:
-        raise ParamsError("\n".join(found))
+    if "error" in answer:
+        raise EngineError(f"no worker could be asked: {cut(answer['error'])}; log: {engine.log}")
+    if answer["value"]:
+        raise ParamsError("\n".join(answer["value"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from muse import cli
 from muse.cluster import marked, settings, sweep, task
 from muse.cluster.engine import provider_of
 from muse.cluster.settings import Executor, load_executor
-from muse.params import ParamsError
+from muse.params import ParamsError, Settings
 
 
 def write(tmp_path, text):
@@ -212,3 +213,25 @@ def test_an_answer_that_will_not_come_is_an_error_with_the_log(tmp_path):
     with pytest.raises(sweep.EngineError, match=r"the engine failed: no sbatch; log: .*engine\.log"):
         engine.answer(2)
     assert json.loads(json.dumps(engine.executor.model_dump()))["provider"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        ({"value": []}, None, ""),
+        ({"value": ["worker on n1: corpus: x is not there"]}, ParamsError, "^worker on n1: corpus: x is not there$"),
+        ({"error": "BadStateException: no sbatch"}, sweep.EngineError, r"^no worker could be asked: Bad.*no sbatch"),
+    ],
+)
+def test_the_first_worker_looks_before_anything_starts(tmp_path, answer, error, said):
+    (tmp_path / "text").mkdir()
+    asked = []
+    answers = iter((None, answer))
+    engine = SimpleNamespace(call=lambda name, **more: asked.append((name, more)), answer=lambda _: next(answers), log="e")
+    launch, chosen = SimpleNamespace(own=tmp_path), Settings(corpus=str(tmp_path / "text"), tokenizer="gpt2")
+    with pytest.raises(error, match=said) if error else contextlib.nullcontext():
+        sweep._check_worker(engine, chosen, ["p.yaml", "-p", "seed=1"], launch, lambda: None)
+    ((name, more),) = asked
+    assert name == "problems"
+    assert more["arguments"] == ["p.yaml", "-p", "seed=1", "-p", 'stages=["train"]']
+    assert more["paths"] == {"corpus": chosen.corpus, "checkpoint_dir": str(tmp_path), "params": "p.yaml"}
