@@ -225,9 +225,9 @@ def test_an_answer_that_will_not_come_is_an_error_with_the_log(tmp_path):
 )
 def test_the_first_worker_looks_before_anything_starts(tmp_path, answer, error, said):
     (tmp_path / "text").mkdir()
-    asked = []
-    answers = iter((None, answer))
-    engine = SimpleNamespace(call=lambda name, **more: asked.append((name, more)), answer=lambda _: next(answers), log="e")
+    asked, answers = [], iter((None, answer))
+    ask = lambda name, **more: asked.append((name, more))  # noqa: E731
+    engine = SimpleNamespace(call=ask, answer=lambda _: next(answers), log="e")
     launch, chosen = SimpleNamespace(own=tmp_path), Settings(corpus=str(tmp_path / "text"), tokenizer="gpt2")
     with pytest.raises(error, match=said) if error else contextlib.nullcontext():
         sweep._check_worker(engine, chosen, ["p.yaml", "-p", "seed=1"], launch, lambda: None)
