@@ -102,6 +102,19 @@ def test_processes_share_a_batch_in_equal_parts():
     assert Ranks().part(rows) is rows
 
 
+def test_each_process_draws_its_own_at_each_step_and_the_first_one_as_it_would_alone():
+    def drawn(rank: int, step: int) -> tuple[float, ...]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            Ranks(rank, 4).draw_apart(7, step)
+            return tuple(torch.rand(3).tolist())
+
+    others = [drawn(rank, step) for rank in (1, 2, 3) for step in (0, 1)]
+    assert len({*others, drawn(0, 0)}) == 7
+    assert drawn(0, 0) == drawn(0, 1)
+    assert others == [drawn(rank, step) for rank in (1, 2, 3) for step in (0, 1)]
+
+
 def test_with_dropout_the_loss_stays_within_the_spread_of_seeds(folder, tmp_path):
     seeds = [alone(tmp_path, replace(acts.DROPOUT, seed=seed)).best_validation_loss for seed in range(4)]
     several = told(folder, "dropout", 2)
