@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INTERPRETER := $(VENV)/.interpreter
+ENGINE := $(VENV)/.engine
 LOG := $(VENV)/setup.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off
 EXPLAINED = { code=$$?; exec >&2; tail -n 12 $(LOG); \
 	echo "Set-up failed; all that pip said is in $(LOG), its last lines are above."; exit $$code; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test matrix kernels browser lab lab-test clean docs
+.PHONY: help setup report test matrix kernels browser lab lab-test scale-test clean docs
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -67,6 +68,14 @@ matrix: ## try every supported Python that is found, each in .matrix/ (gigabytes
 
 lab-test: $(READY) ## test every notebook in JupyterLab, mistakes included (some minutes)
 	@$(BIN)/python -m pytest -m lab
+
+scale-test: $(ENGINE) ## test sweeps on Parsl with kills, and on a SLURM where it starts (four minutes)
+	@$(BIN)/python -m pytest -m scale
+
+# With what the lock pins, so that pip leaves it as it is.
+$(ENGINE): $(READY)
+	@$(PIP) -c requirements.lock "$$(sed -n 's/^cluster = \["\(.*\)"\].*/\1/p' pyproject.toml)" >$(LOG) 2>&1 || $(EXPLAINED)
+	@touch $(ENGINE)
 
 docs: $(READY) ## write docs/ and the README's table from the committed records
 	@$(BIN)/python -m muse.report.docs

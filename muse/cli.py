@@ -41,6 +41,7 @@ from .catalog import LANGUAGES, REPORT, STAGE_NAMES
 from .params import ParamsError, Settings, load_params
 
 if TYPE_CHECKING:
+    from muse.cluster.settings import Executor
     from muse.stages.stage import Stage
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with kept_output() as output:
         try:
             options = _parser().parse_args(arguments)
-            options.command = shlex.join(["muse", *arguments])
+            options.arguments, options.command = arguments, shlex.join(["muse", *arguments])
             code, product = _call(options), options.product
         except SystemExit as end:  # of argparse, after its help or usage
             output.flush()
@@ -266,37 +267,106 @@ def _add_train(commands: Commands) -> None:
     _add_settings(add)
     words = "train N at a time, over all visible CUDA devices (default: in turn)"
     add("--processes", type=int, metavar="N", help=words)
+    words = "train each model on N cards of this machine at once, which share its batches (on a CPU: by N processes)"
+    add("--gpus-per-model", dest="cards", type=int, default=1, metavar="N", help=words)
+    words = "local: one training at a time on each device; FILE: on the workers that it describes (extra: cluster)"
+    add("--executor", type=Path, metavar="local|FILE", help=words)
+    words = "train the I-th training of the file alone, counted from 0: for the job arrays of a cluster"
+    add("--index", type=int, metavar="I", help=words)
     add("--json", type=Path, metavar="FILE", help="write where finished trainings lie to FILE as well")
 
 
 def _train(options: argparse.Namespace) -> int:
     settings = _resolved(options)
+    executor = _check_train(options, settings)
+    problems = place_problems(settings, {}, {"--json": options.json})
+    from muse.stages.stage import Stage
+    from muse.training.parallel import visible_devices
+    from muse.training.ranks import is_one_of_several, joined
+    from muse.training.rows import check_number, row
+    from muse.training.together import check_share, train_together
+
+    only = ()
+    if options.index is not None:
+        settings, only = row(settings, options.index)
+    if options.executor:
+        check_number(settings)
+    own = {"record_dir": default_out(settings).absolute() / "records"}
+    own |= {"device": "auto"} if executor else {}  # trainings run elsewhere: this machine need not have their device
+    stage = Stage("train", settings.model_dump() | own)
+    if is_one_of_several():  # whoever started it has checked all this
+        with joined():
+            return _train_in_turn(options, stage, only)
+    devices = [None] if executor else visible_devices(stage.device.type)
+    check_share(settings, options.cards, devices)
+    _checked(settings, stage, None, problems)
+    if options.executor and not executor and not options.processes:
+        options.processes = max(1, len(devices) // options.cards)
+    if executor or options.processes:
+        return _train_beside(options, settings, stage, executor)
+    if options.cards > 1:
+        return train_together(options.arguments, (devices * options.cards)[: options.cards])
+    return _train_in_turn(options, stage, only)
+
+
+def _train_beside(options: argparse.Namespace, settings: Settings, stage: Stage, executor: Executor | None) -> int:
+    """Train what a stage compares side by side: on an executor's workers, or here, so many at a time."""
+    from muse.cluster.sweep import EngineError, train_on
+    from muse.models.build import build_model
+    from muse.training.parallel import train_side_by_side
+    from muse.training.tuning import known_tries
+
+    where = f"on {one_line(str(options.executor))}" if executor else f"{options.processes} at a time"
+    print(f"corpus {stage.corpus.name}, {where}", flush=True)  # read and cached only once
+    given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
+    try:
+        known = known_tries(settings, tuple(stage.compared), stage.corpus, build_model, stage.device)
+        plan = settings, stage.compared, known
+        if executor:
+            well = train_on(executor, *plan, given, options.cards)
+        else:
+            well = train_side_by_side(*plan, stage.device.type, given, options.processes, options.cards)
+        return OK if well else STAGE_FAILED
+    except ParamsError:
+        raise
+    except (EngineError, ValueError) as error:
+        print(f"muse: {error}", file=sys.stderr)
+        return STAGE_FAILED
+
+
+def _check_train(options: argparse.Namespace, settings: Settings) -> Executor | None:
+    """The executor of a file, where one is asked for; ParamsError for what options ask for and cannot be."""
+    from muse.cluster.settings import check_engine, load_executor
+
     if not settings.train_tokens:
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     if options.processes is not None and options.processes < 1:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
-    problems = place_problems(settings, {}, {"--json": options.json})
-    from muse.data.hub import CorpusUnavailable
-    from muse.models.build import build_model
-    from muse.stages.stage import Stage
-    from muse.training.choices import common_choice
-    from muse.training.parallel import train_side_by_side, write_outcome
-    from muse.training.trainer import DeadGradientError, NonFiniteLossError
-    from muse.training.tuning import known_tries, result_line
+    for name in ("--processes", "--executor"):
+        if options.index is not None and getattr(options, name.strip("-")):
+            raise ParamsError(f"--index: got it with {name}, expected one of them: an index is one training")
+    if options.executor in (None, Path("local")):
+        return None
+    if options.processes:
+        raise ParamsError("--processes: got it with an executor file, expected one of them: the file names its workers")
+    executor = load_executor(options.executor)
+    check_engine(options.executor, to_install("cluster"))
+    return executor
 
-    stage = Stage("train", settings.model_dump() | {"record_dir": default_out(settings).absolute() / "records"})
-    _checked(settings, stage, None, problems)
+
+def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int]) -> int:
+    """Train what a stage compares, one after the other; `only` are the seeds that are wanted, all where it is empty."""
+    from muse.data.hub import CorpusUnavailable
+    from muse.training.choices import common_choice
+    from muse.training.parallel import write_outcome
+    from muse.training.ranks import LOST, Ranks, lost_another
+    from muse.training.trainer import DeadGradientError, NonFiniteLossError
+    from muse.training.tuning import result_line
+
     finished, tries, failed = [], {}, None
     try:
-        if options.processes:
-            print(f"corpus {stage.corpus.name}, {options.processes} at a time", flush=True)  # read and cached only once
-            given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
-            known = known_tries(settings, tuple(stage.compared), stage.corpus, build_model, stage.device)
-            kind, at_once = stage.device.type, options.processes
-            well = train_side_by_side(settings, stage.compared, known, kind, given, at_once)
-            return OK if well else STAGE_FAILED
         for name in stage.compared:
-            trained = stage.train(name)
+            trained = stage.train(name, only)
             tries[name] = trained.tries
             for result in trained.results:
                 finished.append(result)
@@ -306,7 +376,11 @@ def _train(options: argparse.Namespace) -> int:
     except (NonFiniteLossError, DeadGradientError, CorpusUnavailable, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
         failed = error
-    if options.json:
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        return LOST
+    if options.json and Ranks.here().first:
         write_outcome(options.json, finished, diverged=isinstance(failed, NonFiniteLossError))
     return STAGE_FAILED if failed else OK
 

@@ -164,3 +164,18 @@ def ratio(model, value, interval=None, samples=(), baseline="phase2"):
     labels = [f"seed {seed}" for seed in range(len(samples))]
     values = {"interval": interval, "samples": list(samples), "labels": labels}
     return metric(f"perplexity_ratio_to_{baseline}", model, value, **values)
+
+
+TINY_TRAINING = {"train_tokens": 512, "batch_tokens": [128], "train_d_model": 8, "train_n_layers": 1,
+                 "train_n_seq": 16, "evaluations": 1, "device": "cpu"}  # fmt: skip
+
+
+def write_tiny_training(folder, **values):
+    """A params file of a training that takes a moment, with a small text of its own; return its path."""
+    text = folder / "text"
+    text.mkdir()
+    for split, count in (("train", 80), ("validation", 5), ("test", 5)):
+        (text / f"{split}.txt").write_text("the sun and the moon go round and a cat looks at the moon \n" * count)
+    path = folder / "p.yaml"
+    path.write_text(json.dumps(TINY_TRAINING | {"corpus": str(text), "cache_dir": str(folder / "cache")} | values))
+    return str(path)

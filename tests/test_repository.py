@@ -60,7 +60,7 @@ def test_lock_pins_every_dependency_within_its_range():
 DISTRIBUTIONS = {"bs4": "beautifulsoup4", "ruamel": "ruamel-yaml", "yaml": "pyyaml", "IPython": "ipykernel"}
 """What is imported under another name than it is installed by; IPython is a part of what a kernel needs."""
 
-EXTRAS = {"browser": "test", "check": "test", "harness": "eval", "libraries": "peers"}
+EXTRAS = {"browser": "test", "check": "test", "engine": "cluster", "harness": "eval", "libraries": "peers"}
 """Modules that need an extra, which they say when it is missing."""
 
 STARTED = {"ipykernel", "jupyterlab", "psutil", "pytest-timeout", "pytest-xdist", "ruff"}

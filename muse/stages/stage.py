@@ -195,9 +195,10 @@ class Stage:
         model.recompute = recomputes(name, self.settings.recompute if recompute is None else recompute)
         return model
 
-    def train(self, name: str) -> Trained:
+    def train(self, name: str, only: Sequence[int] = ()) -> Trained:
         """Return the trainings of a model, one per seed; those found finished on disk are not repeated.
 
+        With `only` it trains these seeds, with what all tries of the first one choose.
         An interruption says at which step it came, and that the same cell goes on from there.
         """
         self.check_parameters()
@@ -205,7 +206,8 @@ class Stage:
             self._curve = live_curve(self.corpus.entropy_nats_per_token)
         shown, followed = self._curve, Followed(training_bar)
         try:
-            trained = choose_and_train(self.settings, name, self.corpus, build_model, self.device, shown, followed)
+            settings, corpus = self.settings, self.corpus
+            trained = choose_and_train(settings, name, corpus, build_model, self.device, shown, followed, only)
         except Interrupted:
             raise Interrupted(followed.told) from None
         self._trained[name] = trained.results

@@ -35,17 +35,26 @@ GRACE_SECONDS = 30.0
 Poll = Callable[[], Ended | None]
 
 
+def on_device(device: str | None) -> str:
+    """What is said of a training that starts on a device of this machine."""
+    return f"starts on {'the CPU' if device is None else f'CUDA device {device}'}"
+
+
 def schedule(
     plan: Plan,
     devices: Sequence[str | None],
     processes: int,
     launch: Callable[[Job, str | None], Poll],
     tick: Callable[[], None] = lambda: time.sleep(TICK_SECONDS),
+    told: Callable[[str | None], str] = on_device,
 ) -> dict[Job, Ended]:
     """Run what the plan wants, `processes` at a time, each on the device with the fewest, and return how all ended.
 
-    `launch(job, device)` starts one and returns a function that tells how it ended, None before; `tick` waits.
+    `launch(job, device)` starts one and returns a function that tells how it ended, None before; `tick` waits; `told`
+    says where one starts.
     """
+    for job, found in plan.known.items():
+        print(f"{job}: known from before, validation loss {found.result.best_validation_loss:.4f} nat/token")
     ended: dict[Job, Ended] = {}
     running: dict[Job, tuple[str | None, Poll]] = {}
     while True:
@@ -53,7 +62,7 @@ def schedule(
             if len(running) < processes and job not in running and job not in ended:
                 busy = [device for device, _ in running.values()]
                 device = min(devices, key=busy.count)
-                print(f"{job}: starts on {'the CPU' if device is None else f'CUDA device {device}'}", flush=True)
+                print(f"{job}: {told(device)}", flush=True)
                 running[job] = device, launch(job, device)
         if not running:
             return ended
@@ -75,6 +84,26 @@ def visible_devices(device_type: str) -> list[str | None]:
     return [name.strip() for name in names][:count]
 
 
+def by_cards(devices: Sequence[str | None], cards: int) -> list[str | None]:
+    """The devices in groups of so many, each as one name; those that are left over are not used."""
+    if devices == [None]:
+        return [None]
+    return [",".join(devices[first : first + cards]) for first in range(0, len(devices) - cards + 1, cards)]
+
+
+def arguments_of(job: Job) -> list[str]:
+    """The overrides that make `muse train` this training; stages are named: some ask for models it leaves out."""
+    values = {
+        "models": [job.model_name],
+        "seeds": [job.seed],
+        **{GRID[name]: [value] for name, value in job.choice.values().items()},
+        "train_tokens": job.tokens,
+        "tune_tokens": 0,
+        "stages": ["train"],
+    }
+    return [part for key, value in values.items() for part in ("-p", f"{key}={json.dumps(value)}")]
+
+
 class Launcher:
     """Starts trainings as processes, writes what they print to logs, and on leaving stops those that still run."""
 
@@ -93,17 +122,9 @@ class Launcher:
         return self
 
     def command(self, job: Job, outcome: Path) -> list[str]:
-        """The training as a command line; the stages are named because some ask for models that it leaves out."""
-        values = {
-            "models": [job.model_name],
-            "seeds": [job.seed],
-            **{GRID[name]: [value] for name, value in job.choice.values().items()},
-            "train_tokens": job.tokens,
-            "tune_tokens": 0,
-            "stages": ["train"],
-        }
-        chosen = [part for key, value in values.items() for part in ("-p", f"{key}={json.dumps(value)}")]
-        return [sys.executable, "-m", "muse", "train", *self.arguments, *chosen, "--json", str(outcome)]
+        """The training as a command line."""
+        given = [*self.arguments, *arguments_of(job), "--json", str(outcome)]
+        return [sys.executable, "-m", "muse", "train", *given]
 
     def __call__(self, job: Job, device: str | None) -> Poll:
         """Start a training on a device; Ctrl-C does not reach it, since it leads a session of its own.
@@ -179,23 +200,29 @@ def train_side_by_side(
     device_type: str,
     arguments: Sequence[str],
     processes: int,
+    cards: int = 1,
 ) -> bool:
     """Train every model and seed, `processes` at a time, print how each ends, and return whether none failed.
 
     `known` are tries that need not be done; `arguments` are the params file and the overrides that `settings` were made
-    from. Ctrl-C and SIGTERM let every training save its state before KeyboardInterrupt is raised.
+    from. Each training has `cards` devices. Ctrl-C and SIGTERM let every training save its state before
+    KeyboardInterrupt is raised.
     """
     plan = Plan(settings, tuple(dict.fromkeys(models)), known)
-    for job, found in known.items():
-        print(f"{job}: known from before, validation loss {found.result.best_validation_loss:.4f} nat/token")
     logs = Path(settings.checkpoint_dir) / "logs"
-    with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes) as launch:
+    arguments = [*arguments, *(["--gpus-per-model", str(cards)] if cards > 1 else [])]
+    with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes * cards) as launch:
 
         def tick() -> None:
             signals.check()
             time.sleep(TICK_SECONDS)
 
-        ended = schedule(plan, visible_devices(device_type), processes, launch, tick)
+        ended = schedule(plan, by_cards(visible_devices(device_type), cards), processes, launch, tick)
+    return finish(plan, ended)
+
+
+def finish(plan: Plan, ended: Mapping[Job, Ended]) -> bool:
+    """Print every training of a plan that has ended, and which failed; return whether none did."""
     for name in plan.models:
         for job in plan.trainings(name, ended):
             if ended[job].result:

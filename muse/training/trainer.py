@@ -2,7 +2,7 @@
 
 Master weights are float32. Where a half precision is used, autocast computes in it, with a GradScaler for float16. A
 training is a pure function of its settings: on the CPU, one that was killed and resumed ends bit-identical to one that
-was not.
+was not. Several processes (`ranks`) train one model on parts of the same batches: all do the same, and one writes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .code_key import code_sha256
 from .feed import Feed
 from .muon import Matrix, Muon, matrices_of
 from .nonfinite import NonFiniteStepError, first_place
+from .ranks import Ranks
 from .recipe import (
     PRECISIONS,
     Bar,
@@ -106,9 +107,11 @@ def train(
     folder = Path(directory) / f"{model_name}-s{recipe.seed}-{checkpoint.training_key(config)[:12]}"
     every = recipe.checkpoint_every_steps
     about = {"checkpoint_every_steps": every, "corpus": _names_of(corpus), "versions": versions()}
-    with checkpoint.training_folder(folder):
-        checkpoint.open_folder(folder, config, about)
-        if (folder / checkpoint.RESULT_FILE).exists():
+    ranks = Ranks.here()
+    with checkpoint.training_folder(folder) if ranks.first else contextlib.nullcontext():
+        if ranks.first:
+            checkpoint.open_folder(folder, config, about)
+        if ranks.share((folder / checkpoint.RESULT_FILE).exists()):
             return read_result(folder)
         model = build(dropout=recipe.dropout, seed=recipe.seed)
         model.recompute = recipe.recompute
@@ -178,10 +181,12 @@ class OptimizerStep:
             decay = recipe.muon_weight_decay
             self.optimizers.append(Muon(matrices, self.muon_rate, weight_decay=decay, compute=compute))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
-        self.loss = torch.compile(model.loss) if recipe.compile else model.loss
+        self.ranks = Ranks.here()
+        self.loss = self.ranks.together(model, torch.compile(model.loss) if recipe.compile else model.loss)
         self.unchecked = recipe.compile
-        # A GradScaler skips steps by what the host reads, so float16 is not replayed.
-        replays = recipe.compile and self.device.type == "cuda" and not self.scaler.is_enabled()
+        # A GradScaler skips steps by what the host reads, so float16 is not replayed; nor are messages to others.
+        alone = self.ranks.size == 1 and not self.scaler.is_enabled()
+        replays = recipe.compile and self.device.type == "cuda" and alone
         self.update = Replayed(self._update) if replays else self._update
 
     def __call__(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -199,6 +204,7 @@ class OptimizerStep:
         with self.autocast():
             loss = self.loss(inputs, targets)
         self.scaler.scale(loss).backward()
+        loss = self.ranks.mean(loss.detach())
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         if self.unchecked:
@@ -213,7 +219,7 @@ class OptimizerStep:
                 self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
-        return loss.detach(), norm
+        return loss, norm
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """Stop before a step spreads what is not finite; with a GradScaler a gradient may overflow."""
@@ -285,7 +291,8 @@ class _Training:
         self.update = OptimizerStep(model, recipe, self.description)
         self.device = self.update.device
         batches = TrainingBatches(corpus.splits["train"].ids, recipe.n_seq, recipe.batch_size, recipe.seed)
-        self.feed = Feed(batches, self.device)
+        self.ranks = self.update.ranks
+        self.feed = Feed(batches, self.device, self.ranks)
         self.state = State(started_utc=utc_now().isoformat())
         self.unread = torch.zeros(READ_EVERY_STEPS[self.device.type], 2, device=self.device)  # loss, gradient norm
         self.num_unread = 0
@@ -307,7 +314,7 @@ class _Training:
                     self.train_step()
                     if self.state.step % recipe.checkpoint_every_steps == 0 and self.state.step < recipe.steps:
                         self.save()
-                    self.signals.check()
+                    self.check()
             except Interrupted:
                 self.save()
                 raise
@@ -318,13 +325,19 @@ class _Training:
     def tokens(self) -> int:
         return self.state.step * self.recipe.tokens_per_step
 
+    def check(self) -> None:
+        """Raise Interrupted where this process or another of the training was asked to end."""
+        if self.ranks.any(self.signals.received is not None):
+            raise Interrupted
+
     def train_step(self) -> None:
         """One step of the training; its loss stays on the device until it is read."""
         inputs, targets = self.feed(self.state.step)
+        self.ranks.draw_apart(self.recipe.seed, self.state.step)
         try:
             loss, norm = self.update(inputs, targets, self.state.step)
         except NonFiniteStepError as error:
-            raise self.non_finite(str(error), self.state.step, [(inputs, targets)]) from error
+            raise self.non_finite(str(error), self.state.step, self.feed.parts(self.state.step)) from error
         self.unread[self.num_unread, 0] = loss
         self.unread[self.num_unread, 1] = norm
         self.state.step += 1
@@ -341,7 +354,7 @@ class _Training:
         for step, (loss, norm) in enumerate(values, start=first):
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.update.scaler.is_enabled()):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-                raise self.non_finite(what, step, [self.feed(step)])
+                raise self.non_finite(what, step, self.feed.parts(step))
             self.count_skipped(step, norm)
             self.add_loss(step + 1, loss, seconds_per_step)
         if values:
@@ -354,7 +367,7 @@ class _Training:
         state.skipped_in_turn = 0 if math.isfinite(norm) else state.skipped_in_turn + 1
         if state.skipped_in_turn == MOST_SKIPPED or state.skipped == self.recipe.steps:
             what = f"gradient norm is {norm} at every loss scale, {state.skipped_in_turn} steps in turn,"
-            raise self.non_finite(what, step, [self.feed(step)])
+            raise self.non_finite(what, step, self.feed.parts(step))
 
     def add_loss(self, step: int, loss: float, seconds: float) -> None:
         """Take the loss of a finished step, and give the curve a point where one is due."""
@@ -392,12 +405,15 @@ class _Training:
         state, ids = self.state, self.corpus.splits["validation"].ids
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()
-        for inputs, targets in evaluation_batches(ids, self.recipe.n_seq, self.recipe.batch_size):
-            with self.update.autocast():
-                total += self.model.loss(inputs.to(self.device), targets.to(self.device), reduction="sum")
-            self.signals.check()
+        batches = evaluation_batches(ids, self.recipe.n_seq, self.recipe.batch_size)
+        for number, (inputs, targets) in enumerate(batches):
+            if number % self.ranks.size == self.ranks.rank:  # in turn: one batch each
+                with self.update.autocast():
+                    total += self.model.loss(inputs.to(self.device), targets.to(self.device), reduction="sum")
+            if number % self.ranks.size == self.ranks.size - 1:
+                self.check()
         self.model.train()
-        loss = total.item() / num_targets(ids)
+        loss = self.ranks.sum(total).item() / num_targets(ids)
         if not math.isfinite(loss):
             batches = evaluation_batches(ids, self.recipe.n_seq, self.recipe.batch_size)
             raise self.non_finite(f"validation loss is {loss}", state.step - 1, batches)
@@ -413,8 +429,7 @@ class _Training:
         step, loss = self.state.best_step, self.state.best_loss
         read = self.config["corpus"] | _names_of(self.corpus)
         about = self.config | {"corpus": read, "key": self.key, "step": step, "validation_loss_nats": loss}
-        with self.only_finite():
-            weights.save_weights(self.best_weights, self.model, about)
+        self.write(lambda: weights.save_weights(self.best_weights, self.model, about))
 
     def read_best(self) -> tuple[dict[str, Tensor], dict]:
         """The best weights so far and what they say of themselves; CheckpointError unless this training wrote them."""
@@ -426,13 +441,16 @@ class _Training:
             )
         return tensors, about
 
-    @contextlib.contextmanager
-    def only_finite(self) -> Iterator[None]:
-        """What cannot be saved since it is not finite ends the training; what was saved before stays."""
-        try:
-            yield
-        except weights.NonFiniteError as error:
-            raise self.non_finite(str(error), self.state.step - 1) from error
+    def write(self, write: Callable[[], None]) -> None:
+        """Let the first process write; what it cannot, since it is not finite, ends the training in all of them."""
+        error = None
+        if self.ranks.first:
+            try:
+                write()
+            except weights.NonFiniteError as found:
+                error = found
+        if what := self.ranks.share(error and str(error)):
+            raise self.non_finite(what, self.state.step - 1) from error
 
     @property
     def best_weights(self) -> Path:
@@ -443,6 +461,12 @@ class _Training:
         return self.state.seconds + time.perf_counter() - self.started
 
     @property
+    def hardware(self) -> str:
+        """The device, with how many there are where each process has one."""
+        cards = self.ranks.size if self.device.type == "cuda" else 1
+        return f"{cards} x {device_hardware(self.device)}" if cards > 1 else device_hardware(self.device)
+
+    @property
     def key(self) -> str:
         return checkpoint.training_key(self.config)
 
@@ -450,8 +474,9 @@ class _Training:
         """Write the state, all of it finite, else leave the one before."""
         self.read()
         state = replace(self.state, seconds=self.seconds, scaler=self.update.scaler.state_dict())
-        with self.only_finite():
-            checkpoint.save_state(self.folder, self.key, self.model, self.update.optimizers, vars(state))
+        self.write(
+            lambda: checkpoint.save_state(self.folder, self.key, self.model, self.update.optimizers, vars(state))
+        )
         self.forget_weights(keep=self.best_weights)
         self.mark = time.perf_counter()
 
@@ -470,12 +495,15 @@ class _Training:
         self.forget_weights(keep=self.best_weights)
 
     def forget_weights(self, keep: Path | None) -> None:
-        for path in self.folder.glob("weights-*.safetensors"):
+        for path in self.folder.glob("weights-*.safetensors") if self.ranks.first else ():
             if path != keep:
                 path.unlink()
 
     def finish(self) -> TrainingResult:
         """Name the best weights, write the result and drop the state that nobody needs any more."""
+        if not self.ranks.first:
+            self.ranks.share(None)  # the first one's result is there
+            return replace(read_result(self.folder), reused=False)
         path = self.folder / weights.MODEL_FILE
         weights.write_tensors(path, *self.read_best())
         recipe, state = self.recipe, self.state
@@ -492,7 +520,7 @@ class _Training:
             seconds=self.seconds,
             started_utc=state.started_utc,
             finished_utc=utc_now().isoformat(),
-            hardware=device_hardware(self.device),
+            hardware=self.hardware,
             weights=path,
             weights_sha256=sha256_of(path),
             resumed_from_steps=tuple(state.resumed),
@@ -501,4 +529,5 @@ class _Training:
         write_result(self.folder, self.key, result)
         (self.folder / checkpoint.STATE_FILE).unlink(missing_ok=True)
         self.forget_weights(keep=None)
+        self.ranks.share(None)
         return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from muse.records.schema import Metric, Series, TrainingRun
 from . import kept
 from .choices import Choice, Common, Try, common_choice, varying
 from .kept import Kept
+from .ranks import Ranks
 from .recipe import TRIED, Bar, OnReport, Recipe, TrainingResult, in_short, in_words, no_bar
 from .runs import diverged_run, finished_run
 from .trainer import NonFiniteLossError, config_of, train
@@ -128,6 +129,7 @@ class Plan:
     settings: Settings
     models: tuple[str, ...]
     known: Mapping[Job, Kept] = field(default_factory=dict)  # tries that need not be done: their results are at hand
+    only: tuple[int, ...] = ()  # seeds that are trained after the tries; none: those of the settings
 
     @cached_property
     def choices(self) -> list[Choice]:
@@ -140,9 +142,14 @@ class Plan:
             grid["muon_weight_decay"] = [None]
         return list(dict.fromkeys(itertools.starmap(Choice, itertools.product(*grid.values()))))
 
+    @cached_property
+    def varying(self) -> tuple[str, ...]:
+        """Names of the values that are tried."""
+        return varying(self.choices)
+
     def job(self, model_name: str, seed: int, choice: Choice, tokens: int) -> Job:
         """A training of this comparison."""
-        return Job(model_name, seed, choice, tokens, varying(self.choices))
+        return Job(model_name, seed, choice, tokens, self.varying)
 
     def tries(self, model_name: str) -> list[Job]:
         """The tries of a model; none where there is one combination only."""
@@ -182,7 +189,7 @@ class Plan:
     def trainings(self, model_name: str, ended: Outcomes) -> list[Job]:
         """One training per seed with the best combination; none before that is known."""
         best, settings = self.best(model_name, ended), self.settings
-        seeds = settings.seeds if best else []
+        seeds = (self.only or settings.seeds) if best else []
         return [self.job(model_name, seed, best, settings.train_tokens) for seed in seeds]
 
     def wanted(self, ended: Outcomes) -> list[Job]:
@@ -255,14 +262,15 @@ def choose_and_train(
     device: Device = "cpu",
     on_report: OnReport | None = None,
     bar: Bar = no_bar,
+    only: Sequence[int] = (),
 ) -> Trained:
     """Do what the plan wants for one model, in turn; NonFiniteLossError when every try or a seed's training diverges.
 
-    `build_model` is `muse.models.build.build_model` or like it.
+    `build_model` is `muse.models.build.build_model` or like it; `only` are the seeds to train, all where it is empty.
     """
-    build = build_for(settings, model_name, corpus, build_model)
-    known = known_tries(settings, (model_name,), corpus, build_model, device)
-    plan, ended = Plan(settings, (model_name,), known), {}
+    build, ranks = build_for(settings, model_name, corpus, build_model), Ranks.here()
+    known = ranks.share(known_tries(settings, (model_name,), corpus, build_model, device))
+    plan, ended = Plan(settings, (model_name,), known, tuple(only)), {}
     runs = [finished_run(recipe_of(settings, job), found.result, found.commit) for job, found in known.items()]
     while left := [job for job in plan.wanted(ended) if job not in ended]:
         job, began, started, recipe = left[0], time.monotonic(), utc_now(), recipe_of(settings, left[0])
@@ -270,7 +278,7 @@ def choose_and_train(
             result = train(model_name, build, recipe, corpus, settings.checkpoint_dir, device, on_report, bar)
             ended[job] = Ended(time.monotonic() - began, result)
             runs.append(finished_run(recipe, result))
-            if settings.results_dir:
+            if settings.results_dir and ranks.first:
                 config = config_of(model_name, build, recipe, corpus, torch.device(device))
                 kept.keep(Path(settings.results_dir), config, result)
         except NonFiniteLossError as error:
