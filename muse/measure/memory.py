@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from muse.ops import planar
 from muse.records.schema import Metric
 
+from .as_on_cuda import AsOnCuda, as_on_cuda
 from .common import random_batch
-from .live_bytes import WithoutData
 
 GIB = 2**30
 ONE_PASS = "forward + loss + backward"
@@ -197,7 +197,7 @@ def _estimate(
     model = build().to("cpu").train()
     step = training and training.step_of(model)  # which looks at values of its own
     inputs = torch.zeros((batch_size, n_seq), dtype=torch.int64, device="cpu")
-    with planar.cpu_compute("storage"), _only_new_garbage(), WithoutData() as live:
+    with planar.cpu_compute("storage"), _only_new_garbage(), as_on_cuda(), AsOnCuda() as live:
         live.track([*model.parameters(), *model.buffers(), inputs])
         targets = inputs.clone()
         _steps(model, step, inputs, targets, estimate=True)

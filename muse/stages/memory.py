@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import nn
 
 from muse import measure
 from muse.catalog import BASELINE, recomputes
 from muse.host.progress import track
 from muse.records.schema import Metric, StageRecord
+from muse.training.muon import Muon
 from muse.training.recipe import Recipe
 from muse.training.trainer import OptimizerStep, resolve_precision
 
@@ -55,8 +57,17 @@ def training(stage: Stage, optimizer: str, batch_size: int, n_seq: int, about: s
     tokens = batch_size * n_seq
     recipe = Recipe(train_tokens=2 * tokens, batch_tokens=tokens, n_seq=n_seq, learning_rate=1e-3, optimizer=optimizer,
                     precision=precision)  # fmt: skip
-    step_of = partial(OptimizerStep, recipe=recipe, description="memory of a step")
+    step_of = partial(_step, recipe)
     return measure.Training(step_of, f"training step with {optimizer} and {precision} autocast{about}")
+
+
+def _step(recipe: Recipe, model: nn.Module) -> OptimizerStep:
+    """The step of a model; its Muon multiplies in bfloat16 as on CUDA, also where the step is only counted."""
+    step = OptimizerStep(model, recipe, "memory of a step")
+    for optimizer in step.optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.compute = torch.bfloat16
+    return step
 
 
 def _optimizers(trained: str) -> dict[str, str]:

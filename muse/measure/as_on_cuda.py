@@ -1,0 +1,134 @@
+"""What a step holds on a CUDA device, counted on CPU tensors without data.
+
+Inside `as_on_cuda` kernels serve CPU tensors: what they allocate is allocated, what they launch is not. Where the
+package asks whether a tensor is on CUDA, it is. PyTorch keeps what its kernels for CUDA keep: dropout a mask of one
+byte an element, attention no scores, and autocast computes in float32 what it does there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from muse.ops import cross_entropy, cross_entropy_blocks, gate, green, linear_attention, logits, norms, operator, qkv
+
+from .live_bytes import WithoutData
+
+WORKSPACE_BYTES = 36_986_880
+"""Held by cuBLAS and the allocator for each thread that multiplies, the forward and the backward one: half of what
+reports/gpu-muon has of the reference model after a backward pass beyond its parameters and gradients."""
+
+KERNELS = {
+    "cross_entropy_triton": (cross_entropy, cross_entropy_blocks),
+    "gate_triton": (gate,),
+    "green_triton": (green,),
+    "linear_attention_triton": (linear_attention,),
+    "norms_triton": (norms,),
+    "qkv_triton": (qkv,),
+}
+"""Modules of kernels, each with those that call it."""
+
+PRODUCTS = frozenset({torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm})
+FLOAT32 = frozenset({
+    *("cumprod", "cumsum", "exp", "expm1", "layer_norm", "log", "log1p", "log_softmax", "logsumexp", "norm", "pow"),
+    *("prod", "reciprocal", "rsqrt", "softmax", "softplus", "sum", "__pow__", "__rpow__"),
+})  # fmt: skip
+"""What autocast computes in float32 on CUDA, and not on a CPU."""
+
+_IS_CUDA = Tensor.is_cuda.__get__
+
+
+class AsOnCuda(WithoutData):
+    """Counts what `as_on_cuda` leaves to the device: library workspaces, and gradients that are added in place."""
+
+    def __init__(self, workspace_bytes: int = WORKSPACE_BYTES) -> None:
+        super().__init__()
+        self.workspace_bytes = workspace_bytes
+        self.workspaces: dict[bool, Tensor] = {}  # by whether the thread is that of the backward pass
+
+    def call(self, func, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+        backward = torch._C._current_graph_task_id() != -1
+        if func.overloadpacket in PRODUCTS and backward not in self.workspaces:
+            self.workspaces[backward] = torch.empty(self.workspace_bytes, dtype=torch.uint8, device="cpu")
+            self.track((self.workspaces[backward],))
+        if func is torch.ops.aten.add.Tensor and backward and _accumulates(args[0]):
+            return args[0]
+        return super().call(func, args, kwargs)
+
+
+def _accumulates(total: Tensor) -> bool:
+    """Whether autograd itself adds to a gradient that nobody else has: in place, but where a mode looks on."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name in ("__torch_dispatch__", "_fn"):
+        frame = frame.f_back
+    alone = torch._C._storage_Use_Count(total.untyped_storage()._cdata) == 2  # the tensor's and the one asked here
+    return alone and frame.f_code.co_name == "_engine_run_backward"
+
+
+class _OnCuda(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func == _IS_CUDA:
+            return True
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:  # a mask here is one that values decide, and there are none
+            kwargs = {key: value for key, value in kwargs.items() if key not in ("attn_mask", "dropout_p")}
+            return func(*args[:3], **kwargs | {"is_causal": True})
+        if func is Tensor.backward:
+            return self._backward(args[0])
+        if func.__name__ in FLOAT32 and torch.is_autocast_cpu_enabled():
+            args = tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, args)
+        return func(*args, **kwargs)
+
+    def _backward(self, loss: Tensor) -> None:
+        """The backward pass with this mode at work, which is off while it answers: blocks that are computed again ask."""
+        with self:
+            ones = torch.ones_like(loss)
+            _engine_run_backward((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(x, p, True)[0] if training and p else x
+
+
+class _NotLaunched:
+    """A kernel that does nothing; what it would write was allocated before."""
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
+@contextlib.contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Inside, models of the package on CPU tensors without data allocate what they do on CUDA."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(operator, "KERNEL_DEVICE", "cpu"))
+        stack.enter_context(mock.patch.dict(logits.VOCAB_MULTIPLE, {"cpu": logits.VOCAB_MULTIPLE["cuda"]}))
+        for name, callers in KERNELS.items():
+            module = _kernels(name)
+            for kernel in [key for key, value in vars(module).items() if _launches(value)]:
+                stack.enter_context(mock.patch.object(module, kernel, _NotLaunched()))
+            for caller in callers:
+                stack.enter_context(mock.patch.object(caller, name, module))
+        stack.enter_context(_OnCuda())
+        yield
+
+
+def _launches(value: object) -> bool:
+    return not isinstance(value, type) and hasattr(type(value), "__getitem__") and hasattr(value, "fn")
+
+
+def _kernels(name: str) -> ModuleType:
+    return importlib.import_module(f"muse.ops.{name}")
