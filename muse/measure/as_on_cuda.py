@@ -8,9 +8,13 @@ byte an element, attention no scores, and autocast computes in float32 what it d
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from unittest import mock
 
@@ -19,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+import muse.ops
 from muse.ops import cross_entropy, cross_entropy_blocks, gate, green, linear_attention, logits, norms, operator, qkv
 
 from .live_bytes import WithoutData
@@ -40,6 +45,9 @@ KERNELS = {
 """Modules of kernels, each with those that call it."""
 
 PRODUCTS = frozenset({torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm})
+NO_WORK = ("empty", "new_empty", "detach", "_unsafe_view", "resize")
+"""Operations that only name memory, by how they begin."""
+
 FLOAT32 = frozenset({
     *("cumprod", "cumsum", "exp", "expm1", "layer_norm", "log", "log1p", "log_softmax", "logsumexp", "norm", "pow"),
     *("prod", "reciprocal", "rsqrt", "softmax", "softplus", "sum", "__pow__", "__rpow__"),
@@ -49,13 +57,25 @@ FLOAT32 = frozenset({
 _IS_CUDA = Tensor.is_cuda.__get__
 
 
+@dataclass
+class Work:
+    """What a step does: products by the dtype of their factors, and the bytes that everything else reads and writes."""
+
+    flops: Counter[torch.dtype] = field(default_factory=Counter)  # of matrix products, a multiply-add counting two
+    pointwise_bytes: int = 0  # of operations of PyTorch, which a compiler fuses
+    kernel_bytes: int = 0  # of the package's kernels and of optimizers, which nothing fuses
+    pointwise_calls: int = 0
+    other_calls: int = 0  # products, kernels, optimizers
+
+
 class AsOnCuda(WithoutData):
-    """Counts what `as_on_cuda` leaves to the device: library workspaces, and gradients that are added in place."""
+    """Counts what `as_on_cuda` leaves to the device: workspaces, gradients that are added in place, and work."""
 
     def __init__(self, workspace_bytes: int = WORKSPACE_BYTES) -> None:
         super().__init__()
         self.workspace_bytes = workspace_bytes
         self.workspaces: dict[bool, Tensor] = {}  # by whether the thread is that of the backward pass
+        self.work = Work()
 
     def call(self, func, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         backward = torch._C._current_graph_task_id() != -1
@@ -65,6 +85,26 @@ class AsOnCuda(WithoutData):
         if func is torch.ops.aten.add.Tensor and backward and _accumulates(args[0]):
             return args[0]
         return super().call(func, args, kwargs)
+
+    def done(self, func, tensors: Sequence[Tensor], result: object) -> object:
+        name, work = func.overloadpacket.__name__, self.work
+        if func.overloadpacket in PRODUCTS:
+            a = tensors[name in ("addmm", "baddbmm")]  # behind what is added
+            work.flops[a.dtype] += 2 * result.numel() * a.shape[-1]
+            work.other_calls += 1
+        elif name.startswith(("_foreach", "_fused")):
+            work.kernel_bytes += sum(tensor.nbytes for tensor in tensors)
+            work.other_calls += 1
+        elif not name.startswith(NO_WORK):
+            made = (result,) if isinstance(result, Tensor) else tree_leaves(result)
+            work.pointwise_bytes += sum(x.nbytes for x in (*tensors, *made) if isinstance(x, Tensor))
+            work.pointwise_calls += 1
+        return result
+
+    def launched(self, arguments: Sequence[object]) -> None:
+        """Count a kernel of the package by the tensors that it is given."""
+        self.work.kernel_bytes += sum(x.nbytes for x in arguments if isinstance(x, Tensor))
+        self.work.other_calls += 1
 
 
 def _accumulates(total: Tensor) -> bool:
@@ -93,7 +133,7 @@ class _OnCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
-        """The backward pass with this mode at work, which is off while it answers: blocks that are computed again ask."""
+        """The backward pass with this mode at work, which is off while it answers: what is computed again asks too."""
         with self:
             ones = torch.ones_like(loss)
             _engine_run_backward((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
@@ -104,31 +144,54 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 
 class _NotLaunched:
-    """A kernel that does nothing; what it would write was allocated before."""
+    """A kernel that does nothing but be counted; what it would write was allocated before."""
+
+    def __init__(self, live: AsOnCuda) -> None:
+        self.live = live
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
-        return lambda *arguments, **options: None
+        return lambda *arguments, **options: self.live.launched(arguments)
 
 
 @contextlib.contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Inside, models of the package on CPU tensors without data allocate what they do on CUDA."""
+def as_on_cuda(workspace_bytes: int = WORKSPACE_BYTES) -> Iterator[AsOnCuda]:
+    """Inside, models of the package on CPU tensors without data allocate what they do on CUDA; yields the count."""
+    live = AsOnCuda(workspace_bytes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(operator, "KERNEL_DEVICE", "cpu"))
         stack.enter_context(mock.patch.dict(logits.VOCAB_MULTIPLE, {"cpu": logits.VOCAB_MULTIPLE["cuda"]}))
         for name, callers in KERNELS.items():
             module = _kernels(name)
             for kernel in [key for key, value in vars(module).items() if _launches(value)]:
-                stack.enter_context(mock.patch.object(module, kernel, _NotLaunched()))
+                stack.enter_context(mock.patch.object(module, kernel, _NotLaunched(live)))
             for caller in callers:
                 stack.enter_context(mock.patch.object(caller, name, module))
         stack.enter_context(_OnCuda())
-        yield
+        yield stack.enter_context(live)
 
 
 def _launches(value: object) -> bool:
+    """Whether a value of a module is a kernel, of Triton or of its interpreter."""
     return not isinstance(value, type) and hasattr(type(value), "__getitem__") and hasattr(value, "fn")
 
 
+@functools.cache
 def _kernels(name: str) -> ModuleType:
-    return importlib.import_module(f"muse.ops.{name}")
+    """A module of kernels; without Triton with something in its place that can launch nothing."""
+    if importlib.util.find_spec("triton"):
+        return importlib.import_module(f"muse.ops.{name}")
+    absent = _no_triton()
+    with mock.patch.dict(sys.modules, {"triton": absent, "triton.language": absent.language}):
+        module = importlib.import_module(f"muse.ops.{name}")
+    for imported in (name, "tile_triton"):  # nobody else may take them for the real ones
+        vars(muse.ops).pop(imported, None)
+    return module
+
+
+def _no_triton() -> mock.MagicMock:
+    """What modules of kernels name of Triton: decorators, and numbers of programs."""
+
+    def jit(function: Callable | None = None, **options: object) -> object:
+        return jit if function is None else mock.MagicMock(fn=function)
+
+    return mock.MagicMock(jit=jit, cdiv=lambda a, b: -(-a // b), next_power_of_2=lambda n: 1 << (n - 1).bit_length())
