@@ -2,7 +2,7 @@
 
 A product runs at a share of the peak, everything else at a share of the bandwidth, every kernel takes a moment. Where a
 compiler fuses pointwise operations, a share of their bytes and calls is left. Without one the host may be slower than
-the card. The shares fit one model, gpt2, on an H100 (reports/bench-h100); docs/scale.md has the errors of the others.
+the card. The shares fit the two steps of one model, gpt2, in reports/bench-h100; docs/scale.md has the errors of all.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from .as_on_cuda import WORKSPACE_BYTES, Work
 
 PRODUCT_SHARE = 0.6  # of the peak, by products of the sizes that models of this package have
-COPY_SHARE = 0.9  # of the bandwidth: what a large copy reaches
+COPY_SHARE = 0.8  # of the bandwidth; a large copy reaches 0.9
 FUSED_SHARE = 0.3  # of pointwise operations that is left where they are fused
-KERNEL_SECONDS = 5e-6  # of a kernel, whatever it does
+KERNEL_SECONDS = 7e-6  # of a kernel, whatever it does
 HOST_SECONDS = 15e-6  # for the host to launch an operation of a step that is no CUDA graph
 USABLE_SHARE = 0.92  # of a card's memory: the rest is the driver's, and lost between blocks of the allocator
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from muse.catalog import BASELINE
+from muse.catalog import BASELINE, CORPORA
 from muse.data.corpora import load_corpus
 from muse.data.corpus import Corpus
 from muse.data.hub import CorpusUnavailable
+from muse.host.lines import cut, one_line
 from muse.host.progress import duration
 from muse.measure.roofline import GIB, USABLE_SHARE, Card
 from muse.params import ParamsError, Settings
@@ -44,12 +45,14 @@ def planned(settings: Settings, card: Card, price: float | None) -> Iterator[Tab
 def _corpus(settings: Settings) -> tuple[Corpus | None, str]:
     """The corpus, or none and a line about why no training counts as finished."""
     cache_dir = Path(settings.cache_dir) if settings.cache_dir else None
+    told = f"vocab_size = {settings.vocab_size}, and no training counts as finished"
+    if settings.corpus not in CORPORA and not Path(settings.corpus).exists():
+        return None, f"{told}: no corpus in {cut(settings.corpus, 100)}"
     try:
         splits = ("train", "validation")
         return load_corpus(settings.corpus, settings.tokenizer, splits=splits, cache_dir=cache_dir), ""
     except CorpusUnavailable as error:
-        first = str(error).partition("\n")[0]
-        return None, f"vocab_size = {settings.vocab_size}, and no training counts as finished: {first}"
+        return None, f"{told}: {one_line(str(error).partition(chr(10))[0])}"
     except ValueError as error:
         raise ParamsError(f"corpus, tokenizer: {error}") from error
 
