@@ -22,8 +22,8 @@ from muse.host.paths import some_home
 from muse.host.signals import Interruptions
 from muse.host.workbook import copy_workbook, profiles, to_install
 from muse.report.published import FILE as PUBLISHED
-from muse.runner.check import disk_problems, place_problems, raise_problems, resolved
-from muse.runner.notebooks import find_notebooks, stage_parameters
+from muse.runner.check import disk_problems, place_problems, raise_problems, resolved, working_folder
+from muse.runner.notebooks import find_notebooks, folders_and_problems, stage_parameters
 from muse.runner.run import (
     BAD_PARAMETERS,
     BASIC_TEST,
@@ -325,7 +325,8 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    settings = _resolved(options)
+    settings, problems = folders_and_problems(_settings(options), working_folder())
+    raise_problems([problem for problem in problems if not problem.startswith("corpus: ")])  # planned for before it is
     if options.price is not None and not 0 < options.price < float("inf"):
         raise ParamsError(f"--price: got {options.price}, expected a price of an hour above 0")
     from muse.measure.roofline import CARDS

@@ -152,8 +152,8 @@ class _Cut:
 
     def _tracked(self) -> Iterator[str]:
         blocks = text_blocks(self.paths, self.files.append)
-        size = sum(path.stat().st_size for path in self.paths)
-        total = -(-size // BLOCK_BYTES) if self.paths[0].suffix == ".txt" else None
+        sizes = [path.stat().st_size for path in self.paths]
+        total = sum(-(-size // BLOCK_BYTES) for size in sizes) if self.paths[0].suffix == ".txt" else None
         return track(blocks, f"tokens of {self.name}, MiB of text" if total else f"tokens of {self.name}", total)
 
     def _take(self, text: str, ids: np.ndarray, lengths: np.ndarray, blank: tuple[bool, bool]) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import torch
@@ -128,7 +128,7 @@ class _OnCuda(TorchFunctionMode):
             return func(*args[:3], **kwargs | {"is_causal": True})
         if func is Tensor.backward:
             return self._backward(args[0])
-        if func.__name__ in FLOAT32 and torch.is_autocast_cpu_enabled():
+        if func.__name__ in FLOAT32 and torch.is_autocast_enabled("cpu"):
             args = tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, args)
         return func(*args, **kwargs)
 
@@ -188,10 +188,21 @@ def _kernels(name: str) -> ModuleType:
     return module
 
 
-def _no_triton() -> mock.MagicMock:
-    """What modules of kernels name of Triton: decorators, and numbers of programs."""
+def _no_triton() -> SimpleNamespace:
+    """What modules of kernels ask of Triton while they are read and before a launch."""
 
     def jit(function: Callable | None = None, **options: object) -> object:
-        return jit if function is None else mock.MagicMock(fn=function)
+        return jit if function is None else _Unread(function)
 
-    return mock.MagicMock(jit=jit, cdiv=lambda a, b: -(-a // b), next_power_of_2=lambda n: 1 << (n - 1).bit_length())
+    numbers = {"cdiv": lambda a, b: -(-a // b), "next_power_of_2": lambda n: 1 << (n - 1).bit_length()}
+    return SimpleNamespace(jit=jit, language=SimpleNamespace(constexpr=lambda value: value), **numbers)
+
+
+class _Unread:
+    """A kernel that was not compiled; like Triton's it knows its function, and is launched on a grid."""
+
+    def __init__(self, function: Callable) -> None:
+        self.fn = function
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        raise RuntimeError(f"{self.fn.__name__}: Triton is not installed")

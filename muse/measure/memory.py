@@ -90,14 +90,17 @@ def measure_memory(
     device: torch.device | str,
     training: Training | None = None,
     seed: int = 0,
+    workspace_bytes: int = WORKSPACE_BYTES,
 ) -> MemoryResult:
     """Return the memory of a model that `build` makes, in the precision it is built in and in training mode.
 
-    On CUDA the allocator's own peak, less what other tensors of the process held before; elsewhere an estimate. With a
-    `training`, two whole steps of it, so that the second one runs beside the state that the first one made.
+    On CUDA the allocator's own peak, less what other tensors of the process held before; elsewhere an estimate of that,
+    with so many bytes of workspace for a thread. With a `training`, two whole steps of it, so that the second one runs
+    beside the state that the first one made.
     """
     device = torch.device(device)
-    measure = partial(_measure_cuda, device=device) if device.type == "cuda" else _estimate
+    estimate = partial(_estimate, workspace_bytes=workspace_bytes)
+    measure = partial(_measure_cuda, device=device) if device.type == "cuda" else estimate
     step = training.told if training else ONE_PASS
     return MemoryResult(batch_size, n_seq, step, **measure(build, batch_size, n_seq, training, seed))
 
@@ -192,10 +195,15 @@ def _empty_cuda_caches(device: torch.device) -> None:
 
 
 def _estimate(
-    build: Callable[[], nn.Module], batch_size: int, n_seq: int, training: Training | None, seed: int
+    build: Callable[[], nn.Module],
+    batch_size: int,
+    n_seq: int,
+    training: Training | None,
+    seed: int,
+    workspace_bytes: int,
 ) -> dict[str, object]:
     model = build().to("cpu").train()
-    counted = count(model, batch_size, n_seq, training)
+    counted = count(model, batch_size, n_seq, training, workspace_bytes)
     note = "estimate: live tensors of a run without data, as on an H100 with its library workspaces"
     return _about(model) | {"peak_bytes": counted.peak_bytes, "held_bytes": counted.held_bytes, "reserved_bytes": None,
                             "basis": "estimate", "note": note}  # fmt: skip

@@ -80,6 +80,7 @@ def _steps(model: ModelPlan, card: Card) -> Iterator[list[str]]:
 
 def _sweep(found: list[ModelPlan], price: float | None) -> str:
     seconds = sum(model.seconds for model in found)
-    left = sum(model.trainings - model.there for model in found)
+    every = sum(model.trainings for model in found)
+    left = every - sum(model.there for model in found)
     cost = "" if price is None else f", {price * seconds / 3600:,.2f} at {price:g} an hour"
-    return f"\n{left} trainings are left: {duration(seconds)} of one card{cost}."
+    return f"\nTrainings left: {left} of {every}; {duration(seconds)} of one card{cost}."
