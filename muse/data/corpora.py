@@ -24,7 +24,7 @@ from muse.host.files import replaced
 
 from .corpus import Corpus, SourceFile, TokenSplit
 from .grammar import Grammar
-from .mapped import Facts, Mapped, is_large, mapped_split, pieces_inside
+from .mapped import Facts, Mapped, is_cut, is_large, mapped_split, pieces_inside
 from .readers import lines_of, read_folder, read_wikitext
 from .shards import split_files
 from .streams import text_blocks
@@ -126,6 +126,15 @@ def large_splits(corpus: str, splits: Sequence[str]) -> dict[str, list[Path]]:
         return {}
     files = {name: split_files(Path(corpus), name) for name in splits}
     return {name: paths for name, paths in files.items() if is_large(paths)}
+
+
+def is_cheap(corpus: str, tokenizer: str, splits: Sequence[str], cache_dir: Path | None = None) -> bool:
+    """Whether `load_corpus` has no text larger than memory to cut into tokens."""
+    large = large_splits(corpus, splits)
+    if not large or tokenizer == "corpus":
+        return not large
+    encoder, cache_dir = gpt2_tokenizer(tokenizer), Path(cache_dir or _default_cache_dir())
+    return all(is_cut(paths, encoder, cache_dir) for paths in large.values())
 
 
 def _lines_of(paths: Sequence[Path]) -> Iterator[str]:

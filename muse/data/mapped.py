@@ -66,9 +66,7 @@ def mapped_split(name: str, paths: Sequence[Path], tokenizer: Tokenizer, cache_d
     Raises ValueError in one line for files that are no text, OSError where the cache cannot be written.
     """
     check_heads(paths)
-    contents = [sha256_of(path) for path in paths]
-    about = f"mapped {FORMAT} {paths[0].suffix} {contents} {tokenizer.sha256}"
-    stem = cache_dir / hashlib.sha256(about.encode()).hexdigest()
+    stem = _stem(paths, tokenizer, cache_dir)
     kept = _read(stem)
     if kept is None:
         kept = _Cut(name, paths, tokenizer, titles).write(stem)
@@ -78,6 +76,17 @@ def mapped_split(name: str, paths: Sequence[Path], tokenizer: Tokenizer, cache_d
     )
     facts = Facts(kept["num_characters"], kept["num_titles"], kept["has_unk"])
     return Mapped(_split(name, stem, kept), files, facts)
+
+
+def is_cut(paths: Sequence[Path], tokenizer: Tokenizer, cache_dir: Path) -> bool:
+    """Whether the cache has the tokens of a split."""
+    return _stem(paths, tokenizer, cache_dir).with_suffix(".json").exists()
+
+
+def _stem(paths: Sequence[Path], tokenizer: Tokenizer, cache_dir: Path) -> Path:
+    contents = [sha256_of(path) for path in paths]
+    about = f"mapped {FORMAT} {paths[0].suffix} {contents} {tokenizer.sha256}"
+    return cache_dir / hashlib.sha256(about.encode()).hexdigest()
 
 
 def _read(stem: Path) -> dict[str, object] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from muse.catalog import BASELINE, CORPORA
-from muse.data.corpora import load_corpus
+from muse.data.corpora import is_cheap, load_corpus
 from muse.data.corpus import Corpus
 from muse.data.hub import CorpusUnavailable
 from muse.host.lines import cut, one_line
@@ -50,6 +50,8 @@ def _corpus(settings: Settings) -> tuple[Corpus | None, str]:
         return None, f"{told}: no corpus in {cut(settings.corpus, 100)}"
     try:
         splits = ("train", "validation")
+        if not is_cheap(settings.corpus, settings.tokenizer, splits, cache_dir):
+            return None, f"{told}: the tokens of {cut(settings.corpus, 100)} are not in the cache yet"
         return load_corpus(settings.corpus, settings.tokenizer, splits=splits, cache_dir=cache_dir), ""
     except CorpusUnavailable as error:
         return None, f"{told}: {one_line(str(error).partition(chr(10))[0])}"
