@@ -13,6 +13,8 @@ import torch
 from muse.data import corpora, mapped, streams
 from muse.data.corpora import load_corpus
 from muse.models.build import build_model
+from muse.params import Settings
+from muse.stages.check import examine
 from muse.training import trainer
 from muse.training.recipe import Recipe
 
@@ -190,3 +192,16 @@ def test_lines_without_end_and_a_cache_that_cannot_be_written_are_refused(tmp_pa
     with pytest.raises(ValueError, match=r"test\.txt must have lines of at most 64 bytes"):
         load_corpus(str(tmp_path / "corpus"), bpe, splits=("test",), cache_dir=tmp_path / "cache")
     assert corpora.large_splits("synthetic", ["train"]) == {}
+
+
+def test_the_check_before_a_run_leaves_such_a_text_to_its_stage(tmp_path, monkeypatch, bpe):
+    monkeypatch.setattr(mapped, "LARGE_BYTES", 0)
+    for name in corpora.SPLITS:
+        write(tmp_path / "corpus", name, [TEXT], "txt")
+    small = {"n_seq": 2, "d_model": 8, "n_layers": 1, "batch_tokens": [2], "train_tokens": 4, "vocab_size": 300}
+    asked = Settings(models=["stage1"], corpus=str(tmp_path / "corpus"), tokenizer=bpe,
+                     cache_dir=str(tmp_path / "cache"), **small)  # fmt: skip
+    assert examine(asked, ["train"]).problems == []
+    assert not (tmp_path / "cache").exists(), "nothing was cut"
+    (tmp_path / "corpus" / "train.txt").unlink()
+    assert "must hold either train.txt" in examine(asked, ["train"]).problems[0]
