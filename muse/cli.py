@@ -22,8 +22,8 @@ from muse.host.paths import some_home
 from muse.host.signals import Interruptions
 from muse.host.workbook import copy_workbook, profiles, to_install
 from muse.report.published import FILE as PUBLISHED
-from muse.runner.check import disk_problems, place_problems, raise_problems, resolved
-from muse.runner.notebooks import find_notebooks, stage_parameters
+from muse.runner.check import disk_problems, place_problems, raise_problems, resolved, working_folder
+from muse.runner.notebooks import find_notebooks, folders_and_problems, stage_parameters
 from muse.runner.run import (
     BAD_PARAMETERS,
     BASIC_TEST,
@@ -133,8 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    first = (_add_run, _add_basic_test, _add_benchmark, _add_check, _add_train, _add_export, _add_eval, _add_bench)
-    for add in (*first, _add_generate, _add_params, _add_report, _add_list, _add_compare, _add_check_pages, _add_init):
+    first = (_add_run, _add_basic_test, _add_benchmark, _add_check, _add_train, _add_plan, _add_export, _add_eval)
+    then = (_add_bench, _add_generate, _add_params, _add_report, _add_list, _add_compare, _add_check_pages, _add_init)
+    for add in (*first, *then):
         add(commands)
     _add(commands, "schema", _schema, "print the JSON schema of report.json", product=True)
     return parser
@@ -383,6 +384,35 @@ def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int
     if options.json and Ranks.here().first:
         write_outcome(options.json, finished, diverged=isinstance(failed, NonFiniteLossError))
     return STAGE_FAILED if failed else OK
+
+
+def _add_plan(commands: Commands) -> None:
+    add = _add(
+        commands, "plan", _plan, "say what the trainings of a params file need on a card, without one",
+        description="Estimate parameters, peak memory, speed and time of every model of a params file on a card, and "
+        "what the trainings that are not finished take.",
+        epilog="exit codes: 0 planned, 2 bad parameters", product=True,
+    )  # fmt: skip
+    _add_settings(add)
+    add("--card", default="h100", metavar="CARD", help="h100, h200, a100, a100-40gb, l40s, l4, rtx4090 (default: h100)")
+    add("--price", type=float, metavar="P", help="of a card for an hour, in any currency: the cost is told too")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    settings, problems = folders_and_problems(_settings(options), working_folder())
+    raise_problems([problem for problem in problems if not problem.startswith("corpus: ")])  # planned for before it is
+    if options.price is not None and not 0 < options.price < float("inf"):
+        raise ParamsError(f"--price: got {options.price}, expected a price of an hour above 0")
+    from muse.measure.roofline import CARDS
+    from muse.report.tables import written
+    from muse.stages.plan_tables import planned
+
+    if options.card not in CARDS:
+        hint = near(options.card, list(CARDS))
+        raise ParamsError(f"--card: got {one_line(options.card)}, expected one of {', '.join(CARDS)}. {hint}".rstrip())
+    for found in planned(settings, CARDS[options.card], options.price):
+        print(found if isinstance(found, str) else written([found], "terminal"), flush=True)
+    return OK
 
 
 def _resolved(options: argparse.Namespace) -> Settings:

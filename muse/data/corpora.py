@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -24,7 +24,10 @@ from muse.host.files import replaced
 
 from .corpus import Corpus, SourceFile, TokenSplit
 from .grammar import Grammar
-from .readers import read_folder, read_wikitext
+from .mapped import Facts, Mapped, is_cut, is_large, mapped_split, pieces_inside
+from .readers import lines_of, read_folder, read_wikitext
+from .shards import split_files
+from .streams import text_blocks
 from .tokenizers import UNKNOWN, Tokenizer, gpt2_tokenizer, vocabulary_sha256, word_tokenizer
 from .words import TextSplit, canonical_words, median_word_bytes
 
@@ -71,17 +74,24 @@ def load_corpus(
     if synthetic_tokens:
         raise ValueError(f"synthetic_tokens is for corpus {SYNTHETIC!r}, got corpus {corpus!r}")
     needed = [name for name in SPLITS if name in splits or (tokenizer == "corpus" and name == "train")]
+    large = large_splits(corpus, needed)
     if corpus in HUB_CORPORA:
         lines, files = read_wikitext(corpus, needed, hub_timeout_seconds)
     else:
-        lines, files = read_folder(Path(corpus), needed)
+        lines, files = read_folder(Path(corpus), [name for name in needed if name not in large])
     if tokenizer == "corpus":
-        encoder = word_tokenizer(lines["train"])
+        encoder = word_tokenizer(_lines_of(large["train"]) if "train" in large else lines["train"])
     else:
         encoder = gpt2_tokenizer(tokenizer, hub_timeout_seconds)
     cache_dir = Path(cache_dir or _default_cache_dir())
-    token_splits = {name: _tokenized(corpus, name, lines[name], encoder, cache_dir) for name in splits}
-    text, files = HUB_CORPORA.get(corpus) or text_of(lines), files + encoder.files
+    mapped = {name: _mapped(name, large[name], encoder, cache_dir) for name in large if name in splits}
+    token_splits = {
+        name: mapped[name].split if name in mapped else _tokenized(corpus, name, lines[name], encoder, cache_dir)
+        for name in splits
+    }
+    facts = {name: _facts(lines[name]) for name in lines} | {name: found.facts for name, found in mapped.items()}
+    text = HUB_CORPORA.get(corpus) or _text_by(facts)
+    files = (*(file for found in mapped.values() for file in found.files), *files, *encoder.files)
     tokens = encoder.vocab_size, token_splits, files, None, encoder.decode
     encode = partial(_encoded, encoder)
     return TextCorpus(corpus, tokenizer, *tokens, text, encoder.vocabulary_sha256, encode=encode)
@@ -92,14 +102,53 @@ def text_of(lines: Mapping[str, Sequence[str]]) -> str:
 
     Of any other text no more than that is said, and whether it holds `<unk>`.
     """
-    has_unk = any(UNKNOWN in line for split in lines.values() for line in split)
-    if all(_is_wikitext(name, split) for name, split in lines.items()):
+    return _text_by({name: _facts(split) for name, split in lines.items()})
+
+
+def _facts(lines: Sequence[str]) -> Facts:
+    return Facts(sum(map(len, lines)), len(_titles(lines)[0]), any(UNKNOWN in line for line in lines))
+
+
+def _text_by(facts: Mapping[str, Facts]) -> str:
+    has_unk = any(split.has_unk for split in facts.values())
+    if all(_is_wikitext(name, split) for name, split in facts.items()):
         return WITH_UNK if has_unk else RAW
     return f"{OTHER_TEXT} with {UNKNOWN}" if has_unk else OTHER_TEXT
 
 
-def _is_wikitext(name: str, lines: Sequence[str]) -> bool:
-    return sum(map(len, lines)) >= WIKITEXT_CHARACTERS[name] and len(_titles(lines)[0]) == WIKITEXT_ARTICLES[name]
+def _is_wikitext(name: str, facts: Facts) -> bool:
+    return facts.num_characters >= WIKITEXT_CHARACTERS[name] and facts.num_titles == WIKITEXT_ARTICLES[name]
+
+
+def large_splits(corpus: str, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of those splits of a folder that are read in blocks and kept in files; ValueError for its faults."""
+    if corpus in (SYNTHETIC, *HUB_CORPORA):
+        return {}
+    files = {name: split_files(Path(corpus), name) for name in splits}
+    return {name: paths for name, paths in files.items() if is_large(paths)}
+
+
+def is_cheap(corpus: str, tokenizer: str, splits: Sequence[str], cache_dir: Path | None = None) -> bool:
+    """Whether `load_corpus` has no text larger than memory to cut into tokens."""
+    large = large_splits(corpus, splits)
+    if not large or tokenizer == "corpus":
+        return not large
+    encoder, cache_dir = gpt2_tokenizer(tokenizer), Path(cache_dir or _default_cache_dir())
+    return all(is_cut(paths, encoder, cache_dir) for paths in large.values())
+
+
+def _lines_of(paths: Sequence[Path]) -> Iterator[str]:
+    return (line for text in text_blocks(paths) for line in lines_of(text))
+
+
+def _mapped(name: str, paths: Sequence[Path], encoder: Tokenizer, cache_dir: Path) -> Mapped:
+    try:
+        return mapped_split(name, paths, encoder, cache_dir, _titles)
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(
+            f"cache_dir: got {cache_dir}, expected a folder with room for the tokens of {name}: {why}"
+        ) from error
 
 
 def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -133,12 +182,13 @@ def _usual_grammar() -> Grammar:
     return Grammar()
 
 
-def _titles(lines: Sequence[str]) -> tuple[list[int], list[int]]:
+def _titles(lines: Sequence[str], before: bool = True, behind: bool = True) -> tuple[list[int], list[int]]:
     """Line indices of WikiText's titles of articles, between blank lines, and of all lines after a blank one.
 
-    The "= 1 =" of a formula inside a paragraph is no title.
+    The "= 1 =" of a formula inside a paragraph is no title. `before` and `behind` say whether there are blank lines
+    around these, as at the ends of a text.
     """
-    blank = [True, *(not line.strip() for line in lines), True]  # blank[i + 1] is line i
+    blank = [before, *(not line.strip() for line in lines), behind]  # blank[i + 1] is line i
     opening = [i for i, line in enumerate(lines) if blank[i] and not blank[i + 1]]
     return [i for i in opening if blank[i + 2] and ARTICLE_TITLE.fullmatch(lines[i])], opening
 
@@ -162,13 +212,8 @@ def _token_split(
 
 
 def _inside_unk(ids: np.ndarray, unk_pieces: Sequence[Sequence[int]]) -> torch.Tensor | None:
-    """bool (tokens,): second and later pieces of an `<unk>`, of which `unk_pieces` are the ids; None without any."""
-    inside = np.zeros(len(ids), bool)
-    for pieces in unk_pieces:
-        starts = np.flatnonzero(ids[: max(0, len(ids) - len(pieces) + 1)] == pieces[0])
-        for place, piece in enumerate(pieces):
-            starts = starts[ids[starts + place] == piece]
-        inside[starts[:, None] + np.arange(1, len(pieces))] = True
+    """bool (tokens,) as `pieces_inside`; None without any."""
+    inside = pieces_inside(ids, unk_pieces)
     return torch.from_numpy(inside) if inside.any() else None
 
 

@@ -38,13 +38,17 @@ def read_wikitext(name: str, splits: Sequence[str], hub_timeout_seconds: float) 
 
 
 def read_folder(folder: Path, splits: Sequence[str]) -> Texts:
-    """Lines of <split>.txt, or of <split>.parquet or its shards (column text); ValueError names the file at fault."""
+    """Lines of <split>.txt or .parquet (column text), or of their shards; ValueError names the file at fault."""
     lines, files = {}, []
     for name in splits:
         paths = split_files(folder, name)
         if paths[0].suffix == ".txt":
-            lines[name], file = _text_file(paths[0])
-            files.append(file)
+            read = [_text_file(path) for path in paths]
+            parts = [one for one, _ in read]
+            for part in parts[:-1]:
+                part[-1] = part[-1].removesuffix("\n") + "\n"  # a shard ends where a line does
+            lines[name] = [line for part in parts for line in part]
+            files += [file for _, file in read]
             continue
         contents = [_table_content(path) for path in paths]
         read = [_normalized(rows) for rows in text_rows(paths)]
@@ -68,7 +72,7 @@ def _text_file(path: Path) -> tuple[list[str], SourceFile]:
     text, replaced = normalized(text)
     if problem := no_text(text):
         raise ValueError(f"{path} must be a corpus, got {problem}")
-    return _lines(text), SourceFile.of_bytes(path, content, replaced)
+    return lines_of(text), SourceFile.of_bytes(path, content, replaced)
 
 
 def _table_content(path: Path) -> bytes:
@@ -93,7 +97,7 @@ def _content(path: Path) -> bytes:
         raise ValueError(f"{path} must be a readable file: {error.strerror or error}") from error
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Lines with their newline; only a newline ends a line (str.splitlines knows ten more ways)."""
     lines = [line + "\n" for line in text.split("\n")]
     lines[-1] = lines[-1][:-1]
@@ -108,4 +112,4 @@ def _lines_of_rows(rows: Sequence[str]) -> list[str]:
     """
     first = next((row for row in rows if row.strip()), "")
     blank = " \n" if first.endswith(" \n") else "\n"
-    return _lines("".join(row if row.endswith("\n") else row + "\n" if row else blank for row in rows))
+    return lines_of("".join(row if row.endswith("\n") else row + "\n" if row else blank for row in rows))

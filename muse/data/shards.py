@@ -10,12 +10,12 @@ from pathlib import Path
 
 from muse.catalog import CORPORA
 
-SHARD = r"-([0-9]+)-of-([0-9]+)(-[0-9a-f]{16})?\.parquet"
+SHARD = r"-([0-9]+)-of-([0-9]+)(-[0-9a-f]{16})?\.(parquet|txt)"
 SHOWN = 5  # names in a message, of however many
 
 
 def split_files(folder: Path, name: str) -> list[Path]:
-    """The files of a split in their order: <name>.txt, <name>.parquet, or <name>-00000-of-0000N.parquet for all N.
+    """The files of a split in their order: <name>.txt or .parquet, or <name>-00000-of-0000N.txt or .parquet for all N.
 
     Whatever else has the split's name for its first word is refused: it may be part of the text, and nobody can say.
     """
@@ -28,7 +28,7 @@ def split_files(folder: Path, name: str) -> list[Path]:
     whole = [path for path in beside if path.name in (f"{name}.txt", f"{name}.parquet")]
     shards = [path for path in beside if re.fullmatch(name + SHARD, path.name)]
     expected = f"{folder} must hold either {name}.txt or {name}.parquet ({name}-*-of-*.parquet)"
-    if (kinds := len(whole) + bool(shards)) != 1:
+    if (kinds := len(whole) + len({path.suffix for path in shards})) != 1:
         listed = f": {_names(whole + shards)}" if kinds else ""
         raise ValueError(f"{expected}, got {'both' if kinds else 'neither'}{listed}")
     if others := [path for path in beside if path not in whole + shards]:

@@ -43,28 +43,50 @@ def text_rows(paths: Sequence[Path]) -> list[list[str]]:
     return found
 
 
+def stream_rows(path: Path) -> Iterator[list[str]]:
+    """The same of one file of any size, some rows at a time, read as they are asked for."""
+    command = [sys.executable, "-P", __file__, "--stream", str(path.absolute())]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            for line in process.stdout:
+                answer = json.loads(line)
+                if isinstance(answer, str):
+                    raise ValueError(f"{path} {answer}")
+                if answer is None:  # all of them
+                    return
+                yield answer
+            raise ValueError(f"{path} must be a readable parquet file: its reader ended with {process.wait()}")
+        finally:
+            process.kill()
+
+
 def read_rows(path: Path) -> list[str]:
     """The column `text` of a file, in the process at hand; ValueError says what it must be, in one line."""
+    return [row for batch in _checked_batches(path, MOST_BYTES) for row in batch]
+
+
+def _checked_batches(path: Path, most_bytes: int | None) -> Iterator[list[str]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _check_column(path, file)
+            _check_column(path, file, most_bytes)
         with pyarrow.parquet.ParquetFile(path, read_dictionary=["text"], page_checksum_verification=True) as file:
-            rows = [row for batch in _batches(path, file) for row in batch]
-            expected = file.metadata.num_rows
+            expected, found = file.metadata.num_rows, 0
+            for batch in _batches(path, file, most_bytes):
+                found += len(batch)
+                yield batch
     except NoTextError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ValueError(f"must be a readable parquet file: {first}") from error
-    if len(rows) != expected:
-        raise ValueError(f"must hold the {expected} rows that it promises, got {len(rows)}")
-    return rows
+    if found != expected:
+        raise ValueError(f"must hold the {expected} rows that it promises, got {found}")
 
 
-def _check_column(path: Path, file) -> None:
+def _check_column(path: Path, file, most_bytes: int | None) -> None:
     """That there is one column `text`, that it holds text, and that it unpacks to no more than the limit."""
     import pyarrow
 
@@ -77,10 +99,11 @@ def _check_column(path: Path, file) -> None:
         raise NoTextError(f"must hold text in every row of its column 'text', got {kind}")
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-    _check_size(path, sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "text"))
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
+    _check_size(path, size, most_bytes)
 
 
-def _batches(path: Path, file) -> Iterator[list[str]]:
+def _batches(path: Path, file, most_bytes: int | None) -> Iterator[list[str]]:
     """Rows in batches; their bytes are counted before they are made: a dictionary may stand for many times its own."""
     import pyarrow
     import pyarrow.compute
@@ -96,26 +119,32 @@ def _batches(path: Path, file) -> Iterator[list[str]]:
         else:
             lengths = pyarrow.compute.binary_length(column)
         total += pyarrow.compute.sum(lengths.cast("int64")).as_py() or 0
-        _check_size(path, total)
+        _check_size(path, total, most_bytes)
         yield column.to_pylist()
 
 
-def _check_size(path: Path, num_bytes: int) -> None:
-    if num_bytes > MOST_BYTES or num_bytes > max(SMALL_BYTES, MOST_RATIO * path.stat().st_size):
+def _check_size(path: Path, num_bytes: int, most_bytes: int | None) -> None:
+    """That a file unpacks to so many bytes at most, and to no more than text does."""
+    possible = max(SMALL_BYTES, MOST_RATIO * path.stat().st_size)
+    if num_bytes > min(possible, most_bytes or possible):
         unpacked = f"{num_bytes:,} bytes of text from {path.stat().st_size:,}"
-        raise NoTextError(f"must unpack to at most {MOST_BYTES:,} bytes, as text does; got {unpacked}")
+        raise NoTextError(f"must unpack to at most {most_bytes or possible:,} bytes, as text does; got {unpacked}")
 
 
 def _main(paths: Sequence[str]) -> None:
-    """Prints a line of JSON for each file: its rows, or what it must be."""
+    """Prints a line of JSON for each file: its rows, or what it must be; a stream has null behind its rows."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY if most < 0 else min(MOST_MEMORY, most), most))
+    stream, paths = paths[0] == "--stream", paths[paths[0] == "--stream" :]
     for path in paths:
         try:
-            answer = read_rows(Path(path))
+            if stream:
+                for batch in _checked_batches(Path(path), None):
+                    print(json.dumps(batch), flush=True)
+            answer = None if stream else read_rows(Path(path))
         except Exception as error:
             answer = str(error).splitlines()[0] if isinstance(error, ValueError) else repr(error)[:300]
         print(json.dumps(answer), flush=True)

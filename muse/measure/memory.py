@@ -1,9 +1,9 @@
 """Accelerator memory of forward + loss + backward, or of a training step: the CUDA allocator's, or an estimate.
 
-The estimate runs the step on CPU tensors without data and adds up the bytes of live storages after every operation. It
-sees every tensor that autograd keeps and every temporary an operation returns, in the dtypes that an accelerator
-computes in. It does not see what a kernel uses inside, workspaces of libraries, fragmentation, or code that only runs
-on CUDA (such as padding). So it is labelled an estimate.
+The estimate runs the step on CPU tensors without data, the way it goes on CUDA, and adds up the bytes of live storages
+after every operation. It sees every tensor that autograd keeps and every temporary an operation returns, in the dtypes
+that an accelerator computes in, and a workspace for each thread. It does not see what a kernel of PyTorch uses inside,
+fragmentation, or what torch.compile changes. So it is labelled an estimate.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from muse.ops import planar
 from muse.records.schema import Metric
 
+from .as_on_cuda import WORKSPACE_BYTES, AsOnCuda, Work, as_on_cuda
 from .common import random_batch
-from .live_bytes import WithoutData
 
 GIB = 2**30
 ONE_PASS = "forward + loss + backward"
@@ -90,14 +90,17 @@ def measure_memory(
     device: torch.device | str,
     training: Training | None = None,
     seed: int = 0,
+    workspace_bytes: int = WORKSPACE_BYTES,
 ) -> MemoryResult:
     """Return the memory of a model that `build` makes, in the precision it is built in and in training mode.
 
-    On CUDA the allocator's own peak, less what other tensors of the process held before; elsewhere an estimate. With a
-    `training`, two whole steps of it, so that the second one runs beside the state that the first one made.
+    On CUDA the allocator's own peak, less what other tensors of the process held before; elsewhere an estimate of that,
+    with so many bytes of workspace for a thread. With a `training`, two whole steps of it, so that the second one runs
+    beside the state that the first one made.
     """
     device = torch.device(device)
-    measure = partial(_measure_cuda, device=device) if device.type == "cuda" else _estimate
+    estimate = partial(_estimate, workspace_bytes=workspace_bytes)
+    measure = partial(_measure_cuda, device=device) if device.type == "cuda" else estimate
     step = training.told if training else ONE_PASS
     return MemoryResult(batch_size, n_seq, step, **measure(build, batch_size, n_seq, training, seed))
 
@@ -192,21 +195,47 @@ def _empty_cuda_caches(device: torch.device) -> None:
 
 
 def _estimate(
-    build: Callable[[], nn.Module], batch_size: int, n_seq: int, training: Training | None, seed: int
+    build: Callable[[], nn.Module],
+    batch_size: int,
+    n_seq: int,
+    training: Training | None,
+    seed: int,
+    workspace_bytes: int,
 ) -> dict[str, object]:
     model = build().to("cpu").train()
+    counted = count(model, batch_size, n_seq, training, workspace_bytes)
+    note = "estimate: live tensors of a run without data, as on an H100 with its library workspaces"
+    return _about(model) | {"peak_bytes": counted.peak_bytes, "held_bytes": counted.held_bytes, "reserved_bytes": None,
+                            "basis": "estimate", "note": note}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a pass or a training step of a model needs on a CUDA device, counted without one."""
+
+    peak_bytes: int
+    held_bytes: int
+    work: Work  # of the step; of two, the second
+
+
+def count(
+    model: nn.Module,
+    batch_size: int,
+    n_seq: int,
+    training: Training | None = None,
+    workspace_bytes: int = WORKSPACE_BYTES,
+) -> Counted:
+    """Run a model on the CPU without data, and add up what that allocates and does on CUDA; leaves no gradients."""
     step = training and training.step_of(model)  # which looks at values of its own
     inputs = torch.zeros((batch_size, n_seq), dtype=torch.int64, device="cpu")
-    with planar.cpu_compute("storage"), _only_new_garbage(), WithoutData() as live:
+    with planar.cpu_compute("storage"), _only_new_garbage(), as_on_cuda(workspace_bytes) as live:
         live.track([*model.parameters(), *model.buffers(), inputs])
         targets = inputs.clone()
-        _steps(model, step, inputs, targets, estimate=True)
+        _steps(model, step, inputs, targets, live)
         gc.collect()
         held = live.current
     model.zero_grad()
-    note = "estimate: live tensors of a run without data, no library workspaces"
-    return _about(model) | {"peak_bytes": live.peak, "held_bytes": held, "reserved_bytes": None, "basis": "estimate",
-                            "note": note}  # fmt: skip
+    return Counted(live.peak, held, live.work)
 
 
 @contextmanager
@@ -228,21 +257,22 @@ def _about(model: nn.Module) -> dict[str, object]:
     }
 
 
-def _steps(model: nn.Module, step: Step | None, inputs: Tensor, targets: Tensor, estimate: bool = False) -> None:
+def _steps(model: nn.Module, step: Step | None, inputs: Tensor, targets: Tensor, live: AsOnCuda | None = None) -> None:
     """Run one forward and backward pass, or two whole training steps.
 
-    In an estimate the first of two steps makes the optimizers' state from gradients of zeros: its passes need less than
-    the next.
+    Where `live` counts, the first of two steps makes the optimizers' state from gradients of zeros: its passes need
+    less than the next.
     """
     if step is None:
         model.loss(inputs, targets).backward()
         return
-    if estimate:
+    if live is not None:
         for parameter in step.parameters:
             parameter.grad = torch.zeros_like(parameter)
         for optimizer in step.optimizers:
             optimizer.step()
         model.zero_grad()
+        live.work = Work()
     else:
         step(inputs, targets, 0)
     step(inputs, targets, 1)

@@ -17,7 +17,7 @@ from muse.params import GRID
 from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
 from muse.records.store import read_record
 
-from . import predictions, shares
+from . import plan_errors, predictions, shares
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
 from .numbers import ratio_cell
@@ -362,17 +362,22 @@ PAGES: dict[str, Callable[[Path], str]] = {"docs/results.md": results, "docs/spe
 BEGIN, END = "<!-- begin: made by `make docs` -->\n", "\n<!-- end -->"
 
 
+WITH_TABLES: dict[str, Callable[[Path], str]] = {"README.md": headline, "docs/scale.md": plan_errors.tables}
+"""Pages that are written by hand but for one place."""
+
+
 def pages(root: Path) -> dict[str, str]:
-    """Return the text of every page by its path: those of docs/, and the README with its table renewed."""
+    """Return the text of every page by its path: those of docs/, and others with their tables renewed."""
     made_anew = {name: make(root / "reports") for name, make in PAGES.items()}
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    start, stop = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-    made_anew["README.md"] = readme[:start] + headline(root / "reports") + readme[stop:]
+    for name, make in WITH_TABLES.items():
+        page = (root / name).read_text(encoding="utf-8")
+        start, stop = page.index(BEGIN) + len(BEGIN), page.index(END)
+        made_anew[name] = page[:start] + make(root / "reports") + page[stop:]
     return made_anew
 
 
 def main(root: Path = Path()) -> None:
-    """Write docs/ and the README's table from the reports of a checkout."""
+    """Write docs/ and the tables of other pages from the reports of a checkout."""
     for name, text in pages(root).items():
         write_atomic(root / name, text)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from muse.catalog import BASELINE, NAMED, READING, REFERENCE, SYNTHETIC, TOKENIZERS, YARDSTICK
-from muse.data.corpora import SPLITS, SYNTHETIC_TOKENS, load_corpus
+from muse.data.corpora import SPLITS, SYNTHETIC_TOKENS, large_splits, load_corpus
 from muse.data.corpus import Corpus
 from muse.data.tokenizers import gpt2_tokenizer
 from muse.host.lines import one_line
@@ -25,6 +25,9 @@ from muse.records.environment import hardware
 
 STATE_BYTES = 3 * 4
 """Of a number that is trained: itself and two moments in float32; a state is there twice while it is replaced."""
+
+MOST_TOKEN_BYTES = 128
+"""Of a token of GPT-2's vocabulary, about."""
 
 
 class Read(NamedTuple):
@@ -83,6 +86,8 @@ def _read(settings: Settings, load: Callable[[], Corpus]) -> tuple[Read | None, 
         if corpus == SYNTHETIC:
             few = load_corpus(corpus, tokenizer, synthetic_tokens=dict.fromkeys(SYNTHETIC_TOKENS, 2))
             return Read(few.vocab_size, SYNTHETIC_TOKENS["train"]), []
+        if large := _large(settings):
+            return large, []
         loaded = load()
         if settings.test_corpus:
             _load(settings, settings.test_corpus, ("test",))
@@ -96,6 +101,17 @@ def _read(settings: Settings, load: Callable[[], Corpus]) -> tuple[Read | None, 
             problems.append(_said(error))
     named = ", ".join(name for name in NAMED if getattr(settings, name))
     return None, [f"{named}: {line}" for line in dict.fromkeys(problems)]
+
+
+def _large(settings: Settings) -> Read | None:
+    """Of a training split larger than memory what is known before hours of work: the stage that needs it reads it.
+
+    Its tokens are at least so many: none of GPT-2's is longer than its longest run of spaces. None for any other.
+    """
+    if settings.tokenizer == TOKENIZERS[-1] or "train" not in (large := large_splits(settings.corpus, SPLITS)):
+        return None
+    num_bytes = sum(path.stat().st_size for path in large["train"])
+    return Read(gpt2_tokenizer(settings.tokenizer).vocab_size, num_bytes // MOST_TOKEN_BYTES)
 
 
 def _said(error: Exception) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import nn
 
 from muse import measure
 from muse.catalog import BASELINE, recomputes
 from muse.host.progress import track
 from muse.records.schema import Metric, StageRecord
+from muse.training.muon import Muon
 from muse.training.recipe import Recipe
 from muse.training.trainer import OptimizerStep, resolve_precision
 
@@ -52,11 +54,25 @@ def run(stage: Stage) -> StageRecord:
 def training(stage: Stage, optimizer: str, batch_size: int, n_seq: int, about: str = "") -> measure.Training:
     """The trainer's own step, not compiled: float32 masters, autocast, gradients clipped, this optimizer."""
     precision = resolve_precision("auto", stage.device) if stage.device.type == "cuda" else "bfloat16"
+    return optimizer_step(optimizer, batch_size, n_seq, precision, about)
+
+
+def optimizer_step(optimizer: str, batch_size: int, n_seq: int, precision: str, about: str = "") -> measure.Training:
+    """A step of the trainer with this optimizer."""
     tokens = batch_size * n_seq
     recipe = Recipe(train_tokens=2 * tokens, batch_tokens=tokens, n_seq=n_seq, learning_rate=1e-3, optimizer=optimizer,
                     precision=precision)  # fmt: skip
-    step_of = partial(OptimizerStep, recipe=recipe, description="memory of a step")
-    return measure.Training(step_of, f"training step with {optimizer} and {precision} autocast{about}")
+    told = f"training step with {optimizer} and {precision} autocast{about}"
+    return measure.Training(partial(_step, recipe), told)
+
+
+def _step(recipe: Recipe, model: nn.Module) -> OptimizerStep:
+    """The step of a model; its Muon multiplies in bfloat16 as on CUDA, also where the step is only counted."""
+    step = OptimizerStep(model, recipe, "memory of a step")
+    for optimizer in step.optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.compute = torch.bfloat16
+    return step
 
 
 def _optimizers(trained: str) -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +15,22 @@ from measure_toys import Toy
 from torch import nn
 
 from muse.measure import memory
+from muse.measure.as_on_cuda import WORKSPACE_BYTES
 from muse.measure.live_bytes import LiveBytes, WithoutData
-from muse.measure.memory import GIB, MemoryResult, Training, measure_memory, small_gpu_metrics
+from muse.measure.memory import GIB, MemoryResult, Training, count, small_gpu_metrics
+from muse.measure.memory import measure_memory as measured_memory
 from muse.models.build import build_model
+from muse.models.weights import WithoutDraws
 from muse.ops import planar
+from muse.records.schema import Report
+from muse.records.store import read_record
 from muse.training.recipe import Recipe
 from muse.training.trainer import OptimizerStep
+
+REPORTS = Path(__file__).resolve().parent.parent.parent / "reports"
+KERNEL_MODELS = ("stage1", "stage1_compact", "phase2")
+SMALL = {"vocab_size": 9000, "d_model": 64, "n_layers": 1, "n_seq": 64, "use_complex32": True}
+measure_memory = partial(measured_memory, workspace_bytes=0)  # which is no part of what is counted by hand
 
 
 class Chain(Toy):
@@ -104,31 +117,55 @@ def test_live_bytes_follow_storages_not_tensors():
         del c
 
 
-@pytest.mark.parametrize("step", ["pass", "adamw", "muon"])
-@pytest.mark.parametrize("name", ["stage1", "stage1_memory", "stage1_compact", "phase2", "gpt2"])
-def test_the_estimate_is_what_the_same_step_really_allocates(name, step):
+@pytest.mark.parametrize("step", ["pass", "adamw"])
+@pytest.mark.parametrize("name", ["stage1_compact", "phase2"])
+def test_without_data_a_step_allocates_what_it_really_allocates(name, step):
     """Counting live storages of a real step on the CPU gives the peak of the run without data."""
     sizes = {"vocab_size": 997, "d_model": 64, "n_layers": 2, "n_seq": 64}
-
-    def build():
-        model = build_model(name, use_complex32=step == "pass", **sizes)
-        model.recompute = step == "muon"
-        return model.train()
-
-    kind = None if step == "pass" else training(step, "bfloat16")
-    estimate = measure_memory(build, n_seq=64, device="cpu", training=kind)
-    model = build()
-    ids = torch.randint(997, (2, 64))
-    update = kind and kind.step_of(model)
-    with planar.cpu_compute("storage"), LiveBytes() as live:
-        live.track([*model.parameters(), *model.buffers(), ids])
-        if update:
-            for number in range(2):
+    ids, kind, peaks = torch.randint(997, (2, 64)), training("adamw", "bfloat16"), []
+    for mode in (LiveBytes, WithoutData):
+        model = build_model(name, use_complex32=step == "pass", **sizes).train()
+        update = kind.step_of(model) if step == "adamw" else lambda inputs, targets, number, model=model: model.loss(
+            inputs, targets).backward()  # fmt: skip
+        with planar.cpu_compute("storage"), mode() as live:
+            live.track([*model.parameters(), *model.buffers(), ids])
+            for number in range(1 + (step == "adamw")):
                 update(ids, ids.clone(), number)
-        else:
-            model.loss(ids, ids.clone()).backward()
-    # The library of GPT-2 looks whether its mask hides anything, which nobody knows without data, and then makes one.
-    assert estimate.peak_bytes == pytest.approx(live.peak, rel=0.02 if name == "gpt2" else 0.01)
+        peaks.append(live.peak)
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["stage1_compact", "phase2", "gpt2"])
+def test_the_estimate_is_what_a_card_said(name):
+    """Peaks of the committed record: passes in half precision and float32, recomputed or not, steps of the recipe."""
+    from muse.stages.plan_errors import peaks
+
+    found = {row.what: row.error for row in peaks(REPORTS, "gpu-muon", (name,))}
+    assert len(found) == 7
+    assert all(abs(error) < 0.035 for error in found.values()), found
+
+
+def test_the_workspace_is_that_of_one_model_of_the_record():
+    """What the reference held after a backward pass on a card beyond parameters, gradients and the batch, halved."""
+    report = read_record(Report, REPORTS / "gpu-muon" / "report.json")
+    record = next(stage for stage in report.stages if stage.stage == "memory")
+    with WithoutDraws():
+        model = build_model("stage1", vocab_size=50257, d_model=512, n_layers=6, n_seq=1024, use_complex32=True)
+    beyond = record.find("held_memory", "stage1").value * GIB - count(model, 2, 1024, workspace_bytes=0).held_bytes
+    assert pytest.approx(beyond / 2, rel=0.001) == WORKSPACE_BYTES
+
+
+def test_without_triton_the_estimate_is_the_same():
+    """The kernels' modules name Triton; where it is not installed they are read with something in its place."""
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from muse.measure.memory import measure_memory\nfrom muse.models.build import build_model\n"
+        f"for name in {KERNEL_MODELS}:\n"
+        f"    print(measure_memory(lambda: build_model(name, **{SMALL}), n_seq=64, device='cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = [measured_memory(partial(build_model, name, **SMALL), n_seq=64, device="cpu") for name in KERNEL_MODELS]
+    assert done.stdout.splitlines() == list(map(str, here))
 
 
 @pytest.mark.parametrize("kind", [None, training()])

@@ -358,8 +358,9 @@ def test_every_row_of_the_memory_is_measured_in_its_own_precision_and_with_its_o
 
 
 def test_dropout_of_the_recipe_is_in_its_step(namespace):
-    stage = Stage("memory", namespace | {"dropouts": [0.0, 0.5], "n_seq": 32})
-    kept, dropped = (memory._recipe_step(other, "stage1")[0].value for other in (Stage("memory", namespace), stage))
+    many = namespace | {"n_seq": 32, "batch_tokens": [8192], "n_layers": 3}  # masks live on where products go back
+    stage = Stage("memory", many | {"dropouts": [0.0, 0.5]})
+    kept, dropped = (memory._recipe_step(other, "stage1")[0].value for other in (Stage("memory", many), stage))
     assert dropped > kept
     assert stage.shaped("phase2", dropout=0.5).config.dropout == 0.5
     assert stage.model("phase2", dropout=0.5).config.dropout == 0.5

@@ -1,0 +1,159 @@
+"""What the plan says beside what committed records have: `python -m muse.stages.plan_errors` writes reports/plan.json.
+
+Of each number its estimate, the measured one, and where that stands. docs/scale.md is made from it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from muse.catalog import BASELINE, REFERENCE, WITH_MEMORY, YARDSTICK, recomputes
+from muse.host.files import write_atomic
+from muse.measure.memory import GIB, count
+from muse.measure.roofline import CARDS, seconds
+from muse.models.build import build_model
+from muse.models.pretrained import served
+from muse.models.weights import WithoutDraws
+from muse.params import Settings, of_today, validate
+from muse.records.schema import BenchRecord, Report, StageRecord
+from muse.records.store import read_record
+
+from .memory import optimizer_step
+from .plan import START_SECONDS, counted_step
+
+FILE = "plan.json"
+MEMORY_RUNS = {
+    "gpu": "gpu/report.json",
+    "gpu-muon": "gpu-muon/report.json",
+    **{f"gpu-length-{n}": f"gpu/companions/gpu-length-{n}.json" for n in (4096, 8192)},
+}
+"""Records with peaks, by name; the longer contexts are sizes from which nothing was taken."""
+
+BENCH, BENCH_CARD = "bench-h100", "h100"
+TRIES, TRIES_CARDS, TRIES_CARD = "gpu-tries", 2, "h200"
+ALONE = (BASELINE, WITH_MEMORY)
+"""Models whose tries had both cards for themselves, all twelve at a time."""
+
+
+class Row(NamedTuple):
+    """A number of the plan, and the one that was measured."""
+
+    kind: str  # peak, step, sweep
+    run: str
+    model: str
+    what: str
+    unit: str
+    estimate: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        return self.estimate / self.measured - 1
+
+
+def rows(reports: Path) -> Iterator[Row]:
+    """Yield every number that records of a folder have."""
+    for run in MEMORY_RUNS:
+        yield from peaks(reports, run)
+    yield from steps(reports)
+    yield from sweeps(reports)
+
+
+def peaks(reports: Path, run: str, models: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Yield the peaks of a comparison: those of the stage `memory` that are told today."""
+    report = read_record(Report, reports / MEMORY_RUNS[run])
+    record = next(stage for stage in report.stages if stage.stage == "memory")
+    settings = settings_of(record)
+    for name in models or tuple(settings.models):
+        for what, peak in peaks_of(settings, name).items():
+            found = record.find(what, name)
+            if found is not None and found.basis == "measured" and found.value is not None:
+                yield Row("peak", run, name, what, "GiB", peak() / GIB, found.value)
+
+
+def settings_of(record: StageRecord) -> Settings:
+    known = {name: value for name, value in of_today(record.params).items() if name in Settings.model_fields}
+    return validate(known)
+
+
+def peaks_of(settings: Settings, name: str) -> dict[str, Callable[[], int]]:
+    """What gives the bytes of each peak, by the name of its metric."""
+    size = {"batch_size": settings.memory_batch_size, "n_seq": settings.n_seq}
+
+    def peak(recompute: bool, half: bool = True, optimizer: str = "", dropout: float = 0.0, **other: int) -> int:
+        model = shaped(settings, name, half and not optimizer, dropout).train()
+        model.recompute = recompute
+        shape = size | other
+        step = optimizer_step(optimizer, **shape, precision="bfloat16") if optimizer else None
+        return count(model, **shape, training=step).peak_bytes
+
+    default, trained = recomputes(name, settings.recompute), settings.optimizer
+    recipe = {"batch_size": max(1, max(settings.batch_tokens) // settings.n_seq), "dropout": max(settings.dropouts)}
+    return {
+        "peak_memory": lambda: peak(default),
+        "peak_memory_recomputed": lambda: peak(True),
+        "peak_memory_plain": lambda: peak(False),
+        "peak_memory_matched": lambda: peak(default, half=False),
+        "peak_memory_training_step": lambda: peak(True, optimizer=trained),
+        "peak_memory_training_step_adamw": lambda: peak(True, optimizer="adamw"),
+        "peak_memory_recipe_step": lambda: peak(default, optimizer=trained, **recipe),
+    }
+
+
+def shaped(settings: Settings, name: str, half: bool, dropout: float) -> nn.Module:
+    sizes = {key: getattr(settings, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq")}
+    with WithoutDraws():
+        model = build_model(name, **sizes, dropout=dropout)
+        return served(model) if half else model
+
+
+def steps(reports: Path) -> Iterator[Row]:
+    """Yield milliseconds of training steps of models that had the card for themselves."""
+    bench = read_record(BenchRecord, reports / BENCH / "bench.json")
+    settings, card = Settings(), CARDS[BENCH_CARD]
+    groups = {REFERENCE: ("bench_training_16x1024", "muse {}")}
+    groups |= {name: ("bench_models_{}_16x1024", name) for name in (WITH_MEMORY, BASELINE, YARDSTICK)}
+    cases = [(name, 16, *named) for name, named in groups.items()]
+    cases.append((REFERENCE, 64, "bench_training_64x1024", "muse {}"))
+    for name, size, group, path in cases:
+        model = shaped(settings, name, half=False, dropout=0.0)
+        work = counted_step(model, settings, size, 1024, recompute=False, workspace_bytes=card.workspace_bytes).work
+        for way in ("compiled", "eager"):
+            found = bench.stage.find(f"{group.format(way)}_milliseconds", path.format(way))
+            took = 1e3 * seconds(work, card, compiled=way == "compiled")
+            yield Row("step", BENCH, name, f"{size} x 1024, {way}", "ms", took, found.value)
+
+
+def sweeps(reports: Path) -> Iterator[Row]:
+    """Yield the card-seconds of all tries of a model, several beside each other on each card."""
+    settings = Settings(optimizer="muon", dropouts=[0.1])
+    card = CARDS[TRIES_CARD]
+    for name in ALONE:
+        tries = [json.loads(path.read_text()) for path in sorted((reports / TRIES).glob(f"{name}-s0-*.json"))]
+        times = {end: [datetime.fromisoformat(one["result"][f"{end}_utc"]) for one in tries]
+                 for end in ("started", "finished")}  # fmt: skip
+        took = TRIES_CARDS * (max(times["finished"]) - min(times["started"])).total_seconds()
+        model, planned = shaped(settings, name, half=False, dropout=0.1), 0.0
+        for size in {one["result"]["batch_tokens"] for one in tries}:
+            many = [one["result"]["tokens"] for one in tries if one["result"]["batch_tokens"] == size]
+            counted = counted_step(model, settings, size // 1024, 1024, False, card.workspace_bytes)
+            step = seconds(counted.work, card, compiled=True)
+            planned += sum(tokens / size * step + START_SECONDS for tokens in many)
+        yield Row("sweep", TRIES, name, f"{len(tries)} tries on {TRIES_CARDS} cards", "card s", planned, took)
+
+
+def main(reports: Path) -> None:
+    """Write the file into a folder of reports."""
+    found = [row._asdict() for row in rows(reports)]
+    write_atomic(reports / FILE, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(*sys.argv[1:] or ["reports"]))

@@ -1,0 +1,88 @@
+"""What `muse plan` prints: two tables, and what all trainings together take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from muse.catalog import BASELINE, CORPORA
+from muse.data.corpora import is_cheap, load_corpus
+from muse.data.corpus import Corpus
+from muse.data.hub import CorpusUnavailable
+from muse.host.lines import cut, one_line
+from muse.host.progress import duration
+from muse.measure.roofline import GIB, USABLE_SHARE, Card
+from muse.params import ParamsError, Settings
+from muse.report.tables import Table
+
+from .plan import ModelPlan, plan
+
+SIZES = ("parameters", "forward MFLOP/token", "training MFLOP/token", "largest step (tokens)", "trainings", "there",
+         "card hours")  # fmt: skip
+STEPS = ("tokens a step", "peak, blocks kept (GiB)", "peak, recomputed (GiB)", "tokens/s", "")
+
+
+def planned(settings: Settings, card: Card, price: float | None) -> Iterator[Table | str]:
+    """Yield tables and lines; ParamsError where corpus, tokenizer or sizes cannot be."""
+    corpus, told = _corpus(settings)
+    vocab_size = corpus.vocab_size if corpus else settings.vocab_size
+    models = [name for name in settings.models if not (name == BASELINE and settings.skip_phase2)]
+    found: list[ModelPlan] = []
+    for name in models:
+        try:
+            found += plan(settings, [name], corpus, vocab_size, card)
+        except ValueError as error:
+            raise ParamsError(f"models: {name} to train: {error}") from error
+    usable = f"{USABLE_SHARE * card.memory_bytes / GIB:.1f} of {card.memory_bytes / GIB:.1f} GiB"
+    way = "compiled" if settings.compile else "not compiled"
+    yield Table("Models", ("", *SIZES), [_sizes(model) for model in found], range(1, 8), note=told)
+    note = f"on {card.title}, {way}, {settings.optimizer}, bfloat16 autocast; {usable} can be used; * as it is trained"
+    yield Table("Training steps", ("", *STEPS), [row for model in found for row in _steps(model, card)],
+                range(1, 5), note=note)  # fmt: skip
+    yield _sweep(found, price)
+
+
+def _corpus(settings: Settings) -> tuple[Corpus | None, str]:
+    """The corpus, or none and a line about why no training counts as finished."""
+    cache_dir = Path(settings.cache_dir) if settings.cache_dir else None
+    told = f"vocab_size = {settings.vocab_size}, and no training counts as finished"
+    if settings.corpus not in CORPORA and not Path(settings.corpus).exists():
+        return None, f"{told}: no corpus in {cut(settings.corpus, 100)}"
+    try:
+        splits = ("train", "validation")
+        if not is_cheap(settings.corpus, settings.tokenizer, splits, cache_dir):
+            return None, f"{told}: the tokens of {cut(settings.corpus, 100)} are not in the cache yet"
+        return load_corpus(settings.corpus, settings.tokenizer, splits=splits, cache_dir=cache_dir), ""
+    except CorpusUnavailable as error:
+        return None, f"{told}: {one_line(str(error).partition(chr(10))[0])}"
+    except ValueError as error:
+        raise ParamsError(f"corpus, tokenizer: {error}") from error
+
+
+def _sizes(model: ModelPlan) -> list[str]:
+    return [
+        model.name,
+        f"{model.num_parameters:,}",
+        f"{model.forward_flops / 1e6:.1f}",
+        f"{model.training_flops / 1e6:.1f}",
+        f"{model.largest_tokens:,}",
+        str(model.trainings),
+        str(model.there),
+        f"{model.seconds / 3600:.2f}",
+    ]
+
+
+def _steps(model: ModelPlan, card: Card) -> Iterator[list[str]]:
+    for tokens, speed in model.tokens_per_second.items():
+        peaks = {peak.recompute: peak.num_bytes for peak in model.peaks if peak.batch_tokens == tokens}
+        shown = [f"{peaks[again] / GIB:.3f}{'*' * (again == model.recompute)}" for again in (False, True)]
+        fits = model.peak_bytes(tokens) <= USABLE_SHARE * card.memory_bytes
+        yield [model.name, f"{tokens:,}", *shown, f"{speed:,.0f}", "" if fits else "does not fit"]
+
+
+def _sweep(found: list[ModelPlan], price: float | None) -> str:
+    seconds = sum(model.seconds for model in found)
+    every = sum(model.trainings for model in found)
+    left = every - sum(model.there for model in found)
+    cost = "" if price is None else f", {price * seconds / 3600:,.2f} at {price:g} an hour"
+    return f"\nTrainings left: {left} of {every}; {duration(seconds)} of one card{cost}."
