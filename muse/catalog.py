@@ -37,6 +37,8 @@ class Stage(NamedTuple):
     needs_memory: bool = False  # whether it has something to look at only where a model has a complex memory
 
 
+ANGLES = "angles"
+"""The rotation by angles from the token, of a model of its own."""
 REFERENCE, WITH_MEMORY, BASELINE, YARDSTICK, TWIN = "stage1", "stage1_memory", "phase2", "gpt2", "real_twin"
 COMPACT, COMPACT_TWIN, COMPACT_BASELINE = "stage1_compact", "real_twin_compact", "phase2_compact"
 
@@ -76,6 +78,7 @@ MODELS = (
     _ablation("adjoint_head", of=COMPACT, options={"adjoint_head": True}),
     _ablation("no_rotation", of=COMPACT, removes_complex=True, options={"rotation": "none"}),
     _ablation("real_scores", of=COMPACT, removes_complex=True, options={"imaginary_scores": False}),
+    _ablation("angles", of=COMPACT, options={"rotation": ANGLES}),
 )
 """An ablation changes one thing of a model; those of the memory fit its budget at the published sizes."""
 

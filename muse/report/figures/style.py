@@ -79,6 +79,7 @@ MODELS = {
     "stage1_compact_adjoint_head": ("#7d5fa0", "star-diamond", "2px,4px,6px,4px"),
     "stage1_compact_no_rotation": ("#a85f8f", "diamond-cross", "8px,4px,2px,4px"),
     "stage1_compact_real_scores": ("#5f8f3f", "circle-cross", "6px,2px,6px,8px"),
+    "stage1_compact_angles": ("#3f6fa8", "square-cross", "4px,2px,12px,2px"),
 }
 """Okabe-Ito colours, some darkened, so that each has a contrast of 3:1 on the light and on the dark page."""
 
