@@ -125,6 +125,35 @@ WRITTEN = ("cache_dir", "checkpoint_dir", "results_dir")
 
 OPTIMIZERS = ("adamw", "muon")
 
+SUMS, PARITY, PRODUCTS = "sums", "parity", "products"
+"""What one layer of an arm can track for ever, by theory: all sums, those modulo 2, or products of any group too."""
+
+THEORY = {
+    "complex_angles": SUMS,
+    "complex_fixed": "",
+    "complex_none": "",
+    "real_rotations": SUMS,
+    "real_decay": "",
+    "real_signed": PARITY,
+    "real_householder": PARITY,
+    "real_householder_2": PRODUCTS,
+    "gru": PRODUCTS,
+    "attention": "",
+    "counts": "",
+    "memory_angles": SUMS,
+    "memory_fixed": "",
+}
+"""The arms of the counting bench, each with what theory says of it."""
+ARMS = tuple(THEORY)
+COUNTING_GROUPS = ("s3", "a5")
+
+
+def can_track(arm: str, task: str) -> bool:
+    """Return whether one layer of an arm can track a counting task for ever, by theory."""
+    kinds = {SUMS: task not in COUNTING_GROUPS, PARITY: task == "mod2", PRODUCTS: True, "": False}
+    return kinds[THEORY[arm]]
+
+
 BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", "memory", "generation")
 """What `muse bench` compares, in the order in which it runs."""
 
