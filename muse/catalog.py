@@ -35,6 +35,7 @@ class Stage(NamedTuple):
     number: int
     needs: tuple[str, ...] = ()
     needs_memory: bool = False  # whether it has something to look at only where a model has a complex memory
+    when_named: bool = False  # whether it is a study of its own, which only runs where a profile names it
 
 
 ANGLES = "angles"
@@ -82,6 +83,7 @@ MODELS = (
 )
 """An ablation changes one thing of a model; those of the memory fit its budget at the published sizes."""
 
+COUNTING = "counting"
 STAGES = (
     Stage("planar_complex", 0),
     Stage("basic_test", 1),
@@ -91,6 +93,7 @@ STAGES = (
     Stage("throughput", 5),
     Stage("gradients_stability", 6),
     Stage("dynamics", 8, needs=("train",), needs_memory=True),
+    Stage(COUNTING, 10, when_named=True),
 )
 """In the order in which they run; the report follows whatever was chosen and keeps its own number."""
 
@@ -202,8 +205,8 @@ def memory_models(models: Sequence[str]) -> list[str]:
 
 
 def usual_stages(models: Sequence[str]) -> list[str]:
-    """Return every stage that has something to look at in a run of these models."""
-    return [row.name for row in STAGES if not row.needs_memory or memory_models(models)]
+    """Return every stage that has something to look at in a run of these models, but for studies of their own."""
+    return [row.name for row in STAGES if not row.when_named and (not row.needs_memory or memory_models(models))]
 
 
 def usual_candidates(models: Sequence[str]) -> list[str]:
