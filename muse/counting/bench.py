@@ -122,12 +122,12 @@ def tasks_of(settings: Settings) -> list[str]:
     return [*(f"mod{m}" for m in settings.counting_moduli), *settings.counting_groups]
 
 
-def job(settings: Settings, task: str, arm: str, learning_rate: float, seed: int, tested: bool) -> Job:
-    """Return one training of the bench; a try is not tested."""
+def job(settings: Settings, task: str, arm: str, learning_rate: float, seed: int, is_try: bool) -> Job:
+    """Return one training of the bench."""
     sizes = {name: getattr(settings, f"counting_{name}") for name in ("width", "state", "layers", "steps", "batch")}
     return Job(task, arm, learning_rate, seed, **sizes, length=settings.counting_length,
-               lengths=tuple(sorted(settings.counting_lengths)) if tested else (),
-               sequences=settings.counting_sequences)  # fmt: skip
+               lengths=tuple(sorted(settings.counting_lengths)), sequences=settings.counting_sequences,
+               is_try=is_try)  # fmt: skip
 
 
 def cells(settings: Settings, device: torch.device, folder: Path | None) -> Iterator[Cell]:
@@ -137,9 +137,9 @@ def cells(settings: Settings, device: torch.device, folder: Path | None) -> Iter
     rates, seeds = settings.counting_learning_rates, settings.counting_seeds
     tries_seed = max(seeds) + TRIES_SEED
     with _workers(settings.counting_processes, device, folder) as run:
-        wanted = [job(settings, *pair, rate, tries_seed, tested=False) for pair in pairs for rate in rates]
+        wanted = [job(settings, *pair, rate, tries_seed, is_try=True) for pair in pairs for rate in rates]
         tries = _by_pair(run(wanted, "tries"))
-        wanted = [job(settings, *pair, chosen(tries[pair]), seed, tested=True) for pair in pairs for seed in seeds]
+        wanted = [job(settings, *pair, chosen(tries[pair]), seed, is_try=False) for pair in pairs for seed in seeds]
         runs = _by_pair(run(wanted, "trainings"))
     for pair in pairs:
         yield Cell(*pair, tuple(tries[pair]), tuple(runs[pair]))

@@ -43,14 +43,15 @@ class Job:
     steps: int
     batch: int
     length: int
-    lengths: tuple[int, ...]  # tested; none for a try, whose score is on the training length
+    lengths: tuple[int, ...]  # of the sequences that are tested
     sequences: int  # tested at each length
+    is_try: bool = False  # tested at the training length only
 
     @property
     def sizes(self) -> Sizes:
         """What all arms share."""
-        longest = max(self.length, *self.lengths) if self.lengths else self.length
-        return Sizes(counting.task(self.task).order, self.width, self.state, self.layers, self.length, longest)
+        order, longest = counting.task(self.task).order, max(self.length, *self.lengths)
+        return Sizes(order, self.width, self.state, self.layers, self.length, longest)
 
     def length_at(self, step: int) -> int:
         """Length of the sequences of a step: growing at first, then the training length."""
@@ -109,11 +110,12 @@ def _learned(job: Job, device: torch.device) -> Outcome:
     model = build_arm(job.arm, job.sizes, job.seed).to(device)
     losses = _trained(model, task, job, device)
     diverged = not all(math.isfinite(value) for value in losses)
-    scores, validation, angles = tuple(0.0 for _ in job.lengths), 0.0, ()
+    tested = () if job.is_try else job.lengths
+    scores, validation, angles = tuple(0.0 for _ in tested), 0.0, ()
     if not diverged:
         validation = score(model, task, job.length, job.sequences, VALIDATED_SEED + job.seed)
-        scores = tuple(score(model, task, n, job.sequences, TESTED_SEED + job.seed) for n in job.lengths)
-        found = None if not job.lengths else turns(model, task)
+        scores = tuple(score(model, task, n, job.sequences, TESTED_SEED + job.seed) for n in tested)
+        found = None if job.is_try else turns(model, task)
         angles = () if found is None else tuple(tuple(round(x, 6) for x in row) for row in found.tolist())
     points = [value for value in losses[:: max(1, job.steps // 50)] if math.isfinite(value)]
     return Outcome(job, validation, scores, tuple(round(value, 5) for value in points), num_scalars(model),

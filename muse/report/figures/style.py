@@ -17,6 +17,7 @@ from markupsafe import Markup
 from muse.catalog import BASELINE, COMPACT, COMPACT_BASELINE, COMPACT_TWIN, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
 from muse.records.schema import Metric, StageRecord
 
+from ..arms import arm_label
 from ..html import render
 from ..numbers import RATIO, number, rounded
 from ..texts import join, say, texts
@@ -92,7 +93,7 @@ def style(model: str, language: str = "en") -> Style:
             label, rest = texts(language)[f"model.{name}"], rest.strip(" ,/")
             separator = " " if rest.startswith("(") else texts(language)["and"]
             return Style(f"{label}{separator}{rest}" if rest else label, *look)
-    return Style(model, NEUTRAL, "x", "solid")
+    return Style(arm_label(model, language) or model, NEUTRAL, "x", "solid")
 
 
 def metric_label(name: str, language: str = "en") -> str:

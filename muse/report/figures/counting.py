@@ -1,0 +1,94 @@
+"""What counts: a heat map of arms over lengths for each task, and the angles that were learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import mean
+
+import plotly.graph_objects as go
+
+from muse.catalog import ARMS, can_track
+from muse.records.schema import Series, StageRecord
+
+from ..arms import task_label
+from ..numbers import number, rounded
+from ..texts import say, texts
+from .panels import NAME, wrapped
+from .style import BELOW, NEUTRAL, axis, make_figure
+
+ROW, FOOT = 34, 130
+SCALE = [[0, "rgba(0,114,178,0.04)"], [1, "rgba(0,114,178,0.6)"]]
+"""From guessing to all right; the numbers in the cells say the same."""
+
+SYMBOLS = ("circle", "square", "diamond", "cross", "x")
+
+
+def counting_figures(record: StageRecord, language: str = "en") -> list[go.Figure]:
+    """Return for each task its heat map, and its learned angles where an arm has any."""
+    tasks = dict.fromkeys(one.model.split(" ")[1] for one in record.series if one.name == "counting_score")
+    figures = []
+    for task in tasks:
+        figures.append(_scores(record, task, language))
+        if turns := [one for one in _of_task(record, "counting_turns", task) if task.startswith("mod")]:
+            figures.append(_turns(record, task, turns, language))
+    return figures
+
+
+def _of_task(record: StageRecord, name: str, task: str) -> list[Series]:
+    return [one for one in record.series if one.name == name and one.model.split(" ")[1] == task]
+
+
+def _scores(record: StageRecord, task: str, language: str) -> go.Figure:
+    """Mean score of the seeds, a row for each arm with what theory says of it, a column for each length."""
+    words, found = texts(language), _of_task(record, "counting_score", task)
+    arms = [arm for arm in ARMS if any(one.model == f"{arm} {task}" for one in found)]
+    lengths, rows, values, items = [f"{length:,.0f}" for length in found[0].x], [], [], []
+    for arm in arms:
+        curves = [one.y for one in found if one.model == f"{arm} {task}"]
+        values.append([mean(column) for column in zip(*curves, strict=True)])
+        solved = record.find("counting_solved", f"{arm} {task}")
+        theory = words["counting.yes" if can_track(arm, task) else "counting.no"]
+        count = {"solved": number(solved.value), "seeds": number(solved.n)} if solved else {"solved": "–", "seeds": "–"}
+        rows.append(say(language, "counting.row", arm=words[f"arm.{arm}"], theory=theory, **count))
+        scores = ", ".join(f"{value:.2f}" for value in values[-1])
+        items.append(f"{rows[-1]}{words['colon']} {scores}")
+    trace = go.Heatmap(
+        z=[rounded(row) for row in values], x=lengths, y=list(range(len(arms))), zmin=0, zmax=1, colorscale=SCALE,
+        text=[[f"{value:.2f}" for value in row] for row in values], texttemplate="%{text}", showscale=False,
+        hovertemplate="%{y}<br>%{x}" + words["colon"] + " %{z:.3f}<extra></extra>", xgap=2, ygap=2,
+    )  # fmt: skip
+    ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "autorange": "reversed", "showgrid": False}
+    return make_figure(
+        "counting_scores", language, [trace], items, height_px=FOOT + ROW * len(arms),
+        fields={"task": task_label(task, language), "lengths": ", ".join(lengths)},
+        narrow={"yaxis": {"ticktext": [wrapped(row, NAME) for row in rows]}, "height": FOOT + 2 * ROW * len(arms)},
+        xaxis=axis(words["counting.length"], type="category", showgrid=False), yaxis=axis("", ticktext=rows, **ticks),
+    )  # fmt: skip
+
+
+def _turns(record: StageRecord, task: str, turns: Sequence[Series], language: str) -> go.Figure:
+    """What each token turns each plane by, as a share of the circle, over lines at whole shares 1 / m."""
+    words, order, traces, items = texts(language), int(max(turns[0].x)) + 1, [], []
+    for place, one in enumerate(turns):
+        arm = one.model.split(" ")[0]
+        aside = 0.5 * ((place + 0.5) / len(turns) - 0.5)
+        marker = {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 6, "opacity": 0.6}
+        x = [token + aside for token in one.x]
+        traces.append(go.Scatter(x=rounded(x), y=rounded(one.y), mode="markers", name=words[f"arm.{arm}"],
+                                 marker=marker, hovertemplate="%{y:.4f}"))  # fmt: skip
+        error, ends = (record.find(f"counting_{name}", one.model) for name in ("turn_error", "breaks_at"))
+        if error and ends:
+            told = {"error": number(error.value), "length": number(round(ends.value))}
+            items.append(say(language, "counting_turns.item", arm=words[f"arm.{arm}"], **told))
+    lines = [{"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": j / order, "y1": j / order,
+              "line": {"color": NEUTRAL, "dash": "dot", "width": 1}} for j in range(order + 1)]  # fmt: skip
+    marks = [j / order for j in range(0, order + 1, math.ceil(order / 12))]
+    names = [f"{round(mark * order)}/{order}" for mark in marks]
+    return make_figure(
+        "counting_turns", language, traces, items, fields={"task": task_label(task, language), "order": order},
+        showlegend=True, legend=BELOW, shapes=lines, height_px=420,
+        xaxis=axis(words["counting.token"], dtick=1, range=[-0.5, order - 0.5]),
+        yaxis=axis(words["counting.turns"], range=[-0.04, 1.04], tickmode="array", tickvals=rounded(marks),
+                   ticktext=names, showgrid=False),
+    )  # fmt: skip
