@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median_low
 
 import torch
 
@@ -56,12 +57,12 @@ class Cell:
         scores = [run.scores[lengths.index(far)] for run in runs]
         longest = [max((n for n, s in zip(lengths, run.scores, strict=True) if s >= SOLVED), default=0) for run in runs]
         found = [
-            self._metric("score", _mean(scores), "share", scores, f"mean of seeds at length {far}"),
-            self._metric("longest", _median(longest), "tokens", longest, "median of seeds"),
+            self._metric("score", mean(scores), "share", scores, f"mean of seeds at length {far}"),
+            self._metric("longest", median_low(longest), "tokens", longest, "median of seeds"),
             self._metric("solved", sum(s >= SOLVED for s in scores), "seeds", (), f"of {len(runs)} seeds", len(runs)),
             self._metric("learning_rate", self.learning_rate, "1", (), f"the best of {len(self.tries)} tries"),
             self._metric("scalars", runs[0].scalars, "scalars"),
-            self._metric("seconds", _median([run.seconds for run in runs]), "s", [run.seconds for run in runs]),
+            self._metric("seconds", median_low([run.seconds for run in runs]), "s", [run.seconds for run in runs]),
         ]
         for one in self.tries:
             model = f"{self.name} {one.job.learning_rate:g}"
@@ -76,10 +77,10 @@ class Cell:
         if not off or not self.task.startswith("mod"):
             return []
         order = len(next(run.angles for run in self.runs if run.angles))
-        means, ends = [abs(mean) for mean, _ in off], [min(1e6, breaks_at(*one, order)) for one in off]
+        errors, ends = [abs(error) for error, _ in off], [min(1e6, breaks_at(*one, order)) for one in off]
         return [
-            self._metric("turn_error", _median(means), "rad", means, "median of seeds, of the plane that turns best"),
-            self._metric("breaks_at", _median(ends), "tokens", ends, "median of seeds, from the error of the turns"),
+            self._metric("turn_error", median_low(errors), "rad", errors, "median of seeds, of the best plane"),
+            self._metric("breaks_at", median_low(ends), "tokens", ends, "median of seeds, from the error of the turns"),
         ]
 
     def _metric(
@@ -177,11 +178,3 @@ def _place(device: torch.device, number: int) -> str:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -35,7 +35,7 @@ def record():
 
 
 def test_a_heat_map_for_each_task_says_in_numbers_what_it_colours(record):
-    sums, turns, products = figures.of_stage(record)
+    sums, tries, turns, products, _ = figures.of_stage(record)
     assert (sums.layout.title.text, products.layout.title.text) == (
         "Who counts: sums modulo 3", "Who counts: products in S3"
     )  # fmt: skip
@@ -45,6 +45,8 @@ def test_a_heat_map_for_each_task_says_in_numbers_what_it_colours(record):
     assert list(sums.layout.yaxis.ticktext) == [
         "Complex, angles by the token · theory: counts · 1 of 2", "GRU · theory: counts · 1 of 2"
     ]  # fmt: skip
+    assert [list(row) for row in tries.data[0].text] == [["1.00 ✓", "1.00"]] * 2
+    assert (list(tries.data[0].x), tries.layout.title.text) == (["0.001", "0.003"], "Every try: sums modulo 3")
     assert "1.00, 0.88, 0.75" in sums.layout.meta["alt"]
     assert [line.y0 for line in turns.layout.shapes] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert list(turns.data[0].y) == pytest.approx([0, 0.01592, 0.33423, 0.03183, 0.66845, 0.04775], abs=1e-4)

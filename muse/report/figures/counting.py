@@ -1,4 +1,4 @@
-"""What counts: a heat map of arms over lengths for each task, and the angles that were learned."""
+"""What counts: for each task a heat map of arms over lengths, every try, and the angles that were learned."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ ROW, FOOT = 34, 130
 SCALE = [[0, "rgba(0,114,178,0.04)"], [1, "rgba(0,114,178,0.6)"]]
 """From guessing to all right; the numbers in the cells say the same."""
 
+CHOSEN = "✓"
 SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 
 
 def counting_figures(record: StageRecord, language: str = "en") -> list[go.Figure]:
-    """Return for each task its heat map, and its learned angles where an arm has any."""
+    """Return for each task its heat map, its tries, and its learned angles where an arm has any."""
     tasks = dict.fromkeys(one.model.split(" ")[1] for one in record.series if one.name == "counting_score")
     figures = []
     for task in tasks:
         figures.append(_scores(record, task, language))
+        figures.append(_tries(record, task, language))
         if turns := [one for one in _of_task(record, "counting_turns", task) if task.startswith("mod")]:
             figures.append(_turns(record, task, turns, language))
     return figures
@@ -53,17 +55,48 @@ def _scores(record: StageRecord, task: str, language: str) -> go.Figure:
         rows.append(say(language, "counting.row", arm=words[f"arm.{arm}"], theory=theory, **count))
         scores = ", ".join(f"{value:.2f}" for value in values[-1])
         items.append(f"{rows[-1]}{words['colon']} {scores}")
+    about = {"task": task_label(task, language), "lengths": ", ".join(lengths)}
+    text = [[f"{value:.2f}" for value in row] for row in values]
+    return _heat("counting_scores", (rows, lengths, values, text), words["counting.length"], items, about, language)
+
+
+def _tries(record: StageRecord, task: str, language: str) -> go.Figure:
+    """Score of each try at the training length, a row for each arm, a column for each learning rate."""
+    words, found = texts(language), [one for one in record.metrics if one.name == "counting_try"]
+    tried = {tuple(one.model.split(" ")[::2]): one for one in found if one.model.split(" ")[1] == task}
+    arms = [arm for arm in ARMS if any(arm == one for one, _ in tried)]
+    rates = sorted({rate for _, rate in tried}, key=float)
+    rows, values, text, items = [words[f"arm.{arm}"] for arm in arms], [], [], []
+    for arm, row in zip(arms, rows, strict=True):
+        best = record.find("counting_learning_rate", f"{arm} {task}")
+        values.append([tried[arm, rate].value for rate in rates])
+        marks = [f" {CHOSEN}" if best and float(rate) == best.value else "" for rate in rates]
+        text.append([f"{value:.2f}{mark}" for value, mark in zip(values[-1], marks, strict=True)])
+        items.append(f"{row}{words['colon']} {', '.join(text[-1])}")
+    about = {"task": task_label(task, language), "lengths": ", ".join(rates), "mark": CHOSEN}
+    return _heat("counting_tries", (rows, rates, values, text), words["metric.learning_rate"], items, about, language)
+
+
+def _heat(
+    name: str,
+    table: tuple[Sequence[str], Sequence[str], Sequence[Sequence[float]], Sequence[Sequence[str]]],
+    title: str,
+    items: Sequence[str],
+    about: dict[str, str],
+    language: str,
+) -> go.Figure:
+    """A table of rows, columns, values in [0, 1] and their texts as a heat map that can be read without colours."""
+    rows, columns, values, text = table
     trace = go.Heatmap(
-        z=[rounded(row) for row in values], x=lengths, y=list(range(len(arms))), zmin=0, zmax=1, colorscale=SCALE,
-        text=[[f"{value:.2f}" for value in row] for row in values], texttemplate="%{text}", showscale=False,
-        hovertemplate="%{y}<br>%{x}" + words["colon"] + " %{z:.3f}<extra></extra>", xgap=2, ygap=2,
+        z=[rounded(row) for row in values], x=list(columns), y=list(range(len(rows))), zmin=0, zmax=1,
+        colorscale=SCALE, text=text, texttemplate="%{text}", showscale=False, hovertemplate="%{x}<br>%{z:.3f}",
+        name="", xgap=2, ygap=2,
     )  # fmt: skip
-    ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "autorange": "reversed", "showgrid": False}
+    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "autorange": "reversed", "showgrid": False}
     return make_figure(
-        "counting_scores", language, [trace], items, height_px=FOOT + ROW * len(arms),
-        fields={"task": task_label(task, language), "lengths": ", ".join(lengths)},
-        narrow={"yaxis": {"ticktext": [wrapped(row, NAME) for row in rows]}, "height": FOOT + 2 * ROW * len(arms)},
-        xaxis=axis(words["counting.length"], type="category", showgrid=False), yaxis=axis("", ticktext=rows, **ticks),
+        name, language, [trace], items, height_px=FOOT + ROW * len(rows), fields=about,
+        narrow={"yaxis": {"ticktext": [wrapped(row, NAME) for row in rows]}, "height": FOOT + 2 * ROW * len(rows)},
+        xaxis=axis(title, type="category", showgrid=False), yaxis=axis("", ticktext=list(rows), **ticks),
     )  # fmt: skip
 
 
