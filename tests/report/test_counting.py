@@ -53,6 +53,12 @@ def test_a_heat_map_for_each_task_says_in_numbers_what_it_colours(record):
     assert "the plane that turns best is off by" in turns.layout.meta["caption"]
 
 
+def test_a_score_below_guessing_has_a_minus_and_zero_none(record):
+    below = [one.model_copy(update={"y": [1.0, -0.001, -0.25]}) for one in record.series if "score" in one.name]
+    first, *_ = figures.of_stage(record.model_copy(update={"series": below}))
+    assert list(first.data[0].text[0]) == ["1.00", "0.00", "−0.25"]
+
+
 def test_answers_are_of_every_arm_and_task(record):
     found = answers.of_stage(record)
     assert len(found) == 4
