@@ -55,9 +55,11 @@ class Cell:
         lengths, runs = self.runs[0].job.lengths, self.runs
         far = beyond(lengths, runs[0].job.length)
         scores = [run.scores[lengths.index(far)] for run in runs]
+        skewed = [run.skewed[lengths.index(far)] for run in runs]
         longest = [max((n for n, s in zip(lengths, run.scores, strict=True) if s >= SOLVED), default=0) for run in runs]
         found = [
             self._metric("score", mean(scores), "share", scores, f"mean of seeds at length {far}"),
+            self._metric("skewed", mean(skewed), "share", skewed, f"mean of seeds at length {far}"),
             self._metric("longest", median_low(longest), "tokens", longest, "median of seeds"),
             self._metric("solved", sum(s >= SOLVED for s in scores), "seeds", (), f"of {len(runs)} seeds", len(runs)),
             self._metric("learning_rate", self.learning_rate, "1", (), f"the best of {len(self.tries)} tries"),
@@ -93,9 +95,10 @@ class Cell:
     def series(self) -> list[Series]:
         """Score over length for each seed, and the turns of the seed that got furthest."""
         found = [
-            Series(name="counting_score", model=self.name, seed=run.job.seed, x_name="length",
-                   y_name="score", x=list(map(float, run.job.lengths)), y=[round(s, 5) for s in run.scores])
+            Series(name=f"counting_{name}", model=self.name, seed=run.job.seed, x_name="length", y_name="score",
+                   x=list(map(float, run.job.lengths)), y=[round(s, 5) for s in scores])
             for run in self.runs
+            for name, scores in (("score", run.scores), ("skewed", run.skewed))
         ]  # fmt: skip
         best = max(self.runs, key=lambda run: sum(run.scores))
         if best.angles:

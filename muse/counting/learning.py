@@ -73,6 +73,7 @@ class Outcome:
     job: Job
     validation: float  # score at the training length, on sequences that are not tested
     scores: tuple[float, ...]  # at the tested lengths
+    skewed: tuple[float, ...]  # the same on sequences in which one token is frequent
     losses: tuple[float, ...]  # some 50 points of the training loss, nat per position
     scalars: int
     seconds: float
@@ -101,7 +102,7 @@ def key_of(job: Job, device: torch.device | str) -> str:
 def outcome_of(values: dict) -> Outcome:
     """The outcome that these values of a JSON file are."""
     job = Job(**values["job"] | {"lengths": tuple(values["job"]["lengths"])})
-    lists = {name: tuple(values[name]) for name in ("scores", "losses")}
+    lists = {name: tuple(values[name]) for name in ("scores", "skewed", "losses")}
     return Outcome(**values | lists | {"job": job, "angles": tuple(map(tuple, values["angles"]))})
 
 
@@ -112,13 +113,15 @@ def _learned(job: Job, device: torch.device) -> Outcome:
     diverged = not all(math.isfinite(value) for value in losses)
     tested = () if job.is_try else job.lengths
     scores, validation, angles = tuple(0.0 for _ in tested), 0.0, ()
+    skewed = scores
     if not diverged:
         validation = score(model, task, job.length, job.sequences, VALIDATED_SEED + job.seed)
         scores = tuple(score(model, task, n, job.sequences, TESTED_SEED + job.seed) for n in tested)
+        skewed = tuple(score(model, task, n, job.sequences, TESTED_SEED + job.seed, skewed=True) for n in tested)
         found = None if job.is_try else turns(model, task)
         angles = () if found is None else tuple(tuple(round(x, 6) for x in row) for row in found.tolist())
     points = [value for value in losses[:: max(1, job.steps // 50)] if math.isfinite(value)]
-    return Outcome(job, validation, scores, tuple(round(value, 5) for value in points), num_scalars(model),
+    return Outcome(job, validation, scores, skewed, tuple(round(value, 5) for value in points), num_scalars(model),
                    time.monotonic() - started, diverged, angles)  # fmt: skip
 
 
@@ -148,14 +151,14 @@ def begun(tokens: Tensor, task: Task) -> Tensor:
 
 
 @torch.no_grad()
-def score(model: nn.Module, task: Task, length: int, count: int, seed: int) -> float:
+def score(model: nn.Module, task: Task, length: int, count: int, seed: int, skewed: bool = False) -> float:
     """Normalised accuracy on the last positions of `count` fresh sequences of a length."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed + length)
     right, seen, model_call = 0, 0, _evaluating(model)
     at_once = max(1, TEST_TOKENS // length)
     for first in range(0, count, at_once):
-        tokens, answers = counting.sequences(task, min(at_once, count - first), length, generator)
+        tokens, answers = counting.sequences(task, min(at_once, count - first), length, generator, skewed)
         found = model_call(begun(tokens, task))[:, -min(LAST, length) :].argmax(-1)
         right += (found == answers[:, -min(LAST, length) :]).sum().item()
         seen += found.numel()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 GROUPS = {"s3": 3, "a5": 5}  # permutations of so many things; of five the even ones
 SUM = "mod"
+SKEW = 0.75
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,22 @@ def _is_even(permutation: Sequence[int]) -> bool:
     return sum(a > b for a, b in combinations(permutation, 2)) % 2 == 0
 
 
-def sequences(task: Task, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return tokens and answers, int64 (count length) each, on the generator's device; ValueError below 1."""
+def sequences(
+    task: Task, count: int, length: int, generator: torch.Generator, skewed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return tokens and answers, int64 (count length) each, on the generator's device; ValueError below 1.
+
+    Uniform tokens are a random walk that stays near its start: sums modulo 3 can be read off the small difference of
+    how often 1 and 2 came. Where `skewed`, all tokens but the first are element 1 with a share SKEW of the draws, so
+    that every such count runs away; the first keeps all answers uniform.
+    """
     if count < 1 or length < 1:
         raise ValueError(f"sequences: got {count} of length {length}, expected at least 1 and 1")
     device = generator.device
     tokens = torch.randint(task.order, (count, length), generator=generator, device=device)
+    if skewed:
+        often = torch.rand((count, length - 1), generator=generator, device=device) < SKEW
+        tokens[:, 1:] = torch.where(often, 1, tokens[:, 1:])
     if task.name.startswith(SUM):
         return tokens, tokens.cumsum(1) % task.order
     products, answers = torch.tensor(task.products, device=device), [tokens[:, 0]]

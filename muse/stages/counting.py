@@ -23,10 +23,11 @@ def run(stage: Stage) -> StageRecord:
     folder = Path(settings.checkpoint_dir) / "counting"
     for cell in bench.cells(settings, stage.device, folder):
         found = cell.metrics()
-        score, longest, solved = (one.value for one in found[:3])
+        score, skewed, longest, solved = (one.value for one in found[:4])
         expected = "counts" if can_track(cell.arm, cell.task) else "does not"
         print(f"{cell.task:5} {cell.arm:18} theory: {expected:8}  found: {score:6.3f} far beyond the training length, "
-              f"longest {longest:.0f}, {solved:.0f} of {len(cell.runs)} seeds")  # fmt: skip
+              f"{skewed:6.3f} with a frequent token, longest {longest:.0f}, "
+              f"{solved:.0f} of {len(cell.runs)} seeds")  # fmt: skip
         metrics += by(found, *MEASURING)
         series += cell.series()
     return stage.write(metrics, series=series)

@@ -21,7 +21,7 @@ SETTINGS = Settings(
 
 def outcome(scores=(1.0, 0.95, 0.2), rate=1e-3, seed=0, validation=1.0, losses=(0.5, 0.1), angles=(), name="mod3"):
     job = Job(name, "complex_angles", rate, seed, 16, 16, 1, 2, 2, 8, (8, 32, 64), 4)
-    return Outcome(job, validation, tuple(scores), losses, 100, 2.0, False, angles)
+    return Outcome(job, validation, tuple(scores), tuple(s / 2 for s in scores), losses, 100, 2.0, False, angles)
 
 
 def test_every_arm_has_the_same_tries_and_then_seeds_that_no_try_had(monkeypatch):
@@ -29,7 +29,8 @@ def test_every_arm_has_the_same_tries_and_then_seeds_that_no_try_had(monkeypatch
 
     def learn(job, device, folder):
         made.append(job)
-        return Outcome(job, job.learning_rate * 100, () if job.is_try else (0.5, 0.5, 0.5), (0.1,), 9, 1.0, False, ())
+        scores = () if job.is_try else (0.5, 0.5, 0.5)
+        return Outcome(job, job.learning_rate * 100, scores, scores, (0.1,), 9, 1.0, False, ())
 
     monkeypatch.setattr(bench, "learn", learn)
     found = list(cells(SETTINGS, torch.device("cpu"), None))
@@ -74,7 +75,10 @@ def test_metrics_are_of_all_seeds():
     tried = [found["counting_try", f"complex_angles mod3 {rate}"] for rate in ("0.001", "0.003")]
     assert [one.value for one in tried] == [0.5, 0.75]
     assert "counting_turn_error" not in {name for name, _ in found}
-    assert [one.y for one in cell.series()] == [list(run.scores) for run in runs]
+    assert found["counting_skewed", "complex_angles mod3"].samples == [0.475, 0.25, 0.05]
+    series = cell.series()
+    assert [one.y for one in series if one.name == "counting_score"] == [list(run.scores) for run in runs]
+    assert [one.y for one in series if one.name == "counting_skewed"] == [list(run.skewed) for run in runs]
 
 
 def test_the_drift_of_learned_angles_tells_where_they_break():

@@ -75,14 +75,28 @@ def test_a_try_is_the_same_training_tested_at_its_own_length_only():
     job = dataclasses.replace(JOB, arm="memory_angles", task="mod3", steps=2)
     found, tried = learn(job), learn(dataclasses.replace(job, is_try=True))
     assert (tried.losses, tried.validation) == (found.losses, found.validation)
-    assert (tried.scores, tried.angles) == ((), ())
+    assert (tried.scores, tried.skewed, tried.angles) == ((), (), ())
+    assert len(found.skewed) == 2
+
+
+def test_a_difference_of_counts_that_is_small_by_chance_is_no_counting():
+    """Sums modulo 3 read off how much oftener 1 came than 2, up to a dozen: right on uniform tokens only."""
+
+    class Difference(Adding):
+        def forward(self, ids):
+            moved = (ids == 1).long() - (ids == 2).long()
+            return nn.functional.one_hot(moved.cumsum(1).clamp(-36, 36) % 3, 3).float()
+
+    assert score(Difference(3), task("mod3"), 100, 64, 1) > 0.99
+    assert score(Difference(3), task("mod3"), 100, 64, 1, skewed=True) < 0.2
+    assert score(Adding(3), task("mod3"), 100, 64, 1, skewed=True) == 1
 
 
 def test_what_diverges_scores_nothing_and_says_so(monkeypatch):
     monkeypatch.setattr(learning, "CLIP", math.inf)
     found = learn(dataclasses.replace(JOB, arm="counts", learning_rate=1e30, steps=100))
     assert found.diverged
-    assert (found.validation, found.scores) == (0.0, (0.0, 0.0))
+    assert (found.validation, found.scores, found.skewed) == (0.0, (0.0, 0.0), (0.0, 0.0))
 
 
 def test_sequences_grow_to_the_training_length_and_the_rate_falls_to_nothing():

@@ -66,6 +66,21 @@ def test_answers_are_balanced_at_every_position_and_after_every_token(name):
         assert (shares - 1 / order).abs().max() < 5 * (1 / order / len(there)) ** 0.5
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_frequent_token_leaves_answers_uniform_and_lets_counts_run_away(name):
+    order = task(name).order
+    tokens, answers = sequences(task(name), 20_000, 5, torch.Generator().manual_seed(3), skewed=True)
+    share = (tokens[:, 1:] == 1).float().mean().item()
+    assert share == pytest.approx(0.75 + 0.25 / order, abs=0.01)
+    assert (tokens[:, 0] == 1).float().mean().item() == pytest.approx(1 / order, abs=0.015)
+    for t in range(5):
+        shares = torch.bincount(answers[:, t], minlength=order) / 20_000
+        assert (shares - 1 / order).abs().max() < 5 * (1 / order / 20_000) ** 0.5
+    table = task(name).products
+    assert answers[0].tolist() == [*itertools.accumulate(tokens[0].tolist(), lambda a, b: table[a][b])]
+    assert sequences(task(name), 2, 1, torch.Generator().manual_seed(3), skewed=True)[0].shape == (2, 1)
+
+
 def test_a_seed_decides_and_every_token_counts():
     first, again, other = drawn("mod5"), drawn("mod5"), drawn("mod5", seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -18,7 +18,7 @@ from muse.report.texts import texts
 
 def outcome(task, arm, scores, rate=1e-3, seed=0, angles=()):
     job = Job(task, arm, rate, seed, 16, 16, 1, 2, 2, 60, (60, 120, 240), 4)
-    return Outcome(job, 1.0, scores, (0.5, 0.1), 100, 2.0, False, angles)
+    return Outcome(job, 1.0, scores, tuple(score / 4 for score in scores), (0.5, 0.1), 100, 2.0, False, angles)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def record():
 
 
 def test_a_heat_map_for_each_task_says_in_numbers_what_it_colours(record):
-    sums, tries, turns, products, _ = figures.of_stage(record)
+    sums, skewed, tries, turns, products, *_ = figures.of_stage(record)
+    assert list(skewed.data[0].text[0]) == ["0.25", "0.22", "0.19"]
+    assert skewed.layout.title.text == "Who counts where one token is frequent: sums modulo 3"
     assert (sums.layout.title.text, products.layout.title.text) == (
         "Who counts: sums modulo 3", "Who counts: products in S3"
     )  # fmt: skip
@@ -61,10 +63,11 @@ def test_a_score_below_guessing_has_a_minus_and_zero_none(record):
 
 def test_answers_are_of_every_arm_and_task(record):
     found = answers.of_stage(record)
-    assert len(found) == 4
+    assert len(found) == 7
     assert found[0].startswith("Complex, angles by the token, sums modulo 3: score 0.75 at four times the training")
     assert "1 of 2 seeds count" in found[0]
-    assert "breaks a sum after about" in found[1]
+    assert "score 0.19 at that length where three tokens of four are the same one" in found[1]
+    assert "breaks a sum after about" in found[2]
 
 
 def test_arms_tasks_and_tries_have_names_in_words():

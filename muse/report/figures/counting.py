@@ -30,7 +30,9 @@ def counting_figures(record: StageRecord, language: str = "en") -> list[go.Figur
     tasks = dict.fromkeys(one.model.split(" ")[1] for one in record.series if one.name == "counting_score")
     figures = []
     for task in tasks:
-        figures.append(_scores(record, task, language))
+        for name in ("counting_score", "counting_skewed"):
+            if _of_task(record, name, task):
+                figures.append(_scores(record, name, task, language))
         figures.append(_tries(record, task, language))
         if turns := [one for one in _of_task(record, "counting_turns", task) if task.startswith("mod")]:
             figures.append(_turns(record, task, turns, language))
@@ -41,9 +43,9 @@ def _of_task(record: StageRecord, name: str, task: str) -> list[Series]:
     return [one for one in record.series if one.name == name and one.model.split(" ")[1] == task]
 
 
-def _scores(record: StageRecord, task: str, language: str) -> go.Figure:
+def _scores(record: StageRecord, name: str, task: str, language: str) -> go.Figure:
     """Mean score of the seeds, a row for each arm with what theory says of it, a column for each length."""
-    words, found = texts(language), _of_task(record, "counting_score", task)
+    words, found = texts(language), _of_task(record, name, task)
     arms = [arm for arm in ARMS if any(one.model == f"{arm} {task}" for one in found)]
     lengths, rows, values, items = [f"{length:,.0f}" for length in found[0].x], [], [], []
     for arm in arms:
@@ -56,7 +58,7 @@ def _scores(record: StageRecord, task: str, language: str) -> go.Figure:
         items.append(f"{rows[-1]}{words['colon']} {', '.join(map(_score, values[-1]))}")
     about = {"task": task_label(task, language), "lengths": ", ".join(lengths)}
     text = [list(map(_score, row)) for row in values]
-    return _heat("counting_scores", (rows, lengths, values, text), words["counting.length"], items, about, language)
+    return _heat(f"{name}s", (rows, lengths, values, text), words["counting.length"], items, about, language)
 
 
 def _tries(record: StageRecord, task: str, language: str) -> go.Figure:
