@@ -35,8 +35,11 @@ class Stage(NamedTuple):
     number: int
     needs: tuple[str, ...] = ()
     needs_memory: bool = False  # whether it has something to look at only where a model has a complex memory
+    when_named: bool = False  # whether it is a study of its own, which only runs where a profile names it
 
 
+ANGLES = "angles"
+"""The rotation by angles from the token, of a model of its own."""
 REFERENCE, WITH_MEMORY, BASELINE, YARDSTICK, TWIN = "stage1", "stage1_memory", "phase2", "gpt2", "real_twin"
 COMPACT, COMPACT_TWIN, COMPACT_BASELINE = "stage1_compact", "real_twin_compact", "phase2_compact"
 
@@ -76,9 +79,11 @@ MODELS = (
     _ablation("adjoint_head", of=COMPACT, options={"adjoint_head": True}),
     _ablation("no_rotation", of=COMPACT, removes_complex=True, options={"rotation": "none"}),
     _ablation("real_scores", of=COMPACT, removes_complex=True, options={"imaginary_scores": False}),
+    _ablation("angles", of=COMPACT, options={"rotation": ANGLES}),
 )
 """An ablation changes one thing of a model; those of the memory fit its budget at the published sizes."""
 
+COUNTING = "counting"
 STAGES = (
     Stage("planar_complex", 0),
     Stage("basic_test", 1),
@@ -88,6 +93,7 @@ STAGES = (
     Stage("throughput", 5),
     Stage("gradients_stability", 6),
     Stage("dynamics", 8, needs=("train",), needs_memory=True),
+    Stage(COUNTING, 10, when_named=True),
 )
 """In the order in which they run; the report follows whatever was chosen and keeps its own number."""
 
@@ -121,6 +127,35 @@ WRITTEN = ("cache_dir", "checkpoint_dir", "results_dir")
 """Settings that are folders which are written to."""
 
 OPTIMIZERS = ("adamw", "muon")
+
+SUMS, PARITY, PRODUCTS = "sums", "parity", "products"
+"""What one layer of an arm can track for ever, by theory: all sums, those modulo 2, or products of any group too."""
+
+THEORY = {
+    "complex_angles": SUMS,
+    "complex_fixed": "",
+    "complex_none": "",
+    "real_rotations": SUMS,
+    "real_decay": "",
+    "real_signed": PARITY,
+    "real_householder": PARITY,
+    "real_householder_2": PRODUCTS,
+    "gru": PRODUCTS,
+    "attention": "",
+    "counts": "",
+    "memory_angles": SUMS,
+    "memory_fixed": "",
+}
+"""The arms of the counting bench, each with what theory says of it."""
+ARMS = tuple(THEORY)
+COUNTING_GROUPS = ("s3", "a5")
+
+
+def can_track(arm: str, task: str) -> bool:
+    """Return whether one layer of an arm can track a counting task for ever, by theory."""
+    kinds = {SUMS: task not in COUNTING_GROUPS, PARITY: task == "mod2", PRODUCTS: True, "": False}
+    return kinds[THEORY[arm]]
+
 
 BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", "memory", "generation")
 """What `muse bench` compares, in the order in which it runs."""
@@ -170,8 +205,8 @@ def memory_models(models: Sequence[str]) -> list[str]:
 
 
 def usual_stages(models: Sequence[str]) -> list[str]:
-    """Return every stage that has something to look at in a run of these models."""
-    return [row.name for row in STAGES if not row.needs_memory or memory_models(models)]
+    """Return every stage that has something to look at in a run of these models, but for studies of their own."""
+    return [row.name for row in STAGES if not row.when_named and (not row.needs_memory or memory_models(models))]
 
 
 def usual_candidates(models: Sequence[str]) -> list[str]:

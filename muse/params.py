@@ -13,9 +13,12 @@ from muse.host.lines import cut, near, one_line, shown
 from muse.host.plain_yaml import TextError, parse, read_text
 
 from .catalog import (
+    ARMS,
     BASELINE,
     BENCH_GROUPS,
     CANDIDATES,
+    COUNTING,
+    COUNTING_GROUPS,
     HUB_CORPORA,
     LANGUAGES,
     MODEL_NAMES,
@@ -113,7 +116,8 @@ class Settings(BaseModel):
     stages: list[StageName] = Field(
         default_factory=lambda before: usual_stages(before.get("models", ())),
         min_length=1,
-        description="which stages run; all, but dynamics only where a model has a complex memory",
+        description="which stages run; all, but dynamics only where a model has a complex memory, and counting where "
+        "it is named",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models live; auto takes CUDA if present")
     seed: Seed = Field(0, description="seed of weights and random inputs of measurements")
@@ -202,6 +206,33 @@ class Settings(BaseModel):
     compile: bool = Field(False, description="torch.compile the training step")
     recompute: bool | None = Field(
         None, description="halves of blocks keep only their input for backward; null: as a model does by default"
+    )
+
+    counting_moduli: list[_count(97, 2)] = Field([2, 3, 5, 7], description="sums modulo each of these are counted")
+    counting_groups: list[Literal[COUNTING_GROUPS]] = Field([], description="products in these groups as well")
+    counting_arms: list[Literal[ARMS]] = Field(list(ARMS), min_length=1, description="what is to count")
+    counting_layers: Layers = Field(1, description="recurrences of an arm, one above the other")
+    counting_width: Annotated[int, Field(ge=8, le=2**13, multiple_of=8)] = Field(
+        64, description="real scalars per token in an arm's stream"
+    )
+    counting_state: Annotated[int, Field(ge=16, le=2**13, multiple_of=16)] = Field(
+        128, description="real scalars that an arm's recurrence remembers"
+    )
+    counting_length: Tokens = Field(60, description="tokens of the sequences that arms are trained on")
+    counting_lengths: list[Tokens] = Field(
+        [60, 120, 240, 480, 1000], min_length=1, description="tokens of those that they are tested on"
+    )
+    counting_sequences: Batch = Field(512, description="sequences tested at each length")
+    counting_steps: Passes = Field(4000, description="optimizer steps of each training and try")
+    counting_batch: Batch = Field(256, description="sequences per optimizer step")
+    counting_learning_rates: list[Rate] = Field(
+        [1e-3, 3e-3, 1e-2], min_length=1, description="tries of each arm on each task, chosen at the training length"
+    )
+    counting_seeds: list[Seed] = Field(
+        [0, 1, 2, 3, 4], min_length=1, description="trainings of each arm on each task; tries have a seed of their own"
+    )
+    counting_processes: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="trainings of the counting bench side by side, on the visible devices in turn"
     )
 
     language: Literal[LANGUAGES] = Field("en", description="language of the report")
@@ -298,6 +329,8 @@ def _contradictions(settings: Settings) -> list[str]:
             )
         if not settings.train_tokens:
             found.append(f"test_corpus = {shown(settings.test_corpus)} is for trained models, but train_tokens = 0")
+    if COUNTING in settings.stages and not settings.counting_moduli and not settings.counting_groups:
+        found.append("counting_moduli and counting_groups are both empty, so stage counting has nothing to count")
     n_seq = settings.train_n_seq or settings.n_seq
     for at, tokens in enumerate(settings.batch_tokens):
         if tokens < n_seq:

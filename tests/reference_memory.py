@@ -76,7 +76,11 @@ def mixer(p: dict, u: Tensor, options, heads: int, longest: float, cap: float) -
     if options.input_scaling:
         k = k * (1 - torch.exp(-2 * gamma))[..., None].sqrt()
     theta = torch.zeros(batch, heads, length, q.shape[-1], dtype=torch.float64)
-    if options.rotation != "none":
+    if options.rotation == "angles":
+        turned = torch.tanh(product(p, "turning", u)).reshape(batch, length, heads, -1)
+        theta = math.pi * turned.transpose(1, 2)
+        k = k * (2 / (1 + torch.exp(-product(p, "writes", u)))).transpose(1, 2)[..., None]
+    elif options.rotation != "none":
         theta = (spaced(1.0, 1e-4, q.shape[-1]) * p["turn_bias"].exp())[:, None].expand_as(theta)
         if options.rotation == "data":
             theta = theta * (2 / (1 + torch.exp(-product(p, "pace", u)))).transpose(1, 2)[..., None]

@@ -20,7 +20,7 @@ FLOORS = (
     {"ops", "data"},
     {"models", "records", "params"},
     {"measure", "training", "report", "hub"},
-    {"bench", "cluster"},
+    {"bench", "cluster", "counting"},
     {"stages", "runner", "harness"},
     {"cli"},
     {"__init__", "__main__"},

@@ -97,6 +97,15 @@ def test_values_are_yaml_1_2(tmp_path, override, key, value):
         ("test_corpus=wikitext-2", ["test_corpus = 'wikitext-2'", "corpus = 'synthetic'", "expected two texts"]),
         ("test_corpus=wikitext-2", ["is for trained models, but train_tokens = 0"]),
         ("train_n_seq=32768", ["holds no sequence of 32768"]),
+        ("counting_moduli=[3, 1]", ["counting_moduli[1]: got 1", "greater than or equal to 2"]),
+        ("counting_moduli=[3, 3]", ["names one value twice: 3"]),
+        ("counting_lengths=[60, 0]", ["counting_lengths[1]: got 0", "greater than or equal to 1"]),
+        ("counting_length=0", ["counting_length: got 0"]),
+        ("counting_arms=[gru, lstm]", ["counting_arms[1]: got 'lstm'", "or another of 13"]),
+        ("counting_groups=[s4]", ["counting_groups[0]: got 's4'", "'s3' or 'a5'"]),
+        ("counting_width=12", ["counting_width: got 12", "multiple of 8"]),
+        ("counting_learning_rates=[0.0]", ["counting_learning_rates[0]: got 0.0"]),
+        ("counting_processes=0", ["counting_processes: got 0"]),
     ],
 )
 def test_bad_values_are_explained(tmp_path, override, words):
@@ -113,6 +122,14 @@ def test_every_problem_is_named_with_its_place(tmp_path):
     assert len(lines) == 3
     assert any(line.startswith(f"{tmp_path / 'p.yaml'}: seed: got 'x'") for line in lines)
     assert any(line.startswith("-p d_model=1: d_model: got 1") for line in lines)
+
+
+def test_a_counting_bench_that_has_nothing_to_count_is_refused(tmp_path):
+    empty = "counting_moduli: []\n"
+    with pytest.raises(ParamsError, match="counting_moduli and counting_groups are both empty"):
+        load(tmp_path, empty + "stages: [counting]\n")
+    assert load(tmp_path, empty).stages == Settings().stages
+    assert load(tmp_path, empty + "stages: [counting]\ncounting_groups: [s3]\n").counting_groups == ["s3"]
 
 
 @pytest.mark.parametrize("text", ["- 1\n", "just words", "a: [", "a: 1\na: 2\n", "3"])
@@ -160,11 +177,11 @@ def test_reductions_are_said_in_each_language():
 
 def test_every_setting_is_described_and_the_stages_are_known():
     assert all(field.description for field in Settings.model_fields.values())
-    assert [*Settings().stages, "dynamics"] == list(STAGE_NAMES)
+    assert [*Settings().stages, "dynamics", "counting"] == list(STAGE_NAMES)
 
 
 def test_a_memory_is_watched_where_there_is_one(tmp_path):
-    assert load(tmp_path, "models: [gpt2, stage1_memory_untied]\n").stages == list(STAGE_NAMES)
+    assert load(tmp_path, "models: [gpt2, stage1_memory_untied]\n").stages == [*Settings().stages, "dynamics"]
     assert load(tmp_path, "models: [real_twin]\n").stages == Settings().stages
     assert load(tmp_path, "models: [stage1_memory]\nstages: [train]\n").stages == ["train"]
     with pytest.raises(ParamsError, match="stages names dynamics, but none of models has a complex memory"):

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from muse.models.angles import AngleMixer
 from muse.models.pretrained import has_complex32
 from muse.ops import planar
 
@@ -21,9 +22,13 @@ from .common import device_of, training_mode
 from .reads import complex_blocks
 
 
+@torch.no_grad()
 def _no_rotation(model: nn.Module) -> None:
     """Queries and keys stay as they are: how long ago something was written leaves no angle."""
     for block in complex_blocks(model):
+        if isinstance(block.memory, AngleMixer):
+            block.memory.turning.weight.zero_()
+            continue
         block.memory.turn_bias = block.memory.pace = None
         block.memory.options = replace(block.memory.options, rotation="none")
 

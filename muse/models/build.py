@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from muse import catalog
-from muse.catalog import MODEL_NAMES
+from muse.catalog import ANGLES, MODEL_NAMES
 
 
 def build_model(
@@ -51,7 +51,12 @@ def configured(
         from .real_twin import REAL, RealTwinConfig, RealTwinModel
 
         return RealTwinModel, RealTwinConfig(memory=REAL | low_rank, **sizes)
+    memory = {**row.options, **low_rank}
+    if memory.get("rotation") == ANGLES:
+        from .angle_model import AngleConfig, AngleModel
+
+        return AngleModel, AngleConfig(use_complex32=use_complex32, memory=memory, **sizes)
     from .stage1 import Phase3Stage1Config, Phase3Stage1Model
 
-    mixer, memory = "none" if name == catalog.REFERENCE else "memory", {**row.options, **low_rank}
+    mixer = "none" if name == catalog.REFERENCE else "memory"
     return Phase3Stage1Model, Phase3Stage1Config(use_complex32=use_complex32, mixer=mixer, memory=memory, **sizes)

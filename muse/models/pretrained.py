@@ -47,6 +47,7 @@ from .weights import CONFIG_FILE, DTYPES, MODEL_FILE, WEIGHTS_FORMAT, Checkpoint
 CARD_FILE = "README.md"
 ARCHITECTURES = {
     "Phase3Stage1Model": ("stage1", "Phase3Stage1Config"),
+    "AngleModel": ("angle_model", "AngleConfig"),
     "RealTwinModel": ("real_twin", "RealTwinConfig"),
     "Phase2Model": ("phase2", "Phase2Config"),
     "Gpt2Model": ("gpt2", "Gpt2Config"),

@@ -29,16 +29,20 @@ from muse.ops.norms import modrelu
 from muse.ops.qkv import NORM_EPS
 
 from . import layers, memory_block
+from .angles import AngleMixer
 from .linear_attention import MemoryMixer, MixerState, RealLinear, log_spaced
 from .memory_block import EMBEDDING_SCALE, OutputNorm
 from .states import State
 
-MODELS = (f"{__package__}.stage1.Phase3Stage1Model", f"{__package__}.real_twin.RealTwinModel")
+MODELS = tuple(
+    f"{__package__}.{name}"
+    for name in ("stage1.Phase3Stage1Model", "real_twin.RealTwinModel", "angle_model.AngleModel")
+)
 """The classes of model, by name: their modules import this one."""
 
 PARTS = (
     *(memory_block.TokenTable, memory_block.MemoryBlock, memory_block.FeedForward, memory_block.RMSNorm, OutputNorm),
-    *(MemoryMixer, RealLinear, layers.ComplexLinear, layers.ModReLU, nn.ModuleList),
+    *(MemoryMixer, AngleMixer, RealLinear, layers.ComplexLinear, layers.ModReLU, nn.ModuleList),
 )
 """The layers that are known here; one of another class, an adapter say, computes something else."""
 
@@ -290,8 +294,9 @@ class MixerStep:
         self.writing = Product([mixer.writing], compute, mixer.norm_gain.detach().to(wide))
         self.taps = None if mixer.taps is None else mixer.taps.detach().to(wide).t().repeat(1, self.planes)
         gain = gain.repeat(2 * self.channels // len(gain))
-        self.decay, self.pace = (
-            None if layer is None else layer.weight.detach().to(wide) * gain for layer in (mixer.decay, mixer.pace)
+        by_token = mixer.decay, mixer.pace, getattr(mixer, "turning", None), getattr(mixer, "writes", None)
+        self.decay, self.pace, self.turning, self.writes = (
+            None if layer is None else layer.weight.detach().to(wide) * gain for layer in by_token
         )
         self.logit = None if mixer.decay_bias is None else _logit(mixer).to(wide)
         ones = gain.new_ones(self.width)
@@ -327,6 +332,8 @@ class MixerStep:
             self.matrix.mul_(decay[..., None, None])
             if self.options.input_scaling:
                 k = k * (1 - decay.square()).sqrt().view(-1, 1)
+        if self.writes is not None:
+            k = k * (2 * torch.sigmoid(F.linear(u, self.writes))).view(-1, 1)
         memory = self.matrix.flatten(0, 1)  # a view, (B H) as one
         if not self.options.imaginary_scores:
             memory.baddbmm_(k.unsqueeze(2), v.flatten(0, 1).unsqueeze(1))
@@ -348,7 +355,9 @@ class MixerStep:
         """Queries and keys (2 B H X) rotated by the sum of the angles so far, divided by X."""
         if turn is None:
             return qk / self.width
-        pace = None if self.pace is None else 2 * torch.sigmoid(F.linear(u, self.pace))
+        pace = None if self.pace is None else 2 * torch.sigmoid(F.linear(u, self.pace)).unsqueeze(-1)
+        if self.turning is not None:
+            pace = math.pi * torch.tanh(F.linear(u, self.turning)).unflatten(-1, (self.n_heads, -1))
         cos, sin = turn.tables(pace)
         swapped = qk.flatten(0, 2).index_select(1, self.order[self.width :]).view(qk.shape)
         return torch.addcmul(qk * cos, swapped, sin)
@@ -360,7 +369,9 @@ class Turns:
     def __init__(self, mixers: Sequence[MemoryMixer], states: Sequence[MixerState], wide: torch.dtype) -> None:
         self.angle = torch.stack([state.angle for state in states]).to(wide)
         self.frequencies = torch.stack([mixer.frequencies() for mixer in mixers]).unsqueeze(1)
-        self.by_token = mixers[0].pace is not None
+        self.by_token = mixers[0].pace is not None or isinstance(mixers[0], AngleMixer)
+        if isinstance(mixers[0], AngleMixer):  # the token gives the whole angle of each channel
+            self.frequencies = torch.ones_like(self.frequencies)
         self.width = mixers[0].head_width
         self.known: tuple[Tensor, Tensor] | None = None
 
@@ -371,9 +382,9 @@ class Turns:
         return [Turn(self, layer) for layer in range(len(self.angle))]
 
     def of_layer(self, layer: int, pace: Tensor | None) -> tuple[Tensor, Tensor]:
-        """[cos, cos] and [-sin, sin] over X, r(B H X), after this token, whose pace r(B H) may count."""
+        """[cos, cos] and [-sin, sin] over X, r(B H X), after this token, whose pace r(B H 1) or r(B H K) may count."""
         if pace is not None:
-            return self._advanced(layer, pace.unsqueeze(-1))
+            return self._advanced(layer, pace)
         return self.known[0][layer], self.known[1][layer]
 
     def _advanced(self, layers_: int | slice, pace: Tensor | float) -> tuple[Tensor, Tensor]:

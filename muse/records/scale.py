@@ -25,6 +25,8 @@ PUBLISHED = {
     "stability_trials": 100,
     "stability_batch_size": 2,
     "stability_n_tokens": 128,
+    "counting_length": 60,
+    "counting_steps": 4000,
 }
 """Sizes and counts of the published protocols; a setting below one of these makes its stage `reduced`."""
 

@@ -14,6 +14,7 @@ from muse.catalog import CANDIDATES
 from muse.records.criteria import BASIC_TEST, BESIDE, RULES, judge
 from muse.records.schema import StageRecord
 
+from .arms import arm_label
 from .texts import texts
 
 
@@ -65,7 +66,8 @@ def _sentences(record: StageRecord, words: Mapping[str, str]) -> Iterator[str]:
             for metric in record.metrics
             if metric.model == model
         }
-        named = {"model": words.get(f"model.{model}", model), "text": record.text or "-"}
+        label = words.get(f"model.{model}") or arm_label(model, words["language"]) or model
+        named = {"model": label, "text": record.text or "-"}
         for text in templates:
             try:
                 yield text.format(**numbers, **named)

@@ -31,6 +31,7 @@ METHOD = {
         *("stability_trials", "stability_batch_size", "stability_n_tokens"),
     ),
     "dynamics": ("window", "dynamics_windows"),
+    "counting": ("counting_length", "counting_lengths", "counting_sequences"),
 }
 """The settings that decide how a stage measures. All others decide what is measured: another model or training."""
 

@@ -26,7 +26,7 @@ SMALL = {
 }  # fmt: skip
 NOTEBOOKS = {
     "00_planar_complex": 2, "01_basic_test": 2, "02_train": 2, "03_perplexity": 3, "04_memory": 1, "05_throughput": 1,
-    "06_gradients_stability": 2, "08_dynamics": 4, "07_report": 8, "09_explore": 4,
+    "06_gradients_stability": 2, "08_dynamics": 4, "07_report": 8, "09_explore": 4, "10_counting": 4,
 }  # fmt: skip
 """How many figures each one shows at least; the report comes last and shows what the others left."""
 

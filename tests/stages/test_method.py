@@ -9,6 +9,7 @@ from builders import metric
 
 from muse import measure
 from muse.stages import basic_test, dynamics, gradients_stability, memory, method, perplexity, throughput, train
+from muse.stages import counting as counting_stage
 from muse.stages.stage import Stage
 
 PACKAGE = method.PACKAGE
@@ -20,6 +21,8 @@ SETTINGS = {
     "compile": False,
     "candidates": ["stage1_memory"], "stability_trials": 1, "gradient_n_tokens": 16, "stability_n_tokens": 16,
     "throughput_n_tokens": 16, "throughput_warmups": 1, "throughput_samples": 1, "throughput_batch_size": 1,
+    "counting_moduli": [2], "counting_arms": ["complex_angles"], "counting_steps": 2, "counting_batch": 2,
+    "counting_lengths": [8], "counting_length": 8, "counting_seeds": [0], "counting_sequences": 2,
 }  # fmt: skip
 PERPLEXITY = (perplexity._on_test_split, measure.seed_metrics)
 
@@ -90,7 +93,10 @@ def test_a_function_from_elsewhere_has_no_version():
     assert found.method == ""
 
 
-@pytest.mark.parametrize("stage", [basic_test, train, perplexity, memory, throughput, gradients_stability, dynamics])
+@pytest.mark.parametrize(
+    "stage",
+    [basic_test, train, perplexity, memory, throughput, gradients_stability, dynamics, counting_stage],
+)
 def test_every_number_of_a_stage_has_a_version(folders, stage):
     record = stage.run(Stage(stage.__name__.rpartition(".")[2], SETTINGS | folders))
     assert record.metrics

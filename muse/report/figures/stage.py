@@ -12,6 +12,7 @@ from muse.records.schema import StageRecord
 from ..texts import say
 from .bars import memory_bars, throughput_bars
 from .bench import bench_figures
+from .counting import counting_figures
 from .curves import loss_by_position, loss_curves, scale_stress
 from .dynamics import half_lives, plane_use, rotation_periods
 from .gradients import gradient_norms
@@ -40,7 +41,8 @@ def of_stage(record: StageRecord, language: str = "en") -> list[go.Figure]:
     for draw in FIGURES:
         with suppress(NothingToDraw):
             figures.append(draw(record, language))
-    return [with_text(figure, record.text, language) for figure in figures + bench_figures(record, language)]
+    figures += bench_figures(record, language) + counting_figures(record, language)
+    return [with_text(figure, record.text, language) for figure in figures]
 
 
 def with_text(figure: go.Figure, text: str, language: str) -> go.Figure:

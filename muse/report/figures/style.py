@@ -17,6 +17,7 @@ from markupsafe import Markup
 from muse.catalog import BASELINE, COMPACT, COMPACT_BASELINE, COMPACT_TWIN, REFERENCE, TWIN, WITH_MEMORY, YARDSTICK
 from muse.records.schema import Metric, StageRecord
 
+from ..arms import arm_label
 from ..html import render
 from ..numbers import RATIO, number, rounded
 from ..texts import join, say, texts
@@ -79,6 +80,7 @@ MODELS = {
     "stage1_compact_adjoint_head": ("#7d5fa0", "star-diamond", "2px,4px,6px,4px"),
     "stage1_compact_no_rotation": ("#a85f8f", "diamond-cross", "8px,4px,2px,4px"),
     "stage1_compact_real_scores": ("#5f8f3f", "circle-cross", "6px,2px,6px,8px"),
+    "stage1_compact_angles": ("#3f6fa8", "square-cross", "4px,2px,12px,2px"),
 }
 """Okabe-Ito colours, some darkened, so that each has a contrast of 3:1 on the light and on the dark page."""
 
@@ -91,7 +93,7 @@ def style(model: str, language: str = "en") -> Style:
             label, rest = texts(language)[f"model.{name}"], rest.strip(" ,/")
             separator = " " if rest.startswith("(") else texts(language)["and"]
             return Style(f"{label}{separator}{rest}" if rest else label, *look)
-    return Style(model, NEUTRAL, "x", "solid")
+    return Style(arm_label(model, language) or model, NEUTRAL, "x", "solid")
 
 
 def metric_label(name: str, language: str = "en") -> str:

@@ -1,0 +1,100 @@
+"""Rotation by the token: a memory that each token turns by angles of its own, so that it can count.
+
+    theta_t = pi tanh(W u_t)             per head and rotating channel, summed over tokens in float32
+    k_t is multiplied by 2 sigmoid(w u_t)    per head: a token may write nothing at all
+
+Sums modulo m need a turn of 2 pi / m for each token, whatever came before (Mamba-3, arXiv:2603.15569; selective
+rotation, 2511.17388): no fixed frequency and no pace of one sign can make it. Both matrices start at zero, where the
+memory is that of `rotation="none"`. Letters are those of `linear_attention`. On CUDA the kernels of `qkv_triton` take
+the cumulated angles as they take those of `rotation="data"`.
+
+A module of its own, so that trainings of models without it keep their keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from muse.catalog import ANGLES
+from muse.ops import qkv
+from muse.ops.linear_attention import memory_chunked, memory_step
+
+from .adapters import matrix_of
+from .linear_attention import MemoryMixer, MixerState, RealLinear
+from .linear_attention import _exact as exact
+from .memory_options import MemoryOptions
+
+
+@dataclass(frozen=True)
+class AngleOptions(MemoryOptions):
+    """What the memory is made of, turned by angles from the token; all else as in MemoryOptions."""
+
+    rotation: str = ANGLES
+
+    def __post_init__(self) -> None:
+        if self.rotation != ANGLES:
+            raise ValueError(f"rotation must be {ANGLES!r} in a model that rotates by angles, got {self.rotation!r}")
+        MemoryOptions(**asdict(self) | {"rotation": "fixed"})  # its ValueErrors are ours
+
+    def feed_forward_width(self, d_model: int) -> int:
+        """F, given or as much narrower as pays for the matrix of the angles."""
+        return self.d_ff or max(1, super().feed_forward_width(d_model) - self.planes * d_model // 6)
+
+
+class AngleMixer(MemoryMixer):
+    """The memory of a `MemoryMixer`, with all its parameters but the frequencies, rotated by the token."""
+
+    def __init__(self, mixer: MemoryMixer) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(mixer))
+        like = mixer.norm_gain
+        self.turn_bias = None
+        width, pairs = 2 * len(like), self.n_heads * self.head_width // 2
+        self.turning = RealLinear(width, pairs).to(like.device, like.dtype)
+        self.writes = RealLinear(width, self.n_heads).to(like.device, like.dtype)
+        for layer in (self.turning, self.writes):
+            nn.init.zeros_(layer.weight)
+
+    def angles(self, u: Tensor) -> Tensor:
+        """theta_t in radians, in (-pi, pi) and float32: u r(B T 2D) -> r(B H T X/2)."""
+        turned = math.pi * torch.tanh(exact(u, matrix_of(self.turning, RealLinear)))
+        return turned.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def weighed(self, k: Tensor, u: Tensor) -> Tensor:
+        """Keys (B H T X) times how much each token writes, in (0, 2) and 1 at the start: u r(B T 2D)."""
+        write = 2 * torch.sigmoid(exact(u, matrix_of(self.writes, RealLinear)))
+        return k * write.transpose(1, 2)[..., None].to(k.dtype)
+
+    def remembered(self, u: Tensor) -> tuple[Tensor, MixerState]:
+        """What the heads read before norm and gate: u r(B T 2D) -> y (B H T X), state after the last token."""
+        options, seen, log_decay = self.options, self.qkv(u), self.log_decay(u)
+        angle, prepared = self.angles(u).cumsum(2), None
+        if not (options.qk_norm or options.input_scaling):
+            prepared = qkv.by_kernels(seen, self.taps, None, angle, options.planes, self.n_heads)
+        q, k, v = self._prepared(self._preceded(seen), log_decay, angle) if prepared is None else prepared
+        k = self.weighed(k, u)
+        y, matrix = memory_chunked(q, k, v, log_decay, options.imaginary_scores, options.chunk_tokens)
+        recent = self._preceded(seen[:, max(0, u.shape[1] - options.convolution + 1) :])
+        recent = recent[:, recent.shape[1] - options.convolution + 1 :]
+        return y, MixerState(matrix, torch.remainder(angle[:, :, -1], 2 * math.pi), recent)
+
+    def step(self, u: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """One token: u r(B 1 2D) -> r(B 1 2D), new state."""
+        seen, log_decay = torch.cat([state.recent, self.qkv(u)], dim=1), self.log_decay(u)
+        angle = torch.remainder(state.angle + self.angles(u).squeeze(2), 2 * math.pi)
+        q, k, v = self._prepared(seen, log_decay, angle[:, :, None])
+        q, k, v = (x.squeeze(2) for x in (q, self.weighed(k, u), v))
+        matrix, y = memory_step(state.matrix, q, k, v, log_decay.squeeze(-1), self.options.imaginary_scores)
+        return self._write(y.unsqueeze(2), u), MixerState(matrix, angle, seen[:, 1:])
+
+    def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k rotated by angle (B H T X/2)."""
+        options = self.options
+        q, k, v = qkv.prepared(seen, self.taps, angle, options.planes, self.n_heads, options.qk_norm)
+        if options.input_scaling and options.decay != "none":
+            k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
+        return q, k, v
