@@ -32,7 +32,7 @@ from .live_bytes import WithoutData
 
 WORKSPACE_BYTES = 36_986_880
 """Held by cuBLAS and the allocator for each thread that multiplies, the forward and the backward one: half of what
-reports/gpu-muon has of the reference model after a backward pass beyond its parameters and gradients."""
+reports/gpu has of the reference model after a backward pass beyond its parameters and gradients."""
 
 KERNELS = {
     "cross_entropy_triton": (cross_entropy, cross_entropy_blocks),

@@ -31,8 +31,8 @@ from .plan import START_SECONDS, counted_step
 FILE = "plan.json"
 MEMORY_RUNS = {
     "gpu": "gpu/report.json",
-    "gpu-muon": "gpu-muon/report.json",
-    **{f"gpu-length-{n}": f"gpu/companions/gpu-length-{n}.json" for n in (4096, 8192)},
+    "gpu-adamw": "gpu-adamw/report.json",
+    **{f"gpu-length-{n}": f"gpu-adamw/companions/gpu-length-{n}.json" for n in (4096, 8192)},
 }
 """Records with peaks, by name; the longer contexts are sizes from which nothing was taken."""
 

@@ -140,14 +140,14 @@ def test_the_estimate_is_what_a_card_said(name):
     """Peaks of the committed record: passes in half precision and float32, recomputed or not, steps of the recipe."""
     from muse.stages.plan_errors import peaks
 
-    found = {row.what: row.error for row in peaks(REPORTS, "gpu-muon", (name,))}
+    found = {row.what: row.error for row in peaks(REPORTS, "gpu", (name,))}
     assert len(found) == 7
     assert all(abs(error) < 0.035 for error in found.values()), found
 
 
 def test_the_workspace_is_that_of_one_model_of_the_record():
     """What the reference held after a backward pass on a card beyond parameters, gradients and the batch, halved."""
-    report = read_record(Report, REPORTS / "gpu-muon" / "report.json")
+    report = read_record(Report, REPORTS / "gpu" / "report.json")
     record = next(stage for stage in report.stages if stage.stage == "memory")
     with WithoutDraws():
         model = build_model("stage1", vocab_size=50257, d_model=512, n_layers=6, n_seq=1024, use_complex32=True)
