@@ -35,7 +35,7 @@ class Stage(NamedTuple):
     number: int
     needs: tuple[str, ...] = ()
     needs_memory: bool = False  # whether it has something to look at only where a model has a complex memory
-    when_named: bool = False  # whether it is a study of its own, which only runs where a profile names it
+    when_counting: bool = False  # whether it has something to look at only where a profile says what is counted
 
 
 ANGLES = "angles"
@@ -93,7 +93,7 @@ STAGES = (
     Stage("throughput", 5),
     Stage("gradients_stability", 6),
     Stage("dynamics", 8, needs=("train",), needs_memory=True),
-    Stage(COUNTING, 10, when_named=True),
+    Stage(COUNTING, 10, when_counting=True),
 )
 """In the order in which they run; the report follows whatever was chosen and keeps its own number."""
 
@@ -204,9 +204,13 @@ def memory_models(models: Sequence[str]) -> list[str]:
     return [row.name for row in MODELS if row.has_memory and row.name in models]
 
 
-def usual_stages(models: Sequence[str]) -> list[str]:
-    """Return every stage that has something to look at in a run of these models, but for studies of their own."""
-    return [row.name for row in STAGES if not row.when_named and (not row.needs_memory or memory_models(models))]
+def usual_stages(models: Sequence[str], counted: Sequence[object] = ()) -> list[str]:
+    """Return every stage that has something to look at in a run of these models that counts these things."""
+    return [
+        row.name
+        for row in STAGES
+        if (counted or not row.when_counting) and (memory_models(models) or not row.needs_memory)
+    ]
 
 
 def usual_candidates(models: Sequence[str]) -> list[str]:

@@ -98,6 +98,11 @@ class NamedTwiceError(ValueError):
     """A list of settings that holds a value twice."""
 
 
+def _counted(settings: Mapping[str, object]) -> list[object]:
+    """What settings say is to be counted."""
+    return [*(settings.get("counting_moduli") or ()), *(settings.get("counting_groups") or ())]
+
+
 class Settings(BaseModel):
     """One flat set of settings: the keys of a params file, of `-p key=value` and of the notebooks' parameters."""
 
@@ -113,11 +118,13 @@ class Settings(BaseModel):
         description="models that the five criteria are asked of; the first decides --gate. Default: stage1, or "
         "stage1_memory in a run without it",
     )
+    counting_moduli: list[_count(97, 2)] = Field([], description="sums modulo each of these are counted")
+    counting_groups: list[Literal[COUNTING_GROUPS]] = Field([], description="products in these groups as well")
     stages: list[StageName] = Field(
-        default_factory=lambda before: usual_stages(before.get("models", ())),
+        default_factory=lambda before: usual_stages(before.get("models", ()), _counted(before)),
         min_length=1,
         description="which stages run; all, but dynamics only where a model has a complex memory, and counting where "
-        "it is named",
+        "counting_moduli or counting_groups say what",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models live; auto takes CUDA if present")
     seed: Seed = Field(0, description="seed of weights and random inputs of measurements")
@@ -208,8 +215,6 @@ class Settings(BaseModel):
         None, description="halves of blocks keep only their input for backward; null: as a model does by default"
     )
 
-    counting_moduli: list[_count(97, 2)] = Field([2, 3, 5, 7], description="sums modulo each of these are counted")
-    counting_groups: list[Literal[COUNTING_GROUPS]] = Field([], description="products in these groups as well")
     counting_arms: list[Literal[ARMS]] = Field(list(ARMS), min_length=1, description="what is to count")
     counting_layers: Layers = Field(1, description="recurrences of an arm, one above the other")
     counting_width: Annotated[int, Field(ge=8, le=2**13, multiple_of=8)] = Field(

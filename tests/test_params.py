@@ -129,6 +129,7 @@ def test_a_counting_bench_that_has_nothing_to_count_is_refused(tmp_path):
     with pytest.raises(ParamsError, match="counting_moduli and counting_groups are both empty"):
         load(tmp_path, empty + "stages: [counting]\n")
     assert load(tmp_path, empty).stages == Settings().stages
+    assert load(tmp_path, "counting_moduli: [3]\n").stages == [*Settings().stages, "counting"]
     assert load(tmp_path, empty + "stages: [counting]\ncounting_groups: [s3]\n").counting_groups == ["s3"]
 
 

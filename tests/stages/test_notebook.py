@@ -106,7 +106,7 @@ def test_errors_of_the_project_take_three_lines_at_most():
 
 def test_an_interrupted_training_says_how_to_go_on(tmp_path, monkeypatch):
     def stopped(*arguments):
-        with arguments[-1]("stage1 seed 0", RECIPE, 3) as show:
+        with arguments[6]("stage1 seed 0", RECIPE, 3) as show:
             show(1, 2.0, 0)
             raise Interrupted
 
