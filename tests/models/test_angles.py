@@ -76,9 +76,9 @@ def test_the_state_keeps_its_size_and_its_angle_within_one_turn():
     model, sizes = tiny(), set()
     reader = Recurrent(model)
     for token in generate(model, IDS[:, :7], 60, plain=True):
-        reader(IDS[:, :7] if reader.states is None else token[:, None])
-        sizes.add(tuple(x.numel() for state in reader.states for x in vars(state).values()))
-        assert all((state.angle >= 0).all() and (state.angle < 2 * math.pi).all() for state in reader.states)
+        reader(IDS[:, :7] if reader.state is None else token[:, None])
+        sizes.add(tuple(x.numel() for state in reader.state.blocks for x in vars(state).values()))
+        assert all((state.angle >= 0).all() and (state.angle < 2 * math.pi).all() for state in reader.state.blocks)
     assert len(sizes) == 1
     written = [torch.stack([*generate(model, IDS[:, :7], 60, plain=plain, temperature=0)]) for plain in (False, True)]
     assert torch.equal(*written)

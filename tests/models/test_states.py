@@ -20,9 +20,9 @@ from .test_generate import REAL, prompt, tiny
 OPTIONS = [
     {}, {"rotation": "data", "qk_norm": True, "input_scaling": True}, {"rotation": "none", "convolution": 1},
     {"imaginary_scores": False}, {"decay": "none", "tied": False}, {"positions": True, "table_rank": 6},
-    REAL | {"rotation": "data"}, "phase2", "phase2_compact",
+    REAL | {"rotation": "data"}, "stage1_compact_angles", "phase2", "phase2_compact",
 ]  # fmt: skip
-MODELS = ["stage1_memory", "real_twin", "stage1_compact", "phase2", "phase2_compact"]
+MODELS = ["stage1_memory", "real_twin", "stage1_compact", "stage1_compact_angles", "phase2", "phase2_compact"]
 
 
 def model_of(options, **more):

@@ -100,7 +100,7 @@ def test_a_name_that_is_no_profile_is_refused_with_the_nearest(capsys, tmp_path,
     for name, hint in (("quik", "did you mean quick?"), ("nothing", "")):
         assert cli.main(["run", name]) == 2
         told = capsys.readouterr().err
-        assert told.startswith(f"muse: {name}: no such file, expected a params file or one of basic-test, gpu-")
+        assert told.startswith(f"muse: {name}: no such file, expected a params file or one of basic-test, compact-")
         assert told.endswith(f"{hint}\n")
         assert told.count("\n") == 1
     assert cli.main(["params", "quick.yaml", "memory"]) == 2  # the name of a file is a file
