@@ -122,6 +122,8 @@ def export_html(
     soup = BeautifulSoup(shown, "html.parser")
     question = _put_results_first(soup, title)
     number_figures(soup.main, language)
+    for table in soup.select(".prose table"):
+        table["tabindex"] = "0"  # it scrolls where the page is narrow, by keys too
     framed = page_text(
         soup, title if question == title else f"{question} – {title}", links=links, language=language,
         here=_own_href(Path(page), links), num_figures=num_figures,

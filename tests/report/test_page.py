@@ -424,6 +424,11 @@ def test_a_page_keeps_everything_and_folds_code(tmp_path):
     assert len(page.read_text()) < 20_000
 
 
+def test_tables_of_text_can_be_scrolled_by_keys(tmp_path):
+    page = export_cells(tmp_path, new_markdown_cell("| a | b |\n|---|---|\n| 1 | 2 |"))
+    assert [table["tabindex"] for table in soup(page.read_text()).select("section table")] == ["0"]
+
+
 def test_headings_of_text_and_outputs_are_in_the_contents(tmp_path):
     page = export_cells(
         tmp_path,
