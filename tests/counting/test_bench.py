@@ -95,6 +95,7 @@ def test_the_drift_of_learned_angles_tells_where_they_break():
     assert "counting_turn_error" not in {one.name for one in products.metrics()}
 
 
+@pytest.mark.scale
 def test_two_processes_give_what_one_gives(tmp_path):
     alone = list(cells(SETTINGS, torch.device("cpu"), tmp_path / "a"))
     together = list(cells(SETTINGS.model_copy(update={"counting_processes": 2}), torch.device("cpu"), tmp_path / "b"))

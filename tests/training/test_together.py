@@ -232,6 +232,7 @@ def started(tmp_path, params):
     return process, children
 
 
+@pytest.mark.scale
 def test_whichever_process_ends_all_end_and_the_same_command_resumes(tmp_path, monkeypatch, capsys):
     params = write_tiny_training(tmp_path, models=["stage1_memory"], seeds=[0], train_tokens=128 * 400,
                           checkpoint_every_steps=5, evaluations=1)  # fmt: skip
