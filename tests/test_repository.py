@@ -265,7 +265,7 @@ def test_the_readmes_answer_is_what_the_records_say():
     perplexity, memory = stages["perplexity"], stages["memory"]
     ratios = {name: perplexity.find("perplexity_ratio_to_phase2", name) for name in ("stage1_compact", "stage1_memory")}
     twin = perplexity.find("perplexity_ratio_to_stage1_compact", "real_twin_compact")
-    kinds = ("", "_matched", "_recomputed", "_plain")
+    kinds = ("", "_matched", "_recomputed", "_plain", "_training_step")
     peaks = [memory.find(f"peak_memory{kind}_ratio_to_phase2", "stage1_compact") for kind in kinds]
     peaks += [memory.find("peak_memory_ratio_to_phase2_bfloat16", "stage1_compact")]
     peaks += [memory.find("peak_memory_recomputed_ratio_to_phase2", "real_twin_compact")]
