@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from muse.models.static_step import captured
+
 PIECE_TOKENS = 1024
-WARMUPS = 2
 
 
 def read_pieces(call: Callable[[Tensor], object], prompt: Tensor, tokens: int = PIECE_TOKENS) -> None:
@@ -35,7 +36,7 @@ class StaticGpt2:
         self.places = torch.arange(most_tokens, device=prompt.device)
         weight = library.lm_head.weight
         self.logits = weight.new_zeros(len(prompt), len(weight))
-        self.graph = self._captured() if (prompt.is_cuda if capture is None else capture) else None
+        self.graph = captured(self._step) if (prompt.is_cuda if capture is None else capture) else None
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -59,15 +60,3 @@ class StaticGpt2:
         self.logits.copy_(found.logits[:, -1])
         self.token.copy_(found.logits[:, -1].argmax(-1, keepdim=True))
         self.position.add_(1)
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                self._step()
-        here.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        return graph

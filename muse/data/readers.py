@@ -63,16 +63,21 @@ def read_folder(folder: Path, splits: Sequence[str]) -> Texts:
 
 def _text_file(path: Path) -> tuple[list[str], SourceFile]:
     content = _content(path)
+    text, replaced = decoded(path, content)
+    if problem := no_text(text):
+        raise ValueError(f"{path} must be a corpus, got {problem}")
+    return lines_of(text), SourceFile.of_bytes(path, content, replaced)
+
+
+def decoded(path: Path, content: bytes) -> tuple[str, Sequence[str]]:
+    """Text of a file with its line ends normalised, and what was replaced; ValueError names the file."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8: {error}") from error
     if "\r\r\n" in text:
         raise ValueError(f"{path} must have line ends that can be told apart, got '\\r\\r\\n', which is one or two")
-    text, replaced = normalized(text)
-    if problem := no_text(text):
-        raise ValueError(f"{path} must be a corpus, got {problem}")
-    return lines_of(text), SourceFile.of_bytes(path, content, replaced)
+    return normalized(text)
 
 
 def _table_content(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from muse.host.files import sha256_of
 
 from .corpus import SourceFile
-from .readers import HEAD_BYTES
+from .readers import HEAD_BYTES, decoded
 from .tables import stream_rows
 from .text import binary, no_text, normalized
 
@@ -43,13 +43,7 @@ def _of_text(path: Path, on_file: OnFile) -> Iterator[str]:
     for content in _byte_blocks(path):
         whole.update(content)
         num_bytes += len(content)
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} must be UTF-8: {error}") from error
-        if "\r\r\n" in text:
-            raise ValueError(f"{path} must have line ends that can be told apart, got '\\r\\r\\n', which is one or two")
-        text, found = normalized(text)
+        text, found = decoded(path, content)
         if (problem := no_text(text) if first else binary(text)) and problem != EMPTY:
             raise ValueError(f"{path} must be a corpus, got {problem}")
         replaced |= set(found)

@@ -88,6 +88,20 @@ def picked(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     return (probability / noise).argmax(-1)
 
 
+def captured(step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """A step as a graph, after ordinary ones on a stream beside, which move the buffers that it writes to."""
+    stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUPS):
+            step()
+    here.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
+
+
 class StaticStep:
     """Called again and again, it returns the next token (B,): from the buffer of the last one, through the model."""
 
@@ -151,15 +165,7 @@ class StaticStep:
         """The step as a graph, all buffers as they were before."""
         buffers = [*self.steps.buffers(), self.token, self.logits, self.index, self.bad]
         before = [buffer.clone() for buffer in buffers]
-        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                self._step()
-        here.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
+        graph = captured(self._step)
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(old)
         return graph

@@ -24,11 +24,11 @@ from muse.models.weights import WithoutDraws
 from muse.params import Settings, of_today, validate
 from muse.records.schema import BenchRecord, Report, StageRecord
 from muse.records.store import read_record
+from muse.report.plan_errors import FILE
 
 from .memory import optimizer_step
 from .plan import START_SECONDS, counted_step
 
-FILE = "plan.json"
 MEMORY_RUNS = {
     "gpu": "gpu/report.json",
     "gpu-adamw": "gpu-adamw/report.json",
