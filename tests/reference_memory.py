@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from reference import native, planes
-from torch import Tensor
+from reference import native, planes, rms_error
+from torch import Tensor, nn
 
 
 def memory(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, theta: Tensor, imaginary_scores: bool = True) -> Tensor:
@@ -146,3 +146,16 @@ def lowered(p: dict, z: Tensor, options, width: int) -> Tensor:
     else:
         z = z @ p["embedding.lift.weight"] * math.sqrt(options.table_rank / (2 * width))
     return planes(z) if complex_rows else z
+
+
+def check(model: nn.Module, ids: Tensor) -> None:
+    """Assert that a model in float64 has the logits of these ids (B T) and the gradients that are worked out here."""
+    weights = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+    want, got = logits(weights, ids, model.config), model(ids)
+    assert rms_error(got, want) < 1e-11
+    upstream = torch.randn(want.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (want * upstream).sum().backward()
+    (got * upstream).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rms_error(parameter.grad, weights[name].grad) < 1e-9, name

@@ -99,17 +99,7 @@ def test_every_ablation_is_within_the_budget(options):
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_logits_and_gradients_match_the_token_by_token_reference(options):
-    model = randomised(tiny(**options)).double()
-    ids = random_ids(41, 2, 17)
-    weights = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
-    want, got = reference_memory.logits(weights, ids, model.config), model(ids)
-    assert reference.rms_error(got, want) < 1e-11
-    upstream = torch.randn(want.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    (want * upstream).sum().backward()
-    (got * upstream).sum().backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert reference.rms_error(parameter.grad, weights[name].grad) < 1e-9, name
+    reference_memory.check(randomised(tiny(**options)).double(), random_ids(41, 2, 17))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ from muse.training.recipe import TrainingResult
 from muse.training.trainer import NonFiniteLossError
 from muse.training.tuning import Ended, Job, Plan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 PROFILE = {
@@ -44,16 +46,6 @@ PROFILE = {
 }
 SENTENCE = "the sun and the moon go round and a cat looks at the moon \n"
 GPT2_LOG = "gpt2-s0-512.log"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    """Tiny tensors: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_params(folder: Path, **values: object) -> str:

@@ -30,6 +30,8 @@ from muse.training.ranks import Ranks
 from muse.training.together import check_share
 from muse.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROUNDING = 2e-5  # nat/token: float32 sums of a batch in another order, over 24 steps
 
@@ -46,16 +48,6 @@ def folder(tmp_path_factory):
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    """Tiny tensors: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
-    torch.set_num_threads(threads)
 
 
 def told(folder, name, size, rank=0):
