@@ -17,6 +17,7 @@ from muse.data.counting import Task
 from muse.host.files import write_atomic
 from muse.models.tensor_file import sha256_of_json
 from muse.training.code_key import code_sha256
+from muse.training.recipe import schedule
 
 from .arms import Sizes, build_arm, loss, num_scalars
 
@@ -60,10 +61,7 @@ class Job:
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step: linear up to the highest, then half a cosine towards 0."""
-        warmup = math.ceil(WARMUP_SHARE * self.steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
+        return self.learning_rate * schedule(step, self.steps, WARMUP_SHARE)
 
 
 @dataclass(frozen=True)

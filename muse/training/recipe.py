@@ -48,6 +48,14 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
+def schedule(step: int, steps: int, warmup_share: float) -> float:
+    """Share of the highest learning rate in a step counted from 0: linear up to 1, then half a cosine towards 0."""
+    warmup = math.ceil(warmup_share * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one model is trained; all models of a comparison share everything but what is tried on validation."""
@@ -108,10 +116,7 @@ class Recipe:
 
     def schedule(self, step: int) -> float:
         """Share of the highest learning rate in a step counted from 0."""
-        warmup = math.ceil(self.warmup_share * self.steps)
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
+        return schedule(step, self.steps, self.warmup_share)
 
     def evaluation_steps(self) -> frozenset[int]:
         """Numbers of finished steps after which the validation split is measured."""
