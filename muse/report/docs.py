@@ -17,7 +17,7 @@ from muse.params import GRID
 from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
 from muse.records.store import read_record
 
-from . import plan_errors, predictions, shares
+from . import plan_errors, predictions, shares, trainings
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
 from .numbers import ratio_cell
@@ -156,8 +156,9 @@ def of_run(reports: Path, run: str) -> list[str]:
     profile = settings_of(report, "train")
     sections = {
         "What it stands on": facts(report),
-        "What makes it so": shares.of_both_sides(report),
+        "What makes it so": shares.of_both_sides(report, trainings.by_adamw(reports) if run == MAIN else ""),
         "Expected and found": predictions.beside_results(reports / run / "predictions.md", report),
+        **(beside_main(reports) if run == MAIN else {}),
         "One thing changed in the memory": ablations(reports, run),
         "Longer contexts": lengths(reports, run),
         "On other texts": elsewhere(reports, run),
@@ -169,6 +170,30 @@ def of_run(reports: Path, run: str) -> list[str]:
     page = "index.html" if (reports / run / "index.html").exists() else "report.json"
     lead = f"[reports/{run}](../reports/{run}/{page}), {read(report)}; {about}. {MEASURED}"
     return [lead, comparison(report), *([TEXT] if run == MAIN else []), verdicts(report), *told]
+
+
+def beside_main(reports: Path) -> dict[str, str]:
+    """Return the sections on trainings that were made beside the main comparison."""
+    return {
+        "At the setting that serves all models best": common(reports),
+        "One thing changed in the compact model": trainings.changed(reports),
+        "AdamW on both sides": trainings.recipes(reports),
+        "Longer contexts, by this recipe": trainings.lengths(reports),
+    }
+
+
+def common(reports: Path) -> str:
+    """Return the compact model and Phase 2 at the setting that serves all models best; nothing without such a run."""
+    report = companion(reports, MAIN, "gpu-common")
+    if report is None:
+        return ""
+    found, settings = stage_of(report, "perplexity"), settings_of(report, "train")
+    setting = "{batch_tokens[0]:,} tokens a step, dropout {dropouts[0]:g}, weight decay {weight_decays[0]:g}"
+    both = catalog.COMPACT, catalog.BASELINE
+    told = ", ".join(f"{label(model)} {shown(found.find('perplexity', model), '.4g')}" for model in both)
+    over = ratio(found.find(f"{RATIO}{catalog.BASELINE}", catalog.COMPACT))
+    made_with = f"{len(report.run.seeds)} seeds, {setting.format(**settings)}"
+    return f"{read(report)}; {made_with}. {told} per token: {over}."
 
 
 def tried(report: Report) -> int:

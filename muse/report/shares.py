@@ -19,13 +19,14 @@ from .tables import markdown
 
 OVER = f"_ratio_to_{BASELINE}"
 HALF = f"{OVER}_bfloat16"
+MUON = "AdamW on both sides, with the smallest and largest of one seed"
 
 
-def of_both_sides(report: Report) -> str:
+def of_both_sides(report: Report, by_adamw: str = "") -> str:
     """Return a table of the compact model's perplexity and GPU memory over Phase 2's; nothing without that model.
 
     Each row below the first leaves one thing out on both sides, or gives it to both; a cell is empty where that changes
-    nothing or was not measured.
+    nothing or was not measured. `by_adamw` is the perplexity where both sides are trained by AdamW.
     """
     if COMPACT not in [one.model for one in report.judged]:
         return ""
@@ -39,6 +40,7 @@ def of_both_sides(report: Report) -> str:
     whole, base = _label(COMPACT), _label(BASELINE)
     rows = [
         ["the whole", f"{whole} over {base}", quality(COMPACT), memory("")],
+        *([["the recipe's Muon: none", MUON, by_adamw, ""]] if by_adamw else []),
         ["half precision: none", "all float32, as each runs", "", memory("_matched")],
         ["half precision: both", f"{base} stored in bfloat16 too", "", memory("", over=HALF)],
         ["recomputed blocks: both", "halves of blocks on both sides", "", memory("_recomputed")],

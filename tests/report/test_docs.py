@@ -88,3 +88,5 @@ def test_what_makes_it_so_is_told_by_leaving_one_thing_out_on_both_sides():
     assert "0.600" in cells[("half precision: both",)]
     assert cells[("low-rank table: both",)].endswith("| 1.250 (1.000 to 1.500) | 1.000 |")
     assert shares.of_both_sides(make_report()) == ""
+    told = shares.of_both_sides(compared(), by_adamw="0.875 (0.750 to 1.000)")
+    assert "| the recipe's Muon: none | " + shares.MUON + " | 0.875 (0.750 to 1.000) |  |" in told
