@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from statistics import mean, median_low
 
@@ -163,21 +164,21 @@ def _workers(processes: int, device: torch.device, folder: Path | None) -> Itera
         yield lambda jobs, word: {one: learn(one, device, folder) for one in track(jobs, word)}
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+    numbers = context.SimpleQueue()
+    for number in range(processes):
+        numbers.put(number)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(numbers, device)) as pool:
 
         def run(jobs: Sequence[Job], word: str) -> dict[Job, Outcome]:
-            places = [_place(device, number) for number in range(len(jobs))]
-            waiting = {pool.submit(learn, one, place, folder): one for one, place in zip(jobs, places, strict=True)}
+            waiting = {pool.submit(learn, one, device, folder): one for one in jobs}
             done = {waiting[future]: future.result() for future in track(as_completed(waiting), word, len(jobs))}
             return {one: done[one] for one in jobs}
 
         yield run
 
 
-def _place(device: torch.device, number: int) -> str:
-    """The cards in turn, or the CPU."""
-    return f"cuda:{number % torch.cuda.device_count()}" if device.type == "cuda" else str(device)
-
-
-def _one_thread() -> None:
+def _begin(numbers: SimpleQueue[int], device: torch.device) -> None:
+    """Give a process one thread, and on CUDA the cards in turn: a graph belongs to the card that is current."""
     torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
