@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -83,20 +84,35 @@ class Outcome:
 
 def learn(job: Job, device: torch.device | str = "cpu", folder: Path | None = None) -> Outcome:
     """Train and test; with a `folder` what is kept there is not done again, whatever is new is kept there."""
-    path = None if folder is None else folder / f"{job.task}-{job.arm}-{key_of(job, device)[:16]}.json"
-    if path is not None and path.is_file():
-        return outcome_of(json.loads(path.read_text(encoding="utf-8")))
+    if (found := kept(job, device, folder)) is not None:
+        return found
     outcome = _learned(job, torch.device(device))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(asdict(outcome), allow_nan=False) + "\n")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(_path(job, device, folder), json.dumps(asdict(outcome), allow_nan=False) + "\n")
     return outcome
+
+
+def kept(job: Job, device: torch.device | str, folder: Path | None) -> Outcome | None:
+    """What a training came to that has left its numbers in a folder; None where it has not."""
+    if folder is None or not (path := _path(job, device, folder)).is_file():
+        return None
+    return outcome_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _path(job: Job, device: torch.device | str, folder: Path) -> Path:
+    return folder / f"{job.task}-{job.arm}-{key_of(job, device)[:16]}.json"
+
+
+@functools.cache
+def _code() -> str:
+    """The hash of the code that decides a result, as it is when it is first asked for."""
+    return code_sha256(__file__)
 
 
 def key_of(job: Job, device: torch.device | str) -> str:
     """Return the SHA-256 of what decides a result: the job, the kind of device and the code."""
-    code = code_sha256(__file__)
-    return sha256_of_json({**asdict(job), "device": torch.device(device).type, "code": code})
+    return sha256_of_json({**asdict(job), "device": torch.device(device).type, "code": _code()})
 
 
 def outcome_of(values: dict) -> Outcome:
