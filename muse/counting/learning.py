@@ -27,6 +27,7 @@ LAST = 20  # positions at the end of a sequence on which accuracy is taken
 SHORTEST = 4  # length of the first training sequences
 GROWING_SHARE = 0.5  # of the steps, over which they grow to the training length, alike for every arm
 WARMUP_SHARE = 0.05
+GRAPHS = 4  # lengths that a step is captured at: more save what is filled in, and cost memory
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.98), 0.01, 1.0
 TEST_TOKENS = 2**17  # of the sequences that are tested at a time
 TESTED_SEED, VALIDATED_SEED = 2_000_000, 1_000_000  # of sequences that no training draws
@@ -143,10 +144,10 @@ def _learned(job: Job, device: torch.device) -> Outcome:
 
 
 class Update:
-    """An optimizer step of an arm: forward, backward, clipping, AdamW. On CUDA it is one graph.
+    """An optimizer step of an arm: forward, backward, clipping, AdamW. On CUDA it is one graph for each of few lengths.
 
-    A graph knows one shape, so that there all sequences are as long as the longest. What is filled up is read after
-    all that is asked, and not asked for: no arm looks ahead, and the loss is the same.
+    There sequences are filled up to the next of them. What is filled in is read after all that is asked, and not asked
+    for: no arm looks ahead, and the loss is the same.
     """
 
     def __init__(self, model: nn.Module, job: Job, filled: bool | None = None, captured: bool | None = None) -> None:
@@ -154,17 +155,23 @@ class Update:
         device = next(model.parameters()).device
         self.captured = device.type == "cuda" if captured is None else captured
         self.model, self.order = model, job.sizes.order
-        self.length = job.length if (self.captured if filled is None else filled) else 0
+        parts = range(1, GRAPHS + 1) if (self.captured if filled is None else filled) else ()
+        self.lengths = [math.ceil(job.length * part / GRAPHS) for part in parts]
         self.rate = torch.zeros((), device=device)  # a tensor, so that a graph follows the schedule
         self.optimizer = torch.optim.AdamW(model.parameters(), self.rate, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
-        self.update = Replayed(self._update) if self.captured else self._update
+        self.replayed: dict[int, Replayed] = {}
 
     def __call__(self, tokens: Tensor, answers: Tensor, rate: float) -> Tensor:
         """Train on tokens and answers (B T) at a learning rate; the loss in nat per position, on the device."""
         self.rate.fill_(rate)
-        missing = max(0, self.length - tokens.shape[1])
-        ids = F.pad(begun(tokens, self.order), (0, missing))
-        return self.update(ids, F.pad(answers, (0, missing), value=UNASKED))[0].clone()
+        length = next((length for length in self.lengths if length >= tokens.shape[1]), tokens.shape[1])
+        missing = length - tokens.shape[1]
+        batch = F.pad(begun(tokens, self.order), (0, missing)), F.pad(answers, (0, missing), value=UNASKED)
+        if not self.captured:
+            return self._update(*batch)[0]
+        if length not in self.replayed:
+            self.replayed[length] = Replayed(self._update)
+        return self.replayed[length](*batch)[0].clone()
 
     def _update(self, ids: Tensor, answers: Tensor) -> tuple[Tensor]:
         found = loss(self.model, ids, answers)
