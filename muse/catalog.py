@@ -42,6 +42,7 @@ ANGLES = "angles"
 """The rotation by angles from the token, of a model of its own."""
 REFERENCE, WITH_MEMORY, BASELINE, YARDSTICK, TWIN = "stage1", "stage1_memory", "phase2", "gpt2", "real_twin"
 COMPACT, COMPACT_TWIN, COMPACT_BASELINE = "stage1_compact", "real_twin_compact", "phase2_compact"
+COMPACT_ANGLES = f"{COMPACT}_{ANGLES}"
 
 
 def _ablation(change: str, *, of: str = WITH_MEMORY, **different: object) -> Model:
@@ -79,7 +80,7 @@ MODELS = (
     _ablation("adjoint_head", of=COMPACT, options={"adjoint_head": True}),
     _ablation("no_rotation", of=COMPACT, removes_complex=True, options={"rotation": "none"}),
     _ablation("real_scores", of=COMPACT, removes_complex=True, options={"imaginary_scores": False}),
-    _ablation("angles", of=COMPACT, options={"rotation": ANGLES}),
+    _ablation(ANGLES, of=COMPACT, options={"rotation": ANGLES}),
 )
 """An ablation changes one thing of a model; those of the memory fit its budget at the published sizes."""
 
@@ -157,7 +158,7 @@ def can_track(arm: str, task: str) -> bool:
     return kinds[THEORY[arm]]
 
 
-BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", "memory", "generation")
+BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", ANGLES, "memory", "generation")
 """What `muse bench` compares, in the order in which it runs."""
 
 GATE_STATES = ("fresh", "perturbed", "trained")

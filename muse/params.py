@@ -236,6 +236,9 @@ class Settings(BaseModel):
     counting_seeds: list[Seed] = Field(
         [0, 1, 2, 3, 4], min_length=1, description="trainings of each arm on each task; tries have a seed of their own"
     )
+    counting_minutes: Annotated[float, Field(ge=0, le=366 * 24 * 60)] | None = Field(
+        None, description="after so long no training of the counting bench begins; the record says what is missing"
+    )
     counting_processes: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="trainings of the counting bench side by side, on the visible devices in turn"
     )

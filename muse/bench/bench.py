@@ -29,7 +29,7 @@ from .head import head
 from .peak import memory
 from .stack import complex_stack
 from .timing import GroupResult, first_line, release
-from .training import models, training
+from .training import angles, models, training
 
 GROUPS: dict[str, Callable[[Context], Iterator[GroupResult | Metric]]] = {
     "gradients": gate,
@@ -38,6 +38,7 @@ GROUPS: dict[str, Callable[[Context], Iterator[GroupResult | Metric]]] = {
     "head": head,
     "stack": complex_stack,
     "models": models,
+    "angles": angles,
     "memory": memory,
     "generation": generation,
 }

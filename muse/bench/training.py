@@ -1,15 +1,15 @@
-"""A step of training: the reference against its naive form, and the other models against GPT-2."""
+"""A step of training: the reference against its naive form, the other models against GPT-2, rotations by the token."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from muse.catalog import COMPARED, REFERENCE, YARDSTICK
+from muse.catalog import COMPACT, COMPACT_ANGLES, COMPARED, REFERENCE, YARDSTICK
 from muse.measure.throughput import flops_per_token, training_step
 from muse.records.schema import Metric
 
@@ -52,20 +52,38 @@ def training(bench: Context) -> Iterator[GroupResult]:
 
 def models(bench: Context) -> Iterator[GroupResult | Metric]:
     """Training of the other models against GPT-2, eager and compiled, at the smallest training batch; CUDA only."""
+    yield from _in_both_modes(bench, "models", COMPARED, YARDSTICK)
+
+
+def angles(bench: Context) -> Iterator[GroupResult | Metric]:
+    """The same of the compact model that angles from the token rotate, against the one with fixed rotation."""
+    yield from _in_both_modes(bench, "angles", (COMPACT_ANGLES, COMPACT), COMPACT)
+
+
+def _in_both_modes(
+    bench: Context, group: str, names: Sequence[str], baseline: str
+) -> Iterator[GroupResult | Metric]:
     if bench.device.type != "cuda":
-        yield no_value("bench_models_speed", "token/s", "missing: full-size models are trained in turn on CUDA only")
+        yield no_value(f"bench_{group}_speed", "token/s", "missing: full-size models are trained in turn on CUDA only")
         return
     for mode in ("eager", "compiled"):
-        yield compare_models(bench, mode, min(bench.training_batches))
+        yield compare_models(bench, mode, min(bench.training_batches), group, names, baseline)
 
 
-def compare_models(bench: Context, mode: str, batch: int) -> GroupResult:
-    """Training steps of every model as it runs by default, on the same tokens, each behind the same gate.
+def compare_models(
+    bench: Context,
+    mode: str,
+    batch: int,
+    group: str = "models",
+    names: Sequence[str] = COMPARED,
+    baseline: str = YARDSTICK,
+) -> GroupResult:
+    """Training steps of each model as it runs by default, on the same tokens, each behind the same gate.
 
     FLOPs are each model's own; what is computed again for the backward pass does not count.
     """
     ids, targets = bench.batch(batch)
-    masters = {name: bench.master(name) for name in COMPARED}
+    masters = {name: bench.master(name) for name in names}
     paths = {
         name: partial(training_trial, bench, lambda master=master: master, ids=ids, targets=targets,
                       check=partial(gated, bench, name), compile_loss=mode == "compiled")
@@ -73,8 +91,8 @@ def compare_models(bench: Context, mode: str, batch: int) -> GroupResult:
     }  # fmt: skip
     flops = {name: 3 * flops_per_token(master, bench.n_tokens) for name, master in masters.items()}
     least = {name: optimizer_bytes(master) for name, master in masters.items()}
-    return bench.compare(f"models_{mode}_{batch}x{bench.n_tokens}", paths, tokens_per_call=ids.numel(),
-                         baseline=YARDSTICK, flops_per_token=flops, least_bytes=least)  # fmt: skip
+    return bench.compare(f"{group}_{mode}_{batch}x{bench.n_tokens}", paths, tokens_per_call=ids.numel(),
+                         baseline=baseline, flops_per_token=flops, least_bytes=least)  # fmt: skip
 
 
 def training_trial(

@@ -23,6 +23,7 @@ from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 from .mixers import Counts, Diagonal, Gru, Householder, Turning
 
 LARGEST = "real_householder_2"
+UNASKED = -100  # an answer that nobody asks for
 FEED_FORWARD = 2  # its width over that of the stream, in the largest arm
 
 
@@ -155,8 +156,11 @@ def _made(name: str, sizes: Sizes, hidden: int, seed: int) -> nn.Module:
 
 
 def loss(model: nn.Module, token_ids: Tensor, answers: Tensor) -> Tensor:
-    """Mean cross entropy in nats at every position behind the first token: ids (B 1+T), answers (B T)."""
-    return F.cross_entropy(model(token_ids)[:, 1:].flatten(0, 1), answers.flatten())
+    """Mean cross entropy in nats at every position behind the first token: ids (B 1+T), answers (B T).
+
+    Positions whose answer is UNASKED do not count.
+    """
+    return F.cross_entropy(model(token_ids)[:, 1:].flatten(0, 1), answers.flatten(), ignore_index=UNASKED)
 
 
 def nearest_turn(angles: Tensor, order: int) -> tuple[float, float]:

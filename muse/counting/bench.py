@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from statistics import mean, median_low
 
@@ -19,7 +21,7 @@ from muse.params import Settings
 from muse.records.schema import Metric, Series
 
 from .arms import breaks_at, nearest_turn
-from .learning import Job, Outcome, learn
+from .learning import Job, Outcome, kept, learn
 
 SOLVED = 0.9
 """From which score on a length counts as counted."""
@@ -29,6 +31,9 @@ BEYOND = 4
 
 TRIES_SEED = 1000
 """How far the seed of the tries lies above those that count."""
+
+SLOWEST = ("real_householder_2", "real_householder", "gru")
+"""Arms whose trainings take longest: they begin first, so that no card waits for them at the end."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Cell:
         scores = [run.scores[lengths.index(far)] for run in runs]
         skewed = [run.skewed[lengths.index(far)] for run in runs]
         longest = [max((n for n, s in zip(lengths, run.scores, strict=True) if s >= SOLVED), default=0) for run in runs]
+        seconds = [run.seconds for run in runs]
+        graphs = "each step one CUDA graph" if all(run.captured for run in runs) else "steps without a CUDA graph"
         found = [
             self._metric("score", mean(scores), "share", scores, f"mean of seeds at length {far}"),
             self._metric("skewed", mean(skewed), "share", skewed, f"mean of seeds at length {far}"),
@@ -64,7 +71,7 @@ class Cell:
             self._metric("solved", sum(s >= SOLVED for s in scores), "seeds", (), f"of {len(runs)} seeds", len(runs)),
             self._metric("learning_rate", self.learning_rate, "1", (), f"the best of {len(self.tries)} tries"),
             self._metric("scalars", runs[0].scalars, "scalars"),
-            self._metric("seconds", median_low([run.seconds for run in runs]), "s", [run.seconds for run in runs]),
+            self._metric("seconds", median_low(seconds), "s", seconds, f"median of seeds, {graphs}"),
         ]
         for one in self.tries:
             model = f"{self.name} {one.job.learning_rate:g}"
@@ -111,6 +118,22 @@ class Cell:
         return found
 
 
+@dataclass(frozen=True)
+class Missing:
+    """One arm on one task that is not through: it says nothing yet, neither good nor bad."""
+
+    task: str
+    arm: str
+    left: int  # trainings that have not been run
+    wanted: int  # trainings, tries included
+
+    def metrics(self) -> list[Metric]:
+        """How many of its trainings have not been run."""
+        note = f"of {self.wanted} trainings, tries included"
+        return [Metric(name="counting_missing", model=f"{self.arm} {self.task}", value=float(self.left),
+                       unit="trainings", n=self.wanted, note=note)]  # fmt: skip
+
+
 def beyond(lengths: Sequence[int], trained: int) -> int:
     """The tested length that decides: the first that is four times the training length or more, else the longest."""
     return next((n for n in sorted(lengths) if n >= BEYOND * trained), max(lengths))
@@ -134,50 +157,91 @@ def job(settings: Settings, task: str, arm: str, learning_rate: float, seed: int
                is_try=is_try)  # fmt: skip
 
 
-def cells(settings: Settings, device: torch.device, folder: Path | None) -> Iterator[Cell]:
-    """Yield each arm on each task, with all of its trainings; they run side by side where the settings say so."""
+Pair = tuple[str, str]
+"""Task and arm."""
+
+
+def cells(settings: Settings, device: torch.device, folder: Path | None) -> Iterator[Cell | Missing]:
+    """Yield each arm on each task, with all of its trainings; they run side by side where the settings say so.
+
+    Task after task is finished, in the order of the settings. What is on disk in `folder` is not trained again. After
+    `counting_minutes` no training begins: what lacks one by then is Missing.
+    """
     arms = [arm for arm in ARMS if arm in settings.counting_arms]
     pairs = list(itertools.product(tasks_of(settings), arms))
-    rates, seeds = settings.counting_learning_rates, settings.counting_seeds
-    tries_seed = max(seeds) + TRIES_SEED
-    with _workers(settings.counting_processes, device, folder) as run:
-        wanted = [job(settings, *pair, rate, tries_seed, is_try=True) for pair in pairs for rate in rates]
-        tries = _by_pair(run(wanted, "tries"))
-        wanted = [job(settings, *pair, chosen(tries[pair]), seed, is_try=False) for pair in pairs for seed in seeds]
-        runs = _by_pair(run(wanted, "trainings"))
+    rates, seeds = len(settings.counting_learning_rates), len(settings.counting_seeds)
+    total = len(pairs) * (rates + seeds)
+    done = dict(track(_trainings(settings, pairs, device, folder), "trainings", total))
     for pair in pairs:
-        yield Cell(*pair, tuple(tries[pair]), tuple(runs[pair]))
+        found = [done[one] for one in _wanted(settings, pair, done) if one in done]
+        if len(found) == rates + seeds:
+            yield Cell(*pair, tuple(found[:rates]), tuple(found[rates:]))
+        else:
+            yield Missing(*pair, rates + seeds - len(found), rates + seeds)
 
 
-def _by_pair(outcomes: Mapping[Job, Outcome]) -> dict[tuple[str, str], list[Outcome]]:
-    found: dict[tuple[str, str], list[Outcome]] = {}
-    for one, outcome in outcomes.items():
-        found.setdefault((one.task, one.arm), []).append(outcome)
-    return found
+def _wanted(settings: Settings, pair: Pair, done: Mapping[Job, Outcome]) -> list[Job]:
+    """The tries of an arm on a task, and once they are done the trainings at the learning rate that they choose."""
+    seeds = settings.counting_seeds
+    tries = [job(settings, *pair, rate, max(seeds) + TRIES_SEED, True) for rate in settings.counting_learning_rates]
+    if not all(one in done for one in tries):
+        return tries
+    rate = chosen([done[one] for one in tries])
+    return tries + [job(settings, *pair, rate, seed, False) for seed in seeds]
 
 
-@contextmanager
-def _workers(processes: int, device: torch.device, folder: Path | None) -> Iterator:
-    """A function of jobs and a word for them, to their outcomes in the order of the jobs."""
+def _trainings(
+    settings: Settings, pairs: Sequence[Pair], device: torch.device, folder: Path | None
+) -> Iterator[tuple[Job, Outcome]]:
+    """Yield what is on disk, then each training as it ends."""
+    latest = time.monotonic() + 60 * (math.inf if settings.counting_minutes is None else settings.counting_minutes)
+    done: dict[Job, Outcome] = {}
+    for pair in (pair for pair in pairs for _ in ("tries", "trainings")):
+        for one in _wanted(settings, pair, done):
+            if one not in done and (outcome := kept(one, device, folder)):
+                done[one] = outcome
+                yield one, outcome
+    tasks = tasks_of(settings)
+    in_order = sorted(pairs, key=lambda pair: (tasks.index(pair[0]), pair[1] not in SLOWEST))
+    running: dict[Future[Outcome], Job] = {}
+    with _workers(settings.counting_processes, device) as pool:
+        while True:
+            open_jobs = (one for pair in in_order for one in _wanted(settings, pair, done))
+            waiting = (one for one in open_jobs if one not in done and one not in running.values())
+            for one in itertools.islice(waiting, settings.counting_processes - len(running)):
+                if time.monotonic() < latest:
+                    running[pool.submit(learn, one, device, folder)] = one
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                one = running.pop(future)
+                done[one] = future.result()
+                yield one, done[one]
+
+
+class _Here(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, function: Callable[..., Outcome], /, *given: object) -> Future[Outcome]:
+        """The result of function(*given), whose errors are raised here."""
+        future: Future[Outcome] = Future()
+        future.set_result(function(*given))
+        return future
+
+
+def _workers(processes: int, device: torch.device) -> Executor:
+    """So many processes that compute, or this one."""
     if processes == 1:
-        yield lambda jobs, word: {one: learn(one, device, folder) for one in track(jobs, word)}
-        return
+        return _Here()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
-
-        def run(jobs: Sequence[Job], word: str) -> dict[Job, Outcome]:
-            places = [_place(device, number) for number in range(len(jobs))]
-            waiting = {pool.submit(learn, one, place, folder): one for one, place in zip(jobs, places, strict=True)}
-            done = {waiting[future]: future.result() for future in track(as_completed(waiting), word, len(jobs))}
-            return {one: done[one] for one in jobs}
-
-        yield run
+    numbers = context.SimpleQueue()
+    for number in range(processes):
+        numbers.put(number)
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(numbers, device))
 
 
-def _place(device: torch.device, number: int) -> str:
-    """The cards in turn, or the CPU."""
-    return f"cuda:{number % torch.cuda.device_count()}" if device.type == "cuda" else str(device)
-
-
-def _one_thread() -> None:
+def _begin(numbers: SimpleQueue[int], device: torch.device) -> None:
+    """Give a process one thread, and on CUDA the cards in turn: a graph belongs to the card that is current."""
     torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(numbers.get() % torch.cuda.device_count())

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muse.data import counting
 from muse.data.counting import Task
 from muse.host.files import write_atomic
 from muse.models.tensor_file import sha256_of_json
+from muse.ops.cuda_graph import Replayed, let_capture
 from muse.training.code_key import code_sha256
 from muse.training.recipe import schedule
 
-from .arms import Sizes, build_arm, loss, num_scalars
+from .arms import UNASKED, Sizes, build_arm, loss, num_scalars
 
 LAST = 20  # positions at the end of a sequence on which accuracy is taken
 SHORTEST = 4  # length of the first training sequences
 GROWING_SHARE = 0.5  # of the steps, over which they grow to the training length, alike for every arm
 WARMUP_SHARE = 0.05
+GRAPHS = 4  # lengths that a step is captured at: more save what is filled in, and cost memory
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.98), 0.01, 1.0
 TEST_TOKENS = 2**17  # of the sequences that are tested at a time
 TESTED_SEED, VALIDATED_SEED = 2_000_000, 1_000_000  # of sequences that no training draws
@@ -77,24 +80,40 @@ class Outcome:
     seconds: float
     diverged: bool
     angles: tuple[tuple[float, ...], ...]  # radians, token by token, of the first layer's planes; empty without any
+    captured: bool = False  # whether each step was one CUDA graph
 
 
 def learn(job: Job, device: torch.device | str = "cpu", folder: Path | None = None) -> Outcome:
     """Train and test; with a `folder` what is kept there is not done again, whatever is new is kept there."""
-    path = None if folder is None else folder / f"{job.task}-{job.arm}-{key_of(job, device)[:16]}.json"
-    if path is not None and path.is_file():
-        return outcome_of(json.loads(path.read_text(encoding="utf-8")))
+    if (found := kept(job, device, folder)) is not None:
+        return found
     outcome = _learned(job, torch.device(device))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(asdict(outcome), allow_nan=False) + "\n")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(_path(job, device, folder), json.dumps(asdict(outcome), allow_nan=False) + "\n")
     return outcome
+
+
+def kept(job: Job, device: torch.device | str, folder: Path | None) -> Outcome | None:
+    """What a training came to that has left its numbers in a folder; None where it has not."""
+    if folder is None or not (path := _path(job, device, folder)).is_file():
+        return None
+    return outcome_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _path(job: Job, device: torch.device | str, folder: Path) -> Path:
+    return folder / f"{job.task}-{job.arm}-{key_of(job, device)[:16]}.json"
+
+
+@functools.cache
+def _code() -> str:
+    """The hash of the code that decides a result, as it is when it is first asked for."""
+    return code_sha256(__file__)
 
 
 def key_of(job: Job, device: torch.device | str) -> str:
     """Return the SHA-256 of what decides a result: the job, the kind of device and the code."""
-    code = code_sha256(__file__)
-    return sha256_of_json({**asdict(job), "device": torch.device(device).type, "code": code})
+    return sha256_of_json({**asdict(job), "device": torch.device(device).type, "code": _code()})
 
 
 def outcome_of(values: dict) -> Outcome:
@@ -107,7 +126,8 @@ def outcome_of(values: dict) -> Outcome:
 def _learned(job: Job, device: torch.device) -> Outcome:
     task, started = counting.task(job.task), time.monotonic()
     model = build_arm(job.arm, job.sizes, job.seed).to(device)
-    losses = _trained(model, task, job, device)
+    update = Update(model, job)
+    losses = trained(update, task, job)
     diverged = not all(math.isfinite(value) for value in losses)
     tested = () if job.is_try else job.lengths
     scores, validation, angles = tuple(0.0 for _ in tested), 0.0, ()
@@ -120,32 +140,64 @@ def _learned(job: Job, device: torch.device) -> Outcome:
         angles = () if found is None else tuple(tuple(round(x, 6) for x in row) for row in found.tolist())
     points = [value for value in losses[:: max(1, job.steps // 50)] if math.isfinite(value)]
     return Outcome(job, validation, scores, skewed, tuple(round(value, 5) for value in points), num_scalars(model),
-                   time.monotonic() - started, diverged, angles)  # fmt: skip
+                   time.monotonic() - started, diverged, angles, update.captured)  # fmt: skip
 
 
-def _trained(model: nn.Module, task: Task, job: Job, device: torch.device) -> list[float]:
+class Update:
+    """An optimizer step of an arm: forward, backward, clipping, AdamW. On CUDA it is one graph for each of few lengths.
+
+    There sequences are filled up to the next of them. What is filled in is read after all that is asked, and not asked
+    for: no arm looks ahead, and the loss is the same.
+    """
+
+    def __init__(self, model: nn.Module, job: Job, filled: bool | None = None, captured: bool | None = None) -> None:
+        """`filled` and `captured`: both as the device has it, unless told."""
+        device = next(model.parameters()).device
+        self.captured = device.type == "cuda" if captured is None else captured
+        self.model, self.order = model, job.sizes.order
+        parts = range(1, GRAPHS + 1) if (self.captured if filled is None else filled) else ()
+        self.lengths = [math.ceil(job.length * part / GRAPHS) for part in parts]
+        self.rate = torch.zeros((), device=device)  # a tensor, so that a graph follows the schedule
+        self.optimizer = torch.optim.AdamW(model.parameters(), self.rate, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        self.replayed: dict[int, Replayed] = {}
+
+    def __call__(self, tokens: Tensor, answers: Tensor, rate: float) -> Tensor:
+        """Train on tokens and answers (B T) at a learning rate; the loss in nat per position, on the device."""
+        self.rate.fill_(rate)
+        length = next((length for length in self.lengths if length >= tokens.shape[1]), tokens.shape[1])
+        missing = length - tokens.shape[1]
+        batch = F.pad(begun(tokens, self.order), (0, missing)), F.pad(answers, (0, missing), value=UNASKED)
+        if not self.captured:
+            return self._update(*batch)[0]
+        if length not in self.replayed:
+            self.replayed[length] = Replayed(self._update)
+        return self.replayed[length](*batch)[0].clone()
+
+    def _update(self, ids: Tensor, answers: Tensor) -> tuple[Tensor]:
+        found = loss(self.model, ids, answers)
+        found.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        let_capture(self.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return (found.detach(),)
+
+
+def trained(update: Update, task: Task, job: Job) -> list[float]:
     """The loss of each step; training stops at the first that is not finite."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
-    generator = torch.Generator(device).manual_seed(job.seed)
+    generator = torch.Generator(update.rate.device).manual_seed(job.seed)
     losses: list[Tensor] = []
     for step in range(job.steps):
-        tokens, answers = counting.sequences(task, job.batch, job.length_at(step), generator)
-        for group in optimizer.param_groups:
-            group["lr"] = job.rate_at(step)
-        optimizer.zero_grad()
-        found = loss(model, begun(tokens, task), answers)
-        found.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        losses.append(found.detach())
+        batch = counting.sequences(task, job.batch, job.length_at(step), generator)
+        losses.append(update(*batch, job.rate_at(step)))
         if step % 100 == 99 and not losses[-1].isfinite():  # reading one makes the host wait
             break
     return torch.stack(losses).tolist()
 
 
-def begun(tokens: Tensor, task: Task) -> Tensor:
-    """The tokens (B T) behind the one that every sequence begins with (B 1+T)."""
-    return torch.cat([torch.full_like(tokens[:, :1], task.order), tokens], 1)
+def begun(tokens: Tensor, order: int) -> Tensor:
+    """The tokens (B T) behind the one that every sequence begins with, `order` (B 1+T)."""
+    return F.pad(tokens, (1, 0), value=order)
 
 
 @torch.no_grad()
@@ -153,19 +205,14 @@ def score(model: nn.Module, task: Task, length: int, count: int, seed: int, skew
     """Normalised accuracy on the last positions of `count` fresh sequences of a length."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed + length)
-    right, seen, model_call = 0, 0, _evaluating(model)
+    right, seen, model = 0, 0, model.eval()
     at_once = max(1, TEST_TOKENS // length)
     for first in range(0, count, at_once):
         tokens, answers = counting.sequences(task, min(at_once, count - first), length, generator, skewed)
-        found = model_call(begun(tokens, task))[:, -min(LAST, length) :].argmax(-1)
+        found = model(begun(tokens, task.order))[:, -min(LAST, length) :].argmax(-1)
         right += (found == answers[:, -min(LAST, length) :]).sum().item()
         seen += found.numel()
     return counting.normalised(right / seen, task)
-
-
-def _evaluating(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    model.eval()
-    return model
 
 
 @torch.no_grad()

@@ -53,6 +53,53 @@ def scan(a: Tensor, b: Tensor) -> Tensor:
     return _Scan.apply(a.transpose(0, 1).contiguous(), b.transpose(0, 1).contiguous()).transpose(0, 1)
 
 
+class _LowRankScan(torch.autograd.Function):
+    """h_t = (I - sum_r u_tr k_tr') h_{t-1} + b_t from zero: k u (T R .. X), b (T .. X); backward the same from the end.
+
+    Some five operations a token each way, where autograd would keep and launch three times as many.
+    """
+
+    @staticmethod
+    def forward(ctx, k: Tensor, u: Tensor, b: Tensor) -> Tensor:
+        h, seen = torch.empty_like(b), torch.zeros_like(k[..., :1])
+        h[0] = b[0]
+        for t in range(1, len(b)):
+            _without(h[t - 1], k[t], u[t], b[t], seen[t], h[t])
+        ctx.save_for_backward(k, u, h, seen)
+        return h
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        k, u, h, seen = ctx.saved_tensors
+        back, asked = torch.empty_like(grad), torch.zeros_like(seen)
+        back[-1] = grad[-1]
+        for t in range(len(grad) - 1, 0, -1):
+            _without(back[t], u[t], k[t], grad[t - 1], asked[t], back[t - 1])
+        grad_k = torch.zeros_like(k)
+        torch.mul(h[:-1, None], asked[1:], out=grad_k[1:]).neg_()
+        return grad_k, -back[:, None] * seen, back
+
+
+def _without(h: Tensor, k: Tensor, u: Tensor, b: Tensor, seen: Tensor, out: Tensor) -> None:
+    """out = h + b - sum_r u_r (k_r' h), and seen = k_r' h: h b out (.. X), k u (R .. X), seen (R .. 1)."""
+    torch.sum(k * h, -1, keepdim=True, out=seen)
+    torch.add(h, b, out=out)
+    for along, much in zip(u, seen, strict=True):
+        out.addcmul_(along, much, value=-1)
+
+
+def reflected(k: Tensor, scaled: Tensor, b: Tensor) -> Tensor:
+    """h_t = product over r of (I - scaled_tr k_tr') h_{t-1} + b_t, r = 0 first: k scaled (B T R H X), b (B T H X).
+
+    The product is I less one outer product a reflection: each changes what those before it take away.
+    """
+    keys, taken = k.unbind(2), []
+    for key, scale in zip(keys, scaled.unbind(2), strict=True):
+        taken = [u - scale * (key * u).sum(-1, keepdim=True) for u in taken] + [scale]
+    k, u = (torch.stack([x.transpose(0, 1) for x in planes], 1) for planes in (keys, taken))
+    return _LowRankScan.apply(k, u, b.transpose(0, 1).contiguous()).transpose(0, 1)
+
+
 def normed(h: Tensor) -> Tensor:
     """Each head of r(B T N) over its root mean square: a state that only fades looks the same."""
     heads = h.unflatten(-1, (HEADS, -1))
@@ -131,14 +178,7 @@ class Householder(nn.Module):
         written = self.reading(u).unflatten(-1, split) * torch.sigmoid(self.gate(u))[..., None]
         k = F.normalize(self.keys(u).unflatten(-1, (self.reflections, *split)), dim=-1)
         scaled = k * 2 * torch.sigmoid(self.betas(u)).unflatten(-1, (self.reflections, -1))[..., None]
-        h, states = torch.zeros_like(written[:, 0]), []
-        steps = zip(k.unbind(1), scaled.unbind(1), written.unbind(1), strict=True)
-        for keys, scales, new in steps:
-            for key, scale in zip(keys.unbind(1), scales.unbind(1), strict=True):
-                h = h - scale * (key * h).sum(-1, keepdim=True)
-            h = h + new
-            states.append(h)
-        return self.writing(normed(torch.stack(states, 1).flatten(2)))
+        return self.writing(normed(reflected(k, scaled, written).flatten(2)))
 
 
 class Gru(nn.Module):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muse.models.angles import AngleMixer
+from muse.models.states import turned_by
 from muse.ops import planar, qkv
 from muse.ops.linear_attention import memory_step, times_i
 
@@ -178,16 +178,10 @@ def _inputs(model: nn.Module, token_ids: Tensor) -> list[tuple[nn.Module, Tensor
 def _terms(memory: nn.Module, u: Tensor, rotated: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v (1 H T X) and log_decay (1 H T), as the memory's formula has them."""
     options, log_decay, angle = memory.options, memory.log_decay(u), None
-    by_angles = isinstance(memory, AngleMixer)
-    if rotated and by_angles:
-        angle = memory.angles(u).cumsum(2)
-    elif rotated and options.rotation != "none":
-        pace = torch.ones_like(log_decay)
-        if memory.pace is not None:
-            pace = 2 * torch.sigmoid(F.linear(u, memory.pace.weight)).transpose(1, 2)
-        angle = pace.cumsum(-1)[..., None] * memory.frequencies()[:, None]
+    if rotated and options.rotation != "none":
+        angle = turned_by(memory, u)
     seen = F.pad(memory.qkv(u), (0, 0, options.convolution - 1, 0))
     q, k, v = qkv.prepared(seen, memory.taps, angle, options.planes, memory.n_heads, options.qk_norm)
     if options.input_scaling and options.decay != "none":
         k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None]
-    return q, memory.weighed(k, u) if by_angles else k, v, log_decay
+    return q, memory.weighed(k, u), v, log_decay

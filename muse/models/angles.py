@@ -20,11 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from muse.catalog import ANGLES
-from muse.ops import qkv
-from muse.ops.linear_attention import memory_chunked, memory_step
 
 from .adapters import matrix_of
-from .linear_attention import MemoryMixer, MixerState, RealLinear
+from .linear_attention import MemoryMixer, RealLinear
 from .linear_attention import _exact as exact
 from .memory_options import MemoryOptions
 
@@ -64,37 +62,20 @@ class AngleMixer(MemoryMixer):
         turned = math.pi * torch.tanh(exact(u, matrix_of(self.turning, RealLinear)))
         return turned.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
+    @property
+    def by_token(self) -> bool:
+        """It has all the say."""
+        return True
+
+    def turned(self, u: Tensor) -> Tensor:
+        """As in the memory, by the sum of the angles."""
+        return self.angles(u).cumsum(2)
+
+    def frequencies(self) -> Tensor:
+        """1 for each head and channel (H X/2): a token gives all of its angle."""
+        return torch.ones_like(super().frequencies())
+
     def weighed(self, k: Tensor, u: Tensor) -> Tensor:
         """Keys (B H T X) times how much each token writes, in (0, 2) and 1 at the start: u r(B T 2D)."""
         write = 2 * torch.sigmoid(exact(u, matrix_of(self.writes, RealLinear)))
         return k * write.transpose(1, 2)[..., None].to(k.dtype)
-
-    def remembered(self, u: Tensor) -> tuple[Tensor, MixerState]:
-        """What the heads read before norm and gate: u r(B T 2D) -> y (B H T X), state after the last token."""
-        options, seen, log_decay = self.options, self.qkv(u), self.log_decay(u)
-        angle, prepared = self.angles(u).cumsum(2), None
-        if not (options.qk_norm or options.input_scaling):
-            prepared = qkv.by_kernels(seen, self.taps, None, angle, options.planes, self.n_heads)
-        q, k, v = self._prepared(self._preceded(seen), log_decay, angle) if prepared is None else prepared
-        k = self.weighed(k, u)
-        y, matrix = memory_chunked(q, k, v, log_decay, options.imaginary_scores, options.chunk_tokens)
-        recent = self._preceded(seen[:, max(0, u.shape[1] - options.convolution + 1) :])
-        recent = recent[:, recent.shape[1] - options.convolution + 1 :]
-        return y, MixerState(matrix, torch.remainder(angle[:, :, -1], 2 * math.pi), recent)
-
-    def step(self, u: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """One token: u r(B 1 2D) -> r(B 1 2D), new state."""
-        seen, log_decay = torch.cat([state.recent, self.qkv(u)], dim=1), self.log_decay(u)
-        angle = torch.remainder(state.angle + self.angles(u).squeeze(2), 2 * math.pi)
-        q, k, v = self._prepared(seen, log_decay, angle[:, :, None])
-        q, k, v = (x.squeeze(2) for x in (q, self.weighed(k, u), v))
-        matrix, y = memory_step(state.matrix, q, k, v, log_decay.squeeze(-1), self.options.imaginary_scores)
-        return self._write(y.unsqueeze(2), u), MixerState(matrix, angle, seen[:, 1:])
-
-    def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k rotated by angle (B H T X/2)."""
-        options = self.options
-        q, k, v = qkv.prepared(seen, self.taps, angle, options.planes, self.n_heads, options.qk_norm)
-        if options.input_scaling and options.decay != "none":
-            k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)
-        return q, k, v

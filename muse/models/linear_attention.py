@@ -101,16 +101,15 @@ class MemoryMixer(nn.Module):
 
     def remembered(self, u: Tensor) -> tuple[Tensor, MixerState]:
         """What the heads read before norm and gate: u r(B T 2D) -> y (B H T X), state after the last token."""
-        seen, log_decay, pace = self.qkv(u), self.log_decay(u), self._pace(u)
-        angle = None if pace is None else pace.cumsum(-1)[..., None] * self.frequencies()[:, None]  # (B H T X/2)
-        prepared = None
+        seen, log_decay, angle, prepared = self.qkv(u), self.log_decay(u), self.turned(u), None
         if not (self.options.qk_norm or self.options.input_scaling):
             frequencies = self.frequencies() if self.options.rotation == "fixed" else None
             prepared = qkv.by_kernels(seen, self.taps, frequencies, angle, self.options.planes, self.n_heads)
         if prepared is None:
             turned = self._counted(u.shape[1]) if angle is None else angle
             prepared = self._prepared(self._preceded(seen), log_decay, turned)
-        y, matrix = memory_chunked(*prepared, log_decay, self.options.imaginary_scores, self.options.chunk_tokens)
+        q, k, v = prepared[0], self.weighed(prepared[1], u), prepared[2]
+        y, matrix = memory_chunked(q, k, v, log_decay, self.options.imaginary_scores, self.options.chunk_tokens)
         last = u.shape[1] * self.frequencies() if angle is None else angle[:, :, -1]
         angle = torch.remainder(last, 2 * math.pi).expand(u.shape[0], -1, -1)
         recent = self._preceded(seen[:, max(0, u.shape[1] - self.options.convolution + 1) :])
@@ -119,10 +118,11 @@ class MemoryMixer(nn.Module):
     def step(self, u: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """One token: u r(B 1 2D) -> r(B 1 2D), new state."""
         seen = torch.cat([state.recent, self.qkv(u)], dim=1)
-        log_decay, pace = self.log_decay(u), self._pace(u)
-        step = self.frequencies() if pace is None else pace * self.frequencies()
-        angle = torch.remainder(state.angle + step, 2 * math.pi)
-        q, k, v = (x.squeeze(2) for x in self._prepared(seen, log_decay, angle[:, :, None]))
+        log_decay, turned = self.log_decay(u), self.turned(u)
+        angle = state.angle + (self.frequencies() if turned is None else turned.squeeze(2))
+        angle = torch.remainder(angle, 2 * math.pi)
+        q, k, v = self._prepared(seen, log_decay, angle[:, :, None])
+        q, k, v = (x.squeeze(2) for x in (q, self.weighed(k, u), v))
         matrix, y = memory_step(state.matrix, q, k, v, log_decay.squeeze(-1), self.options.imaginary_scores)
         return self._write(y.unsqueeze(2), u), MixerState(matrix, angle, seen[:, 1:])
 
@@ -144,11 +144,24 @@ class MemoryMixer(nn.Module):
             return self.norm_gain.new_zeros(self.n_heads, self.head_width // 2, dtype=dtype)
         return log_spaced(1.0, SLOWEST_ROTATION, self.turn_bias) * self.turn_bias.to(dtype).exp()
 
-    def _pace(self, u: Tensor) -> Tensor | None:
-        """How fast the token rotates the memory, in (0, 2), 1 at the start: u r(B T 2D) -> r(B H T)."""
+    @property
+    def by_token(self) -> bool:
+        """Whether the token has a say in the rotation."""
+        return self.pace is not None
+
+    def turned(self, u: Tensor) -> Tensor | None:
+        """The rotation since the first token, after each, in float32 radians: u r(B T 2D) -> r(B H T X/2).
+
+        None where the token has no say in it. Each turns by a pace per head, in (0, 2) and 1 at the start.
+        """
         if self.pace is None:
             return None
-        return 2 * torch.sigmoid(_exact(u, matrix_of(self.pace, RealLinear))).transpose(1, 2)
+        pace = 2 * torch.sigmoid(_exact(u, matrix_of(self.pace, RealLinear))).transpose(1, 2)
+        return pace.cumsum(-1)[..., None] * self.frequencies()[:, None]
+
+    def weighed(self, k: Tensor, u: Tensor) -> Tensor:
+        """Keys (B H T X) times how much each token writes, which is all the same here: u r(B T 2D)."""
+        return k
 
     def _counted(self, tokens: int) -> Tensor:
         """The cumulated rotation after each token, by fixed frequencies (1 H T X/2)."""
@@ -162,7 +175,7 @@ class MemoryMixer(nn.Module):
 
     def _prepared(self, seen: Tensor, log_decay: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B H T X) from projections (B taps-1+T 3 planes D); q and k rotated by angle (B H T X/2)."""
-        options, angle = self.options, None if self.turn_bias is None else angle
+        options, angle = self.options, None if self.options.rotation == "none" else angle
         q, k, v = qkv.prepared(seen, self.taps, angle, options.planes, self.n_heads, options.qk_norm)
         if options.input_scaling and options.decay != "none":
             k = k * (-torch.expm1(2 * log_decay)).sqrt()[..., None].to(k.dtype)

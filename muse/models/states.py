@@ -28,7 +28,6 @@ from muse.ops import linear_attention, logits, planar
 from muse.ops.green import left_green
 
 from .adapters import matrix_of
-from .angles import AngleMixer
 from .hebbian import HebbianMemory
 from .layers import check_token_ids
 from .linear_attention import MemoryMixer, MixerState
@@ -300,12 +299,8 @@ def _memory(block: MemoryBlock, z: Tensor, state: MixerState, counts: Tensor | N
 
 def turned_by(mixer: MemoryMixer, u: Tensor) -> Tensor:
     """The rotation since the piece began, after each token of it: u r(B T 2D) -> radians r(.. H T X/2)."""
-    if isinstance(mixer, AngleMixer):
-        return mixer.angles(u).cumsum(2)
-    pace = mixer._pace(u)
-    if pace is None:
-        return mixer._counted(u.shape[1])
-    return pace.cumsum(-1)[..., None] * mixer.frequencies()[:, None]
+    found = mixer.turned(u)
+    return mixer._counted(u.shape[1]) if found is None else found
 
 
 def _remembered(mixer: MemoryMixer, u: Tensor, old: MixerState, counts: Tensor | None) -> tuple[Tensor, MixerState]:
@@ -314,8 +309,7 @@ def _remembered(mixer: MemoryMixer, u: Tensor, old: MixerState, counts: Tensor |
     seen, log_decay = torch.cat([old.recent.to(seen.dtype), seen], dim=1), mixer.log_decay(u)
     angle = old.angle[:, :, None] + turned_by(mixer, u)
     q, k, v = mixer._prepared(seen, log_decay, angle)
-    k = mixer.weighed(k, u) if isinstance(mixer, AngleMixer) else k
-    k, log_decay = _counting(k, log_decay, counts)
+    k, log_decay = _counting(mixer.weighed(k, u), log_decay, counts)
     y, written = linear_attention.memory_chunked(q, k, v, log_decay, imaginary, mixer.options.chunk_tokens)
     y, matrix = _with_earlier(y, written, q, log_decay, old.matrix, imaginary)
     taps = old.recent.shape[1]

@@ -369,9 +369,7 @@ class Turns:
     def __init__(self, mixers: Sequence[MemoryMixer], states: Sequence[MixerState], wide: torch.dtype) -> None:
         self.angle = torch.stack([state.angle for state in states]).to(wide)
         self.frequencies = torch.stack([mixer.frequencies() for mixer in mixers]).unsqueeze(1)
-        self.by_token = mixers[0].pace is not None or isinstance(mixers[0], AngleMixer)
-        if isinstance(mixers[0], AngleMixer):  # the token gives the whole angle of each channel
-            self.frequencies = torch.ones_like(self.frequencies)
+        self.by_token = mixers[0].by_token
         self.width = mixers[0].head_width
         self.known: tuple[Tensor, Tensor] | None = None
 

@@ -56,7 +56,6 @@ def _prepare_backward(
     heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads, given = contiguous(grad_q, grad_k, grad_v), (taps, frequencies, angle)
-    grad_angle = None if angle is None else _along(_prepare(seen, *given, planes, heads), grads)
     seen, taps, frequencies, angle = contiguous(seen, None if taps is None else taps.t(), frequencies, angle)
     grad_seen, wide = torch.empty_like(seen), {"dtype": torch.float32, "device": seen.device}
     tile = Tile(grads[0], planes, PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES)
@@ -64,20 +63,20 @@ def _prepare_backward(
     inputs = seen, taps, frequencies, angle
     tile.launch(_prepare_backward_kernel, *grads, *inputs, grad_seen, *sums, **_switches(*inputs[1:]))
     grad_taps, grad_frequencies = (None if x is None else x.sum(0) for x in sums)
+    grad_angle = None if angle is None else _along(grads, seen, taps, angle, planes)
     found = None if grad_taps is None else grad_taps.t().contiguous(), grad_frequencies, grad_angle
     return grad_seen, *(
         seen.new_empty(0) if x is None else g.to(x.dtype) for g, x in zip(found, given, strict=True)
     )
 
 
-def _along(rotated: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> Tensor:
+def _along(grads: tuple[Tensor, ...], seen: Tensor, taps: Tensor | None, angle: Tensor, planes: int) -> Tensor:
     """Gradient of the angle, float32 (B H T K): Im(conj(z) dL/dz) of rotated z (B H T X), summed over q and k."""
-
-    def turning(z: Tensor, grad: Tensor) -> Tensor:
-        (x, y), (grad_x, grad_y) = z.float().chunk(2, dim=-1), grad.chunk(2, dim=-1)
-        return x * grad_y - y * grad_x
-
-    return turning(rotated[0], grads[0]) + turning(rotated[1], grads[1])
+    found = torch.empty_like(angle, dtype=torch.float32)
+    tile = Tile(grads[0], planes, PREPARE_PAIRS, PREPARE_WARPS, PREPARE_BATCHES)
+    switches = {key: value for key, value in _switches(taps, None, angle).items() if "TAPS" in key}
+    tile.launch(_angle_gradient_kernel, *grads[:2], seen, taps, angle, found, **switches)
+    return found
 
 
 def _switches(taps: Tensor | None, frequencies: Tensor | None, angle: Tensor | None) -> dict[str, object]:
@@ -131,6 +130,19 @@ def _weights(taps, channel, inside, WIDTH: tl.constexpr, TAPS: tl.constexpr, HAS
     return weights
 
 
+@triton.jit
+def _convolved(source, row, channel, near, far, inside, WIDTH: tl.constexpr, SECOND: tl.constexpr, TAPS: tl.constexpr):
+    """The short convolution of some channels and of their pairs' second members, WIDTH from token to token."""
+    x = tl.zeros(inside.shape, tl.float32)
+    y = tl.zeros(inside.shape, tl.float32)
+    for lag in tl.static_range(TAPS):
+        place = (row - lag) * WIDTH + channel
+        there = inside & (row >= lag)
+        x += near[lag] * load(source, place, there)
+        y += far[lag] * load(source, place + SECOND, there)
+    return x, y
+
+
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _prepare_kernel(
     seen, taps, frequencies, angle, q, k, v,
@@ -159,13 +171,7 @@ def _prepare_kernel(
             far = near
         for b in range(first, last):
             source = seen + b * tokens.to(tl.int64) * (3 * PLANES * D) + part * D
-            x = tl.zeros((ROWS, COLUMNS), tl.float32)
-            y = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for lag in tl.static_range(TAPS):
-                place = (row - lag) * (3 * PLANES * D) + channel
-                there = inside & (row >= lag)
-                x += near[lag] * load(source, place, there)
-                y += far[lag] * load(source, place + SECOND, there)
+            x, y = _convolved(source, row, channel, near, far, inside, 3 * PLANES * D, SECOND, TAPS)
             if (HAS_FREQUENCIES or HAS_ANGLE) and part < 2:
                 if HAS_ANGLE:
                     turned = angle + (b * H + head) * tokens.to(tl.int64) * K
@@ -264,3 +270,38 @@ def _prepare_backward_kernel(
     if HAS_FREQUENCIES:
         sums = grad_frequencies + (tl.program_id(1) * H + head).to(tl.int64) * K
         store(sums, column, tl.sum(grad_frequency, 0)[None, :], column < K)
+
+
+@triton.jit(do_not_specialize=["tokens", "batch"])
+def _angle_gradient_kernel(
+    grad_q, grad_k, seen, taps, angle, grad_angle,
+    tokens, batch,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr,
+):
+    """d/dangle is Im(conj(c) dL/dc) for the complex result c of a convolution, its gradient rotated back."""
+    D: tl.constexpr = H * 2 * K // PLANES
+    SECOND: tl.constexpr = 3 * D if PLANES == 2 else K
+    head = tl.program_id(0)
+    start, first, last = tile(tokens, batch, BATCHES, ROWS)
+    row = start + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    inside = (row < tokens) & (column < K)
+    channel = head * (2 * K // PLANES) + column
+    for b in range(first, last):
+        lane = (b * H + head) * tokens.to(tl.int64)
+        cos, sin = _cos_sin(load(angle + lane * K, row * K + column, inside))
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for part in tl.static_range(2):
+            near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
+            if PLANES == 1:
+                far = _weights(taps, part * D + channel + K, column < K, 3 * D, TAPS, HAS_TAPS)
+            else:
+                far = near
+            source = seen + b * tokens.to(tl.int64) * (3 * PLANES * D) + part * D
+            x, y = _convolved(source, row, channel, near, far, inside, 3 * PLANES * D, SECOND, TAPS)
+            grad = (grad_q, grad_k)[part] + lane * (2 * K)
+            u = load(grad, row * (2 * K) + column, inside)
+            v = load(grad, row * (2 * K) + column + K, inside)
+            total += x * (v * cos - u * sin) - y * (u * cos + v * sin)
+        store(grad_angle + lane * K, row * K + column, total * (0.5 / K), inside)

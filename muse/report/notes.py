@@ -53,7 +53,7 @@ KINDS = (
     (r"common_.*", ("common",)),
     (r"learning_rate|dropout|batch_tokens|(muon_)?weight_decay", ("chosen",)),
     (r"best_step|training_.*", ("first_seed",)),
-    (r"counting_(score|skewed|longest|solved|learning_rate|scalars|seconds|try|turn_error|breaks_at)", ("own",)),
+    (r"counting_.*", ("own",)),
     (r"bench_.*_speed", ("bench",)),
 )
 """What is said of metrics by name: keys of texts, or of what decides on one; the first row that fits counts."""

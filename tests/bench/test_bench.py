@@ -20,6 +20,7 @@ from muse import cli
 from muse.bench import bench, generation, gradient_gate
 from muse.bench import paths as ways
 from muse.bench import stack as stack_bench
+from muse.bench import training as training_bench
 from muse.bench.bench import GROUPS, measure_bench
 from muse.bench.context import Context
 from muse.bench.equality import Check, check, check_gradients, gradients, relative_rms, worst_gradient
@@ -27,7 +28,7 @@ from muse.bench.libraries import PathMissingError
 from muse.bench.naive import NaiveStage1, PlanarStack, perturb
 from muse.bench.timing import Trial, compare
 from muse.bench.training import compare_models
-from muse.catalog import BENCH_GROUPS, COMPARED, GATE_STATES
+from muse.catalog import BENCH_GROUPS, COMPACT, COMPACT_ANGLES, COMPARED, GATE_STATES
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models import stepper
@@ -221,9 +222,10 @@ def test_without_a_compiler_the_reason_is_given(monkeypatch):
 
 
 def test_without_cuda_models_say_so_and_memory_is_an_estimate():
-    metrics = tiny(groups=("models", "memory")).metrics()
+    metrics = tiny(groups=("models", "angles", "memory")).metrics()
     notes = {metric.name: metric.note for metric in metrics if metric.value is None}
-    assert notes == {"bench_models_speed": "missing: full-size models are trained in turn on CUDA only"}
+    why = "missing: full-size models are trained in turn on CUDA only"
+    assert notes == {"bench_models_speed": why, "bench_angles_speed": why}
     peaks = {metric.model: metric for metric in metrics if metric.name == "bench_peak_memory"}
     assert {metric.basis for metric in peaks.values()} == {"estimate"}
     assert peaks["naive"].value > peaks["muse eager"].value > 0
@@ -248,6 +250,22 @@ def test_every_model_is_compared_with_gpt2_behind_one_gate(without_compiler, mon
     assert shares == {name: pytest.approx(128 * flops[name] / times[name]) for name in COMPARED}
     assert "gradient_trained" in "\n".join(bench_tables(result.metrics(1.0, 1.0)))
     assert {path.status for path in compare_models(bench_of_models, "compiled", 2).paths} == {"missing"}
+
+
+def test_what_angles_from_the_token_cost_is_a_ratio_of_two_trainings(without_compiler, monkeypatch):
+    monkeypatch.setattr(gradient_gate, "TRAINING_STEPS", 3)
+    asked = []
+    monkeypatch.setattr(training_bench, "compare_models", lambda bench, *about: asked.append(about) or about)
+    on_cuda = replace(context(), device=torch.device("cuda"))
+    assert list(training_bench.angles(on_cuda)) == asked
+    assert [about[:2] for about in asked] == [("eager", 2), ("compiled", 2)]
+    sizes = SIZES | {"vocab_size": 199, "d_model": 64, "n_layers": 1, "n_seq": 64}
+    here = replace(context(**sizes, throughput_n_tokens=64), build=partial(build_model, **sizes))
+    result = compare_models(here, "eager", 2, *asked[0][2:])
+    assert {path.name: path.status for path in result.paths} == dict.fromkeys((COMPACT_ANGLES, COMPACT), "timed")
+    took = {path.name: path.typical_seconds for path in result.paths}
+    (ratio,) = [m for m in result.metrics(1.0, 1.0) if m.name.endswith("_ratio") and m.model == COMPACT_ANGLES]
+    assert ratio.value == pytest.approx(took[COMPACT] / took[COMPACT_ANGLES])
 
 
 def test_a_group_that_cannot_be_prepared_stops_no_other(monkeypatch, without_compiler):

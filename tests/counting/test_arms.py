@@ -9,7 +9,7 @@ import torch
 
 from muse import catalog
 from muse.counting.arms import Sizes, breaks_at, build_arm, loss, nearest_turn, num_scalars, widest
-from muse.counting.mixers import Diagonal, Householder, Turning, scan
+from muse.counting.mixers import Diagonal, Householder, Turning, reflected, scan
 from muse.data.counting import task
 
 SIZES = Sizes(order=3, width=32, state=64, layers=1, length=12, longest=30)
@@ -29,6 +29,21 @@ def test_the_scan_and_its_gradients():
     assert torch.allclose(scan(a, b), torch.stack(want, 1))
     assert torch.autograd.gradcheck(scan, (a, b))
     assert torch.autograd.gradcheck(scan, (a[:, :1], b[:, :1]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_reflections_one_after_the_other_and_their_gradients(count, tokens):
+    k, scaled = (noise(2, tokens, count, 3, 4, seed=seed).requires_grad_() for seed in (0, 1))
+    b = noise(2, tokens, 3, 4, seed=2).requires_grad_()
+    h, want = torch.zeros(2, 3, 4, dtype=torch.float64), []
+    for t in range(tokens):
+        for r in range(count):
+            h = h - scaled[:, t, r] * (k[:, t, r] * h).sum(-1, keepdim=True)
+        h = h + b[:, t]
+        want.append(h)
+    assert torch.allclose(reflected(k, scaled, b), torch.stack(want, 1))
+    assert torch.autograd.gradcheck(reflected, (k, scaled, b))
 
 
 @pytest.mark.parametrize("rotation", ["angles", "fixed", "none"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from muse.counting import bench
+from muse.counting import bench, learning
 from muse.counting.bench import Cell, beyond, cells, chosen
 from muse.counting.learning import Job, Outcome
 from muse.params import Settings
@@ -44,6 +47,54 @@ def test_every_arm_has_the_same_tries_and_then_seeds_that_no_try_had(monkeypatch
         assert [(job.learning_rate, job.seed) for job in runs] == [(3e-3, 4), (3e-3, 2)]
         assert {job.lengths for job in tries + runs} == {(8, 32, 64)}
         assert cell.learning_rate == 3e-3
+
+
+def changed(**settings):
+    return SETTINGS.model_copy(update={f"counting_{name}": value for name, value in settings.items()})
+
+
+def test_task_after_task_is_finished_slow_arms_first(monkeypatch):
+    begun = []
+
+    def learn(job, device, folder):
+        begun.append((job.task, job.arm, job.is_try))
+        return Outcome(job, 0.0, (), (), (0.1,), 9, 1.0, False, ())
+
+    monkeypatch.setattr(bench, "learn", learn)
+    settings = changed(moduli=[3, 2], arms=["complex_angles", "real_householder_2", "counts"])
+    list(cells(settings, torch.device("cpu"), None))
+    arms = "real_householder_2", "complex_angles", "counts"
+    assert begun == [(task, arm, is_try) for task in ("mod3", "mod2") for arm in arms
+                     for is_try in (True, True, False, False)]  # fmt: skip
+
+
+def test_what_is_on_disk_is_found_again_elsewhere_and_what_is_missing_is_neither_good_nor_bad(tmp_path, monkeypatch):
+    """Leases of a machine: each goes on where the folder of the one before stood, and a record is made of any part."""
+    settings, trained, seconds = changed(moduli=[3], minutes=1.0), [], itertools.count(0, 25)
+    really, cpu = learning._learned, torch.device("cpu")
+
+    def learned(job, device):
+        trained.append(job)
+        return really(job, device)
+
+    monkeypatch.setattr(learning, "_learned", learned)
+    with monkeypatch.context() as clock:
+        clock.setattr(bench, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+        first = list(cells(settings, cpu, tmp_path / "here"))
+    assert [(one.arm, one.is_try) for one in trained] == [("gru", True), ("gru", True)]
+    assert [(one.arm, one.left, one.wanted) for one in first] == [("complex_angles", 4, 4), ("gru", 2, 4)]
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    shutil.rmtree(tmp_path / "here")
+    found = list(cells(changed(moduli=[3]), cpu, tmp_path / "there"))
+    assert len(trained) == len(set(trained)) == 8
+    assert [type(one) for one in found] == [Cell, Cell]
+    again = list(cells(changed(moduli=[3], minutes=0.0), cpu, tmp_path / "there"))
+    assert (again, len(trained)) == (found, 8)
+    part = list(cells(changed(moduli=[3], minutes=0.0, seeds=[4, 2, 1]), cpu, tmp_path / "there"))
+    told = [metric for one in part for metric in one.metrics()]
+    assert [(one.name, one.model, one.value, one.n) for one in told] == [
+        ("counting_missing", f"{arm} mod3", 1, 5) for arm in ("complex_angles", "gru")
+    ]  # fmt: skip
 
 
 def test_a_rate_is_chosen_at_the_training_length_then_by_the_loss():

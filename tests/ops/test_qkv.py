@@ -73,7 +73,7 @@ def test_an_angle_of_each_token_rotates_as_in_float64_with_every_gradient(planes
 @needs_kernels
 @pytest.mark.parametrize(("planes", "taps"), FORMS[:2])
 def test_frequencies_rotate_as_the_angle_that_they_give(planes, taps):
-    """And as the plain form of it; the gradient of frequencies comes from a kernel, that of an angle does not."""
+    """And as the plain form of it; the gradient of frequencies comes from another kernel than that of an angle."""
     seen, weights, angle = drawn(planes, taps, torch.float32)
     frequencies = angle[0, :, 0].abs() / 4
     count = torch.arange(1.0, TOKENS + 1, device=DEVICE)[:, None]

@@ -7,7 +7,7 @@ from builders import run_info, soup, stage
 from japanese import english_in
 
 from muse.catalog import page
-from muse.counting.bench import Cell
+from muse.counting.bench import Cell, Missing
 from muse.counting.learning import Job, Outcome
 from muse.records.store import write_record
 from muse.report import answers, figures, stage_page
@@ -68,6 +68,21 @@ def test_answers_are_of_every_arm_and_task(record):
     assert "1 of 2 seeds count" in found[0]
     assert "score 0.19 at that length where three tokens of four are the same one" in found[1]
     assert "breaks a sum after about" in found[2]
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_what_has_not_been_run_is_said_as_missing_and_drawn_nowhere(record, language):
+    missing = Missing("mod3", "counts", 3, 8).metrics()
+    part = record.model_copy(update={"metrics": [*record.metrics, *missing]})
+    told = {"en": "3 of 8 trainings have not been run", "ja": "8 回の学習のうち 3 回がまだ実行されていない"}[language]
+    (said,) = set(answers.of_stage(part, language)) - set(answers.of_stage(record, language))
+    assert told in said
+    assert [figure.to_json() for figure in figures.of_stage(part, language)] == [
+        figure.to_json() for figure in figures.of_stage(record, language)
+    ]  # fmt: skip
+    alone = stage("counting", metrics=missing)
+    assert figures.of_stage(alone, language) == []
+    assert answers.of_stage(alone, language) == [said]
 
 
 def test_arms_tasks_and_tries_have_names_in_words():
