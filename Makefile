@@ -35,7 +35,7 @@ WORKERS ?= 2
 
 test: $(READY) ## lint, then run every test
 	@$(BIN)/ruff check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 kernels: $(INTERPRETER) ## test the CUDA kernels without a GPU, by Triton's interpreter (two minutes)
 	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kernels -n $(WORKERS)
