@@ -26,3 +26,13 @@ def needs_kernels(module):
     absent = not INTERPRETED and (module is None or not CUDA)
     skip = pytest.mark.skipif(absent, reason="needs Triton, and CUDA or TRITON_INTERPRET=1")
     return lambda test: pytest.mark.kernels(skip(test))
+
+
+def without_data(model, mode):
+    """The model with tensors without data in the place of its own, inside a FakeTensorMode."""
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            module._parameters[name] = None if p is None else torch.nn.Parameter(mode.from_tensor(p.detach()))
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else mode.from_tensor(buffer)
+    return model
