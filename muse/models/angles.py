@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from muse.catalog import ANGLES
 from muse.ops import qkv
+from muse.ops.exact_product import exact_product
 from muse.ops.linear_attention import memory_chunked, memory_step
 
 from .adapters import matrix_of
 from .linear_attention import MemoryMixer, MixerState, RealLinear
-from .linear_attention import _exact as exact
 from .memory_options import MemoryOptions
 
 
@@ -61,12 +61,12 @@ class AngleMixer(MemoryMixer):
 
     def angles(self, u: Tensor) -> Tensor:
         """theta_t in radians, in (-pi, pi) and float32: u r(B T 2D) -> r(B H T X/2)."""
-        turned = math.pi * torch.tanh(exact(u, matrix_of(self.turning, RealLinear)))
+        turned = math.pi * torch.tanh(exact_product(u, matrix_of(self.turning, RealLinear)))
         return turned.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
     def weighed(self, k: Tensor, u: Tensor) -> Tensor:
         """Keys (B H T X) times how much each token writes, in (0, 2) and 1 at the start: u r(B T 2D)."""
-        write = 2 * torch.sigmoid(exact(u, matrix_of(self.writes, RealLinear)))
+        write = 2 * torch.sigmoid(exact_product(u, matrix_of(self.writes, RealLinear)))
         return k * write.transpose(1, 2)[..., None].to(k.dtype)
 
     def remembered(self, u: Tensor) -> tuple[Tensor, MixerState]:
