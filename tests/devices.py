@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from muse.ops import operator
 
@@ -26,6 +27,16 @@ def needs_kernels(module):
     absent = not INTERPRETED and (module is None or not CUDA)
     skip = pytest.mark.skipif(absent, reason="needs Triton, and CUDA or TRITON_INTERPRET=1")
     return lambda test: pytest.mark.kernels(skip(test))
+
+
+class AsCaptured(TorchFunctionMode):
+    """Refuses to make a tensor of numbers of the host, which a capture on CUDA does; over tensors without data, whoever
+    asks for a number of the device fails too.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor), f"a capture refuses {func.__name__}"
+        return func(*args, **kwargs or {})
 
 
 def without_data(model, mode):
