@@ -35,7 +35,8 @@ class AsCaptured(TorchFunctionMode):
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor), f"a capture refuses {func.__name__}"
+        refused = torch.tensor, torch.as_tensor, torch.Tensor.new_tensor
+        assert func not in refused, f"a capture refuses {func.__name__}"
         return func(*args, **kwargs or {})
 
 

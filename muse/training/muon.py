@@ -50,7 +50,8 @@ def polar(x: Tensor, planes: int = 1, steps: int = STEPS) -> Tensor:
     a, b, c = QUINTIC
     for _ in range(steps):
         gram = _gram(x, planes)
-        polynomial = torch.baddbmm(gram, _square_form(gram, planes), gram, beta=b, alpha=c)
+        half = gram[..., : gram.shape[-1] // planes]  # its planes one below the other
+        polynomial = torch.baddbmm(half, gram, half, beta=b, alpha=c)
         x = torch.baddbmm(x, _square_form(polynomial, planes), x, beta=a)
     return x if wide else adjoint(x, planes)
 
@@ -64,7 +65,7 @@ def adjoint(x: Tensor, planes: int) -> Tensor:
 
 
 def _gram(x: Tensor, planes: int) -> Tensor:
-    """x x^H of (N R C), or of (N 2R C) with planes one below the other: (N R R) or (N 2R R).
+    """x x^H of (N R C), or of (N 2R C) with planes one below the other, as what multiplies: (N R R) or (N 2R 2R).
 
     (A + iB)(A + iB)^H = A A^T + B B^T + i (B A^T - A B^T), whose four products are one of the planes with themselves.
     """
@@ -72,15 +73,29 @@ def _gram(x: Tensor, planes: int) -> Tensor:
     if planes == 1:
         return products
     (aa, ab), (ba, bb) = (rows.chunk(2, dim=-1) for rows in products.chunk(2, dim=-2))
-    return torch.cat([aa + bb, ba - ab], dim=-2)
+    form = torch.empty_like(products)
+    real, imag = form.chunk(2, dim=-1)[0].chunk(2, dim=-2)
+    torch.add(aa, bb, out=real)
+    torch.sub(ba, ab, out=imag)
+    return _completed(form)
 
 
 def _square_form(x: Tensor, planes: int) -> Tensor:
     """What multiplies planes that stand one below the other: [[A, -B], [B, A]] of A + iB, or the real matrix itself."""
     if planes == 1:
         return x
-    real, imag = x.chunk(2, dim=-2)
-    return torch.cat([x, torch.cat([-imag, real], dim=-2)], dim=-1)
+    form = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
+    form[..., : x.shape[-1]] = x
+    return _completed(form)
+
+
+def _completed(form: Tensor) -> Tensor:
+    """[[A, ?], [B, ?]] to [[A, -B], [B, A]], in place."""
+    left, right = form.chunk(2, dim=-1)
+    (a, b), (minus_b, again) = left.chunk(2, dim=-2), right.chunk(2, dim=-2)
+    torch.neg(b, out=minus_b)
+    again.copy_(a)
+    return form
 
 
 class Muon(torch.optim.Optimizer):
