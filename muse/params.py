@@ -167,6 +167,12 @@ class Settings(BaseModel):
     bench_training_batches: list[Batch] | None = Field(
         None, description="raced batches; null: 16 and 64, or 1 on a CPU"
     )
+    bench_generation_batches: list[Batch] | None = Field(
+        None, description="texts that are written at a time; null: 1 and 64, or 1 on a CPU"
+    )
+    bench_prompts: list[Length] | None = Field(
+        None, description="tokens before what is written, as far as n_seq has room; null: 128 to 32,768 in steps"
+    )
     bench_head_tokens: Tokens = Field(2048, description="tokens in the race of heads")
     bench_stack_batch_size: Batch = Field(2, description="sequences in the race of complex stacks")
     gradient_batch_size: Batch = Field(2, description="sequences in the gradient check")

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from muse.ops import operator
 
@@ -26,3 +27,24 @@ def needs_kernels(module):
     absent = not INTERPRETED and (module is None or not CUDA)
     skip = pytest.mark.skipif(absent, reason="needs Triton, and CUDA or TRITON_INTERPRET=1")
     return lambda test: pytest.mark.kernels(skip(test))
+
+
+class AsCaptured(TorchFunctionMode):
+    """Refuses to make a tensor of numbers of the host, which a capture on CUDA does; over tensors without data, whoever
+    asks for a number of the device fails too.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        refused = torch.tensor, torch.as_tensor, torch.Tensor.new_tensor
+        assert func not in refused, f"a capture refuses {func.__name__}"
+        return func(*args, **kwargs or {})
+
+
+def without_data(model, mode):
+    """The model with tensors without data in the place of its own, inside a FakeTensorMode."""
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            module._parameters[name] = None if p is None else torch.nn.Parameter(mode.from_tensor(p.detach()))
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else mode.from_tensor(buffer)
+    return model

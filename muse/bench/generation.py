@@ -1,14 +1,15 @@
 """Writing: Stage 1 with memory as it generates, and by its blocks' own steps, against GPT-2 with its cache.
 
 On CUDA one text and 64 at a time, as far as the longest sequence goes; steps as one graph, as they are and compiled,
-stand beside GPT-2 with the library's growing cache, eager, and with its static cache in a graph of its own.
+stand beside GPT-2 with the library's growing cache, eager, and with its static cache in a graph of its own. There the
+kernels of a token are counted too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ from muse.models.stepper import Stepper
 from .context import Context
 from .equality import Check, check, relative_rms
 from .naive import perturb
-from .paths import compiled, num_bytes
+from .paths import compiled, count_on_device, num_bytes
 from .static_gpt2 import StaticGpt2, read_pieces
 from .timing import GroupResult, Trial
 
@@ -98,14 +99,16 @@ def generation(bench: Context) -> Iterator[GroupResult]:
     kind, room = bench.device.type, max(2, bench.settings.n_seq - NEW_TOKENS)
     if kind == "cuda":
         built[YARDSTICK].half()  # as the others are stored; on a CPU that would only slow it down
-    lengths = sorted({min(length, room) for length in PROMPTS[kind]})
-    flops = {name: flops_per_token(model) for name, model in built.items()}
-    for batch, length in ((batch, length) for batch in BATCHES[kind] for length in lengths):
+    lengths = sorted({min(length, room) for length in bench.settings.bench_prompts or PROMPTS[kind]})
+    batches = bench.settings.bench_generation_batches or BATCHES[kind]
+    flops = {name: flops_per_token(model, min(WHOLE_TOKENS, model.config.n_seq)) for name, model in built.items()}
+    for batch, length in ((batch, length) for batch in batches for length in lengths):
         new = min(NEW_TOKENS, bench.settings.n_seq - length)
-        paths = paths_of(built, kind == "cuda")
+        paths, ids = paths_of(built, kind == "cuda"), bench.tokens(batch, length + new)
+        wanted = {name: lru_cache(1)(partial(_wanted, model, ids, length)) for name, model in built.items()}
         yield bench.compare(
             f"generation_{length}" if batch == 1 else f"generation_{batch}x{length}",
-            {name: partial(_trial, bench, built[model], bench.tokens(batch, length + new), length, start)
+            {name: partial(_trial, bench, built[model], ids, length, start, wanted[model])
              for name, (model, start) in paths.items()},
             baseline=YARDSTICK, tokens_per_call=batch * new,
             flops_per_token={name: flops[model] for name, (model, _) in paths.items()},
@@ -126,8 +129,8 @@ def paths_of(built: Mapping[str, nn.Module], graphs: bool) -> dict[str, tuple[st
 
 
 def step_bytes(model: nn.Module, batch: int, length: int) -> int:
-    """What a step must read: the weights, and the states, or all that a cache holds after so many tokens."""
-    weights = num_bytes(*model.parameters())
+    """What a step must read: weights without tables of positions, and the states or all that a cache then holds."""
+    weights = num_bytes(*(p for name, p in model.named_parameters() if not name.endswith(("wpe.weight", "positions"))))
     if recurrent(model):
         return weights + read(model, torch.zeros(1, 1, dtype=torch.int64, device=_device(model))).num_bytes * batch
     config, itemsize = model.config, next(model.parameters()).itemsize
@@ -190,7 +193,28 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _trial(bench: Context, model: nn.Module, ids: Tensor, length: int, starting: Callable[..., Writes]) -> Trial:
+def _wanted(model: nn.Module, ids: Tensor, length: int) -> Tensor:
+    """What the first new tokens of the last text should give."""
+    return exact(model, ids[-1:, : length + CHECKED_TOKENS], length)
+
+
+def launches(writes: Writes, token: Tensor) -> int | None:
+    """Kernels and copies on the device that one token (B 1) takes, by the profiler; None where there is no CUDA."""
+    if not token.is_cuda:
+        return None
+    call = partial(writes.write, token, 1)
+    before, after = count_on_device(call), count_on_device(partial(writes.write, token, 2))
+    return after - before
+
+
+def _trial(
+    bench: Context,
+    model: nn.Module,
+    ids: Tensor,
+    length: int,
+    starting: Callable[..., Writes],
+    wanted: Callable[[], Tensor],
+) -> Trial:
     with torch.no_grad():
         writes = starting(model, ids[:, :length])
 
@@ -201,8 +225,8 @@ def _trial(bench: Context, model: nn.Module, ids: Tensor, length: int, starting:
     @torch.no_grad()
     def equal() -> list[Check]:
         end = min(length + CHECKED_TOKENS, ids.shape[1])
-        got, want = writes.logits(ids[:, length:end])[-1:], exact(model, ids[-1:, :end], length)
-        dtype = next(model.parameters()).dtype
-        return [check("forward", relative_rms([(got, want)]), bench.complex32 if dtype == torch.float16 else dtype)]
+        got, dtype = writes.logits(ids[:, length:end])[-1:], next(model.parameters()).dtype
+        error = relative_rms([(got, wanted())])
+        return [check("forward", error, bench.complex32 if dtype == torch.float16 else dtype)]
 
-    return Trial(write, equal)
+    return Trial(write, equal, launches=torch.no_grad()(partial(launches, writes, ids[:, length - 1 : length])))

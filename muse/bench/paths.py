@@ -45,6 +45,16 @@ def cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return lambda: update()[0]
 
 
+def count_on_device(call: Callable[[], object]) -> int:
+    """Return how many kernels, copies and fills a call launches on the CUDA device, those of its graphs one by one."""
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not getattr(event, "is_user_annotation", False) for event in on_device)
+
+
 def num_bytes(*tensors: Tensor) -> int:
     """Return the bytes of all tensors together."""
     return sum(tensor.nbytes for tensor in tensors)

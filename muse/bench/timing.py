@@ -32,6 +32,7 @@ class Trial:
     call: Path
     check: Callable[[], list[Check]]  # runs the path, compilation included
     memory: Callable[[], tuple[int, Literal["measured", "estimate"]]] | None = None  # extra bytes of one call
+    launches: Callable[[], int | None] | None = None  # kernels of one token, None where they cannot be counted
 
 
 @dataclass
@@ -46,6 +47,7 @@ class PathResult:
     seconds: tuple[float, ...] = ()
     extra_bytes: int | None = None
     bytes_basis: Literal["measured", "estimate"] = "measured"
+    launches: int | None = None
 
     @property
     def typical_seconds(self) -> float:
@@ -80,6 +82,8 @@ class GroupResult:
             if path.extra_bytes is not None:
                 peak = self._metric("extra_memory", path, path.extra_bytes, "byte", EXTRA_MEMORY)
                 metrics.append(peak.model_copy(update={"basis": path.bytes_basis}))
+            if path.launches is not None:
+                metrics.append(self._metric("launches", path, path.launches, "1", "on the device, for one token", n=1))
             if path.seconds:
                 metrics += self._of_seconds(path, matrix_flops_per_second, copy_bytes_per_second)
         return metrics
@@ -98,6 +102,7 @@ class GroupResult:
         yield self._metric("matrix_share", path, flops / seconds / matrix, "1", "of the matrix ceiling")
         moved = of_path(self.least_bytes, path.name)
         yield self._metric("copy_share", path, moved / seconds / copy, "1", "of the copy ceiling")
+        yield self._metric("least_bytes", path, moved, "byte", "that one call must read and write at least")
         yield self._metric("milliseconds", path, seconds * 1e3, "ms", "median duration of one call")
 
     def _speed(self, path: PathResult) -> Metric:
@@ -136,12 +141,12 @@ def compare(
     progress: Progress = passthrough,
 ) -> GroupResult:
     """Prepare and check every path, then time those that are equal to the reference, in turn."""
-    results, calls = [], {}
+    results, calls, trials = [], {}, {}
     for name, build in progress(paths.items(), f"checking {group}", len(paths)):
         result, trial = prepare(name, build, device)
         results.append(result)
         if trial:
-            calls[name] = Guarded(trial.call)
+            calls[name], trials[name] = Guarded(trial.call), trial
     if calls:
         times = measure_throughput(calls, tokens_per_call=tokens_per_call, warmups=warmups, samples=samples,
                                    device=device, limit_seconds=limit_seconds, progress=progress).seconds  # fmt: skip
@@ -152,10 +157,21 @@ def compare(
             result.status, result.note = "failed", error
         else:
             result.seconds = times[result.name]
-    calls.clear()
+            _count_launches(result, trials[result.name])  # at the end, since a profiler slows what comes after it
+    calls.clear(), trials.clear()
     release(device)
     return GroupResult(group, tokens_per_call, baseline, tuple(results), device_name(device), flops_per_token,
                        least_bytes, samples)  # fmt: skip
+
+
+def _count_launches(result: PathResult, trial: Trial) -> None:
+    """What a machine without a profiler cannot count is left out; the path has its speed."""
+    if trial.launches is None:
+        return
+    try:
+        result.launches = trial.launches()
+    except RuntimeError as error:
+        result.note = f"launches not counted: {first_line(error)}"
 
 
 def prepare(name: str, build: Callable[[], Trial], device: torch.device) -> tuple[PathResult, Trial | None]:

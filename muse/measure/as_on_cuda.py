@@ -26,7 +26,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import muse.ops
-from muse.ops import cross_entropy, cross_entropy_blocks, gate, green, linear_attention, logits, norms, operator, qkv
+from muse.ops import (
+    cross_entropy,
+    cross_entropy_blocks,
+    exact_product,
+    gate,
+    green,
+    linear_attention,
+    logits,
+    norms,
+    operator,
+    qkv,
+)
 
 from .live_bytes import WithoutData
 
@@ -36,6 +47,7 @@ reports/gpu has of the reference model after a backward pass beyond its paramete
 
 KERNELS = {
     "cross_entropy_triton": (cross_entropy, cross_entropy_blocks),
+    "exact_product_triton": (exact_product,),
     "gate_triton": (gate,),
     "green_triton": (green,),
     "linear_attention_triton": (linear_attention,),

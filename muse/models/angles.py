@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from muse.catalog import ANGLES
+from muse.ops.exact_product import exact_product
 
 from .adapters import matrix_of
 from .linear_attention import MemoryMixer, RealLinear
-from .linear_attention import _exact as exact
 from .memory_options import MemoryOptions
 
 
@@ -59,7 +59,7 @@ class AngleMixer(MemoryMixer):
 
     def angles(self, u: Tensor) -> Tensor:
         """theta_t in radians, in (-pi, pi) and float32: u r(B T 2D) -> r(B H T X/2)."""
-        turned = math.pi * torch.tanh(exact(u, matrix_of(self.turning, RealLinear)))
+        turned = math.pi * torch.tanh(exact_product(u, matrix_of(self.turning, RealLinear)))
         return turned.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
     @property
@@ -77,5 +77,5 @@ class AngleMixer(MemoryMixer):
 
     def weighed(self, k: Tensor, u: Tensor) -> Tensor:
         """Keys (B H T X) times how much each token writes, in (0, 2) and 1 at the start: u r(B T 2D)."""
-        write = 2 * torch.sigmoid(exact(u, matrix_of(self.writes, RealLinear)))
+        write = 2 * torch.sigmoid(exact_product(u, matrix_of(self.writes, RealLinear)))
         return k * write.transpose(1, 2)[..., None].to(k.dtype)

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muse.ops import gate, planar, qkv
+from muse.ops.exact_product import exact_product
 from muse.ops.linear_attention import memory_chunked, memory_step
-from muse.ops.operator import by_hand
 
 from . import layers
 from .adapters import matrix_of
@@ -135,7 +135,8 @@ class MemoryMixer(nn.Module):
         logit = (rate / (self.rate_cap - rate)).log() + self.decay_bias
         if self.decay is None:
             return (-self.rate_cap * torch.sigmoid(logit))[:, None].expand(shape)
-        return -self.rate_cap * torch.sigmoid(_exact(u, matrix_of(self.decay, RealLinear)) + logit).transpose(1, 2)
+        by_token = exact_product(u, matrix_of(self.decay, RealLinear))
+        return -self.rate_cap * torch.sigmoid(by_token + logit).transpose(1, 2)
 
     def frequencies(self) -> Tensor:
         """theta in radians per token, float32 (H X/2): log-spaced times exp(turn_bias)."""
@@ -156,7 +157,7 @@ class MemoryMixer(nn.Module):
         """
         if self.pace is None:
             return None
-        pace = 2 * torch.sigmoid(_exact(u, matrix_of(self.pace, RealLinear))).transpose(1, 2)
+        pace = 2 * torch.sigmoid(exact_product(u, matrix_of(self.pace, RealLinear))).transpose(1, 2)
         return pace.cumsum(-1)[..., None] * self.frequencies()[:, None]
 
     def weighed(self, k: Tensor, u: Tensor) -> Tensor:
@@ -186,26 +187,6 @@ class MemoryMixer(nn.Module):
         g = None if self.gate is None else self.gate(u)
         dtypes = u.dtype, planar.product_dtypes(u)[0]
         return self.writing(gate.written(y, g, self.norm_gain, self.options.planes, self.eps, *dtypes))
-
-
-def _exact_formula(u: Tensor, weight: Tensor) -> tuple[Tensor]:
-    dtype = planar.accumulate_dtype(u.dtype)
-    with torch.autocast(u.device.type, enabled=False):
-        return (F.linear(u.to(dtype), weight.to(dtype)),)
-
-
-def _exact_gradient(needed: tuple, grad: Tensor, u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.autocast(u.device.type, enabled=False):
-        grad_u = grad @ weight.to(grad.dtype)
-        grad_weight = grad.flatten(0, -2).t() @ u.to(grad.dtype).flatten(0, -2)
-    return grad_u.to(u.dtype), grad_weight.to(weight.dtype)
-
-
-_exact = by_hand(_exact_formula, _exact_gradient)
-"""W u in float32 whatever autocast says: rates in half precision would make the decays noise. u r(.. I), W r(O I).
-
-It keeps u as it is, where autograd would keep a wider copy.
-"""
 
 
 def log_spaced(first: float, last: float, like: Tensor) -> Tensor:

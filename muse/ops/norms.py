@@ -43,7 +43,7 @@ def _magnitude(z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _length(planes: Tensor) -> Tensor:
     """sqrt(x^2 + y^2 + eps^2) of planes (... 2 D), (... 1 D), without squares that overflow."""
     x, y = planes.split(1, dim=-2)
-    return torch.hypot(torch.hypot(x, x.new_tensor(MAGNITUDE_EPS)), y)  # in this order its gradient is finite at 0
+    return torch.hypot(torch.hypot(x, x.new_full((), MAGNITUDE_EPS)), y)  # in this order its gradient is finite at 0
 
 
 def _modrelu_formula(z: Tensor, bias: Tensor) -> tuple[Tensor]:

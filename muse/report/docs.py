@@ -105,6 +105,23 @@ PATHS = (
 )
 MODEL_ROWS = (("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 1024", "models_eager_16x1024"))
 MODELS = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
+"""What was trained at longer contexts."""
+
+WRITTEN = tuple(
+    (f"{batch} x {length:,}", f"generation_{length}" if batch == 1 else f"generation_{batch}x{length}")
+    for batch in (1, 64)
+    for length in (128, 960, 1024, 4096, 8192, 32768)
+)
+WRITERS = {
+    f"{model}{path}": (model, shown)
+    for model in (catalog.COMPACT, catalog.WITH_MEMORY)
+    for path, shown in {" compiled, one graph": ", compiled graph", " one graph": ", graph", "": "",
+                        " by its blocks": ", by its blocks"}.items()
+} | {
+    catalog.YARDSTICK: (catalog.YARDSTICK, ""),
+    f"{catalog.YARDSTICK} static cache, one graph": (catalog.YARDSTICK, ", static cache, graph"),
+}  # fmt: skip
+"""Ways to write: the model of each, and how it is called behind its name."""
 
 
 def label(model: str) -> str:
@@ -356,7 +373,12 @@ def speed(reports: Path) -> str:
         bench = read_record(BenchRecord, reports / folder / "bench.json")
         unit = {"speed": "tokens/s"}.get(what, what)
         parts.append(f"## {folder}\n\n{made(bench.run)}; {unit}, medians")
-        tables = ("", BENCH_ROWS, PATHS, PATHS), ("forward + backward + AdamW", MODEL_ROWS, MODELS, map(label, MODELS))
+        writers = [label(model) + way for model, way in WRITERS.values()]
+        tables = (
+            ("", BENCH_ROWS, PATHS, PATHS),
+            ("forward + backward + AdamW", MODEL_ROWS, COMPARED, map(label, COMPARED)),
+            ("texts x tokens of the prompt, then 64 more", WRITTEN, WRITERS, writers),
+        )
         for head, groups, columns, labels in tables:
             rows = [
                 [text, *(shown(bench.stage.find(f"bench_{group}_{what}", column), ",.0f") for column in columns)]

@@ -75,7 +75,7 @@ def _value(criterion: Criterion) -> str:
 
 
 GATED = tuple(f"gradient_{state}" for state in GATE_STATES)
-BENCH_COLUMNS = ("path", "tokens/s", "ms", "n", "ratio", "matrix", "copy", "extra MiB", "gate")
+BENCH_COLUMNS = ("path", "tokens/s", "ms", "n", "ratio", "matrix", "copy", "extra MiB", "launches", "gate")
 
 
 def bench_tables(metrics: Sequence[Metric]) -> list[str]:
@@ -94,7 +94,7 @@ def bench_tables(metrics: Sequence[Metric]) -> list[str]:
     for group in groups:
         paths = [m for m in metrics if m.name == f"{group}_speed"]
         rows = [_bench_row(group, path, values) for path in paths]
-        lines += ["", group.removeprefix("bench_").replace("_", " "), *aligned("<" + ">" * 7, [BENCH_COLUMNS, *rows])]
+        lines += ["", group.removeprefix("bench_").replace("_", " "), *aligned("<" + ">" * 8, [BENCH_COLUMNS, *rows])]
     for metric in metrics:
         if metric.name == "bench_peak_memory":
             text = metric.note if metric.value is None else f"{metric.value / 2**20:.1f} MiB ({metric.note})"
@@ -122,5 +122,6 @@ def _bench_row(group: str, speed: Metric, values: dict[tuple[str, str], Metric])
         text("matrix_share", ".1%"),
         text("copy_share", ".1%"),
         text("extra_memory", ".0f", 2**-20),
+        text("launches", ".0f"),
         f"ok: {', '.join(errors)}" if speed.value is not None else speed.note,
     )

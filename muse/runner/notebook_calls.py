@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,10 @@ def execute_notebook(notebook: Path, output: Path, parameters: dict[str, object]
 
         from .kernels import Kernel, manager
 
-    about = {"kernel_name": "python3", "kernel_manager_class": manager(Kernel())}
+    own = {"kernel_manager_class": manager(Kernel())} if "torch" in sys.modules else {}
     try:
         papermill.execute_notebook(
-            notebook, output, parameters=parameters, progress_bar=False, log_output=True, **about
+            notebook, output, kernel_name="python3", parameters=parameters, progress_bar=False, log_output=True, **own
         )
     except PapermillExecutionError as error:
         return error_text(error.ename, error.evalue, f"cell In [{error.exec_count}]")

@@ -42,16 +42,17 @@ def matrices_of(module: nn.Module) -> list[Matrix]:
 def polar(x: Tensor, planes: int = 1, steps: int = STEPS) -> Tensor:
     """Return the polar factor of matrices (N R C), or of complex ones whose planes stand one below the other (N 2R C).
 
-    Computed in the dtype of x; a matrix of zeros stays zero.
+    Computed in the dtype of x, of which nothing as large as x is copied between products; a matrix of zeros stays zero.
     """
     wide = x.shape[-2] // planes <= x.shape[-1]
     x = x if wide else adjoint(x, planes)
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + TINY)
     a, b, c = QUINTIC
     for _ in range(steps):
-        gram = _square_form(x, planes) @ adjoint(x, planes)
-        square = _square_form(gram, planes)
-        x = a * x + (b * square + c * (square @ square)) @ x
+        gram = _gram(x, planes)
+        half = gram[..., : gram.shape[-1] // planes]  # its planes one below the other
+        polynomial = torch.baddbmm(half, gram, half, beta=b, alpha=c)
+        x = torch.baddbmm(x, _square_form(polynomial, planes), x, beta=a)
     return x if wide else adjoint(x, planes)
 
 
@@ -63,12 +64,38 @@ def adjoint(x: Tensor, planes: int) -> Tensor:
     return torch.cat([real.mT, -imag.mT], dim=-2)
 
 
+def _gram(x: Tensor, planes: int) -> Tensor:
+    """x x^H of (N R C), or of (N 2R C) with planes one below the other, as what multiplies: (N R R) or (N 2R 2R).
+
+    (A + iB)(A + iB)^H = A A^T + B B^T + i (B A^T - A B^T), whose four products are one of the planes with themselves.
+    """
+    products = x @ x.mT
+    if planes == 1:
+        return products
+    (aa, ab), (ba, bb) = (rows.chunk(2, dim=-1) for rows in products.chunk(2, dim=-2))
+    form = torch.empty_like(products)
+    real, imag = form.chunk(2, dim=-1)[0].chunk(2, dim=-2)
+    torch.add(aa, bb, out=real)
+    torch.sub(ba, ab, out=imag)
+    return _completed(form)
+
+
 def _square_form(x: Tensor, planes: int) -> Tensor:
     """What multiplies planes that stand one below the other: [[A, -B], [B, A]] of A + iB, or the real matrix itself."""
     if planes == 1:
         return x
-    real, imag = x.chunk(2, dim=-2)
-    return torch.cat([x, torch.cat([-imag, real], dim=-2)], dim=-1)
+    form = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
+    form[..., : x.shape[-1]] = x
+    return _completed(form)
+
+
+def _completed(form: Tensor) -> Tensor:
+    """[[A, ?], [B, ?]] to [[A, -B], [B, A]], in place."""
+    left, right = form.chunk(2, dim=-1)
+    (a, b), (minus_b, again) = left.chunk(2, dim=-2), right.chunk(2, dim=-2)
+    torch.neg(b, out=minus_b)
+    again.copy_(a)
+    return form
 
 
 class Muon(torch.optim.Optimizer):
@@ -109,8 +136,9 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(kept, gradients, 1 - momentum)
             ahead = torch._foreach_lerp(gradients, kept, momentum)
             count = len(parameters) // planes
-            stacked = torch.stack([torch.cat(ahead[i::count]) for i in range(count)]).to(self.compute)
             rows, columns = parameters[0].shape
+            stacked = parameters[0].new_empty(count, planes * rows, columns, dtype=self.compute)
+            torch._foreach_copy_([matrix for plane in stacked.split(rows, dim=1) for matrix in plane.unbind()], ahead)
             factor = group["lr"] * math.sqrt(max(1.0, rows / columns))
             moved = (polar(stacked, planes).to(parameters[0].dtype) * factor).split(rows, dim=1)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

@@ -9,12 +9,14 @@ import shutil
 import statistics
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
 from builders import corpus, run_info
+from devices import AsCaptured, without_data
 from reference import rms_error
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from muse import cli
 from muse.bench import bench, generation, gradient_gate
@@ -26,6 +28,7 @@ from muse.bench.context import Context
 from muse.bench.equality import Check, check, check_gradients, gradients, relative_rms, worst_gradient
 from muse.bench.libraries import PathMissingError
 from muse.bench.naive import NaiveStage1, PlanarStack, perturb
+from muse.bench.static_gpt2 import StaticGpt2
 from muse.bench.timing import Trial, compare
 from muse.bench.training import compare_models
 from muse.catalog import BENCH_GROUPS, COMPACT, COMPACT_ANGLES, COMPARED, GATE_STATES
@@ -56,8 +59,9 @@ def build(name, use_complex32):
     return build_model(name, **SIZES, use_complex32=use_complex32)
 
 
-def tiny(groups=TIMED, **options):
-    return measure_bench(build, Settings(**SIZES | TINY | {"bench_groups": list(groups)}), "cpu", corpus, **options)
+def tiny(groups=TIMED, sizes=MappingProxyType({}), **options):
+    settings = Settings(**SIZES | TINY | {"bench_groups": list(groups)} | sizes)
+    return measure_bench(build, settings, "cpu", corpus, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -447,6 +451,47 @@ def test_paths_of_graphs_are_right_here_without_a_graph(batch):
                 want = built[model](torch.cat([ids[:, :22], more], 1))[:, 22:]
                 assert rms_error(writes.logits(more), want) < 1e-5, name
                 assert torch.equal(writes.write(first, 7), plain.write(first, 7)), name
+
+
+def test_the_step_with_a_static_cache_needs_no_number_that_only_the_device_knows():
+    """On tensors without data whoever asks for one fails, as a capture would."""
+    model, ids = build("gpt2", use_complex32=False).eval(), context().tokens(3, 7)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        library = without_data(model, mode).gpt2
+        library.tie_weights()
+        step = StaticGpt2(library, mode.from_tensor(ids), 12)
+        with AsCaptured():
+            step.restart(step.token.clone())
+            step()
+        assert step.logits.shape == (3, SIZES["vocab_size"])
+
+
+def test_prompts_and_batches_are_those_of_the_settings_and_a_reference_is_computed_once(monkeypatch):
+    exact, asked = generation.exact, []
+    monkeypatch.setattr(generation, "exact", lambda model, *given: (asked.append(model), exact(model, *given))[1])
+    monkeypatch.setitem(SIZES, "n_seq", generation.NEW_TOKENS + 7)
+    result = tiny(groups=("generation",), sizes={"bench_prompts": [7, 3, 99], "bench_generation_batches": [1, 2]})
+    assert [group.group for group in result.groups] == [f"generation_{name}" for name in ("3", "7", "2x3", "2x7")]
+    assert all(path.status == "timed" for group in result.groups for path in group.paths)
+    assert len(asked) == 4 * 3
+
+
+def test_launches_are_counted_after_the_timing_and_one_that_cannot_be_costs_no_speed():
+    def trial(launches):
+        return lambda: Trial(lambda: None, lambda: [Check("forward", 0.0, 1.0)], launches=launches)
+
+    def refuse():
+        raise RuntimeError("no profiler")
+
+    counts = {"counted": trial(lambda: 7), "unknown": trial(lambda: None), "refused": trial(refuse)}
+    found = compare("x", counts, baseline="counted", tokens_per_call=1, device=CPU, flops_per_token=1.0, least_bytes=5,
+                    warmups=0, samples=2, limit_seconds=1.0)  # fmt: skip
+    assert [(path.status, path.launches) for path in found.paths] == [("timed", 7), ("timed", None), ("timed", None)]
+    assert found.paths[2].note == "launches not counted: RuntimeError: no profiler"
+    told = {(m.name, m.model): m.value for m in found.metrics(1.0, 1.0)}
+    assert told["bench_x_launches", "counted"] == 7
+    assert told["bench_x_least_bytes", "refused"] == 5
+    assert ("bench_x_launches", "unknown") not in told
 
 
 def test_a_long_reference_is_read_in_pieces(monkeypatch):

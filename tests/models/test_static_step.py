@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from devices import needs_cuda
+from devices import AsCaptured, needs_cuda, without_data
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from muse.models import states
 from muse.models.generate import Recurrent, generate
@@ -48,6 +49,21 @@ def test_every_step_writes_to_the_same_buffers():
     assert not any(torch.equal(x, old) for x, old in zip(kept[:-1], before[:-1], strict=True))
     assert static.steps.lengths.tolist() == [10, 10]
     assert not any(token.data_ptr() == static.token.data_ptr() for token in tokens)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("values", [(0.0, None, None), (0.7, 20, 0.8)], ids=str)
+def test_a_step_needs_no_number_that_only_the_device_knows(name, values):
+    """On tensors without data whoever asks for one fails, as a capture would."""
+    model = built(name)
+    state, token = states.read(model, torch.zeros(3, 7, dtype=torch.int64)), torch.zeros(3, 1, dtype=torch.int64)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        without_data(model, mode)
+        static = StaticStep(Stepper(model, state._mapped(mode.from_tensor)), mode.from_tensor(token), *values, [])
+        with AsCaptured():
+            static._step()
+            static.restart(state._mapped(mode.from_tensor), mode.from_tensor(token))
+        assert static.token.shape == (3, 1)
 
 
 def test_the_first_step_that_is_not_finite_is_named():

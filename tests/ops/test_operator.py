@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from muse.catalog import MODEL_NAMES
 from muse.models import layers, memory_block
 from muse.models.build import build_model
-from muse.models.linear_attention import _exact
 from muse.ops import cross_entropy, gate, green, linear_attention, norms, operator, planar, qkv
+from muse.ops.exact_product import _exact, exact_product_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, for its first jvp
 SIZES = {"vocab_size": 11, "d_model": 8, "n_layers": 2, "n_seq": 8}
@@ -177,6 +177,7 @@ def kernel_cases():
         "mixer_prepare": ([*drawn((2, 3, 24), (12, 2), (2, 2)), None], (2, 2)),
         "mixer_prepare by angle": ([*drawn((2, 3, 24), (12, 2)), None, *drawn((2, 2, 3, 2))], (2, 2)),
         "memory": ([*drawn(heads, heads, heads), -drawn((1, 2, 16))[0].exp()], (True,)),
+        "exact_product": (drawn((2, 3, 10), (3, 10)), ()),
     }
 
 
@@ -188,6 +189,7 @@ def kernel(request):
     """An operator of kernels, its inputs on the device, and what is left of it as a function of the first input."""
     inputs, options = kernel_cases()[request.param]
     homes = norms.norms_triton, gate.gate_triton, qkv.qkv_triton, linear_attention.linear_attention_triton
+    homes = *homes, exact_product_triton
     every = (x for home in homes for x in vars(home).values() if isinstance(x, operator.Operator))
     (found,) = (x for x in every if x.name == request.param.split()[0])
     return found, inputs, options, lambda x: first(found(x, *inputs[1:], *options)).square().sum()
