@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muse.host.exit_codes import BAD_PARAMETERS, CRITERION_FAILED, FAILED, INTERRUPTED, NOT_MEASURED, OK
 from muse.host.files import check_no_dangling_link
 from muse.host.lines import cut, near, one_line
 from muse.host.output import kept_output
@@ -24,20 +25,9 @@ from muse.host.workbook import copy_workbook, profiles, to_install
 from muse.report.published import FILE as PUBLISHED
 from muse.runner.check import disk_problems, place_problems, raise_problems, resolved, working_folder
 from muse.runner.notebooks import find_notebooks, folders_and_problems, stage_parameters
-from muse.runner.run import (
-    BAD_PARAMETERS,
-    BASIC_TEST,
-    INTERRUPTED,
-    OK,
-    STAGE_FAILED,
-    check,
-    default_out,
-    render,
-    run,
-    run_info,
-)
+from muse.runner.run import BASIC_TEST, check, default_out, render, run, run_info
 
-from .catalog import LANGUAGES, REPORT, STAGE_NAMES
+from .catalog import CARDS, LANGUAGES, REPORT, STAGE_NAMES
 from .params import ParamsError, Settings, load_params
 
 if TYPE_CHECKING:
@@ -54,14 +44,14 @@ BENCH_KEYS = {
 }
 """Settings that decide what `muse bench` does, beside those that start with `throughput_` and `bench_`."""
 
-EXIT_CODES = """\
+EXIT_CODES = f"""\
 exit codes:
-  0    every stage ran
-  1    with --gate: a criterion fails
-  2    bad parameters; nothing was started
-  3    with --gate: no criterion fails, but one was not measured
-  4    a stage or the run itself failed (after a stage, the report is written all the same)
-  130  interrupted (Ctrl-C or SIGTERM)
+  {OK:<4} every stage ran
+  {CRITERION_FAILED:<4} with --gate: a criterion fails
+  {BAD_PARAMETERS:<4} bad parameters; nothing was started
+  {NOT_MEASURED:<4} with --gate: no criterion fails, but one was not measured
+  {FAILED:<4} a stage or the run itself failed (after a stage, the report is written all the same)
+  {INTERRUPTED:<4} interrupted (Ctrl-C or SIGTERM)
 """
 
 
@@ -84,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.flush()
         if product and output.error and code == OK:
             print(f"muse: the output could not be written: {output.error}", file=sys.stderr)
-            return STAGE_FAILED
+            return FAILED
     return code
 
 
@@ -102,10 +92,10 @@ def _call(options: argparse.Namespace) -> int:
         return INTERRUPTED
     except OSError as error:  # a full disk, say: no fault of the code, so no traceback
         print(f"muse: {error}", file=sys.stderr)
-        return STAGE_FAILED
+        return FAILED
     except Exception:
         traceback.print_exc()  # a bug or a broken machine; Python's own exit code 1 would speak of a criterion
-        return STAGE_FAILED
+        return FAILED
 
 
 def _check_place() -> None:
@@ -247,7 +237,7 @@ def _add_check(commands: Commands) -> None:
     add = _add(
         commands, "check", _check, "look at everything that can be wrong before a run, and start nothing",
         description="Check parameters, corpus, tokenizer, sizes, folders and disk as muse run does at its start.",
-        epilog="exit codes: 0 no problem, 2 bad parameters, one line each",
+        epilog=f"exit codes: {OK} no problem, {BAD_PARAMETERS} bad parameters, one line each",
     )  # fmt: skip
     _add_settings(add)
     add("--out", **FOLDER, help="where the report would go (default: reports/<profile>)")
@@ -327,12 +317,12 @@ def _train_beside(options: argparse.Namespace, settings: Settings, stage: Stage,
             well = train_on(executor, *plan, given, options.cards)
         else:
             well = train_side_by_side(*plan, stage.device.type, given, options.processes, options.cards)
-        return OK if well else STAGE_FAILED
+        return OK if well else FAILED
     except ParamsError:
         raise
     except (EngineError, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
-        return STAGE_FAILED
+        return FAILED
 
 
 def _check_train(options: argparse.Namespace, settings: Settings) -> Executor | None:
@@ -383,7 +373,7 @@ def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int
         return LOST
     if options.json and Ranks.here().first:
         write_outcome(options.json, finished, diverged=isinstance(failed, NonFiniteLossError))
-    return STAGE_FAILED if failed else OK
+    return FAILED if failed else OK
 
 
 def _add_plan(commands: Commands) -> None:
@@ -391,10 +381,10 @@ def _add_plan(commands: Commands) -> None:
         commands, "plan", _plan, "say what the trainings of a params file need on a card, without one",
         description="Estimate parameters, peak memory, speed and time of every model of a params file on a card, and "
         "what the trainings that are not finished take.",
-        epilog="exit codes: 0 planned, 2 bad parameters", product=True,
+        epilog=f"exit codes: {OK} planned, {BAD_PARAMETERS} bad parameters", product=True,
     )  # fmt: skip
     _add_settings(add)
-    add("--card", default="h100", metavar="CARD", help="h100, h200, a100, a100-40gb, l40s, l4, rtx4090 (default: h100)")
+    add("--card", default=next(iter(CARDS)), metavar="CARD", help=f"{', '.join(CARDS)} (default: {next(iter(CARDS))})")
     add("--price", type=float, metavar="P", help="of a card for an hour, in any currency: the cost is told too")
 
 
@@ -403,7 +393,6 @@ def _plan(options: argparse.Namespace) -> int:
     raise_problems([problem for problem in problems if not problem.startswith("corpus: ")])  # planned for before it is
     if options.price is not None and not 0 < options.price < float("inf"):
         raise ParamsError(f"--price: got {options.price}, expected a price of an hour above 0")
-    from muse.measure.roofline import CARDS
     from muse.report.tables import written
     from muse.stages.plan_tables import planned
 
@@ -532,7 +521,7 @@ def _generate(options: argparse.Namespace) -> int:
                 break
     except ValueError as error:  # logits that are not finite
         print(f"\nmuse: {error}", file=sys.stderr)
-        return STAGE_FAILED
+        return FAILED
     print("" if last.endswith("\n") else "\n", end="")
     return OK
 
@@ -652,7 +641,7 @@ def _add_check_pages(commands: Commands) -> None:
         commands, "check-pages", _check_pages,
         "look at the pages of finished runs as a reader would, in a headless browser where there is one",
         description="Check the pages of runs: nothing remote, nothing lost, nothing cut on paper.",
-        epilog="exit codes: 0 no problem, 1 a problem, 2 bad parameters",
+        epilog=f"exit codes: {OK} no problem, {CRITERION_FAILED} a problem, {BAD_PARAMETERS} bad parameters",
     )  # fmt: skip
     add("folders", **FOLDER, nargs="+", help="a run's folder: reports/quick; or that of runs, for their list")
 

@@ -12,13 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from muse.host.exit_codes import INTERRUPTED
 from muse.host.parents import followed
 
 TICK_SECONDS = 0.1
 ORPHAN_SECONDS = 8.0
 """How long a training has to save its state once its worker is gone."""
-
-INTERRUPTED = 130
 
 
 class RowInterruptedError(RuntimeError):

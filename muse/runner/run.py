@@ -17,6 +17,7 @@ from typing import TextIO
 from muse import catalog
 from muse.catalog import REPORT
 from muse.host import processes
+from muse.host.exit_codes import CRITERION_FAILED, FAILED, INTERRUPTED, NOT_MEASURED, OK
 from muse.host.files import sha256_of, write_atomic
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
@@ -44,8 +45,6 @@ EXPORT_SECONDS = 600
 BASIC_TEST = "basic_test"
 """What the exit code of a run can ask for in place of the criteria."""
 
-OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 0, 2, 4, 1, 3, 130
-
 
 def default_out(settings: Settings) -> Path:
     """Return the folder of a run that names none."""
@@ -53,12 +52,12 @@ def default_out(settings: Settings) -> Path:
 
 
 def exit_code(report: Report, gate: bool | str) -> int:
-    """Return 4 when a stage failed, else with `gate` 1 when a criterion fails or 3 when one was not measured.
+    """Return FAILED where a stage failed, else with `gate` whether a criterion fails or was not measured, else OK.
 
     The gate BASIC_TEST asks the lines of the basic test instead of the criteria.
     """
     if any(record.status != "ok" for record in report.stages):
-        return STAGE_FAILED
+        return FAILED
     asked = judge_basic_test(report.stages, texts("en")) if gate == BASIC_TEST else report.criteria
     verdicts = {criterion.verdict for criterion in asked} if gate else set()
     return CRITERION_FAILED if "fail" in verdicts else NOT_MEASURED if "not_measured" in verdicts else OK
@@ -513,7 +512,7 @@ def render(
         if stills:
             this.draw_stills()
         lines.line((folder / "index.html").as_uri())
-    return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
+    return FAILED if REPORT in this.errors or any(problems) else OK
 
 
 def previous_seconds(previous: Path, settings: Settings) -> dict[str, float]:

@@ -58,10 +58,10 @@ def examine(
         read, problems = _read(settings, load or (lambda: _load(settings, settings.corpus)))
     compared = [name for name in settings.models if not (name == BASELINE and settings.skip_phase2)]
     if measured := _measured(settings, stages, trains, compared):
-        problems += _sizes(measured, _of(settings, settings.vocab_size), "")[0]
+        problems += _sizes(measured, sizes_of(settings, settings.vocab_size), "")[0]
     if trains:
         vocab_size = read.vocab_size if read else settings.vocab_size
-        sizes = _of(settings, vocab_size, "train_")
+        sizes = sizes_of(settings, vocab_size, "train_")
         wrong, numbers = _sizes(compared, sizes, " to train")
         problems += [line for line in wrong if line.replace(" to train", "") not in problems]
         num_bytes = _bytes_to_write(settings, numbers)
@@ -131,7 +131,8 @@ def _measured(settings: Settings, stages: Sequence[str], trains: bool, compared:
     return list(dict.fromkeys(found))
 
 
-def _of(settings: Settings, vocab_size: int, prefix: str = "") -> dict[str, int]:
+def sizes_of(settings: Settings, vocab_size: int, prefix: str = "") -> dict[str, int]:
+    """Sizes of the measured models; with the prefix `train_` those of the trained ones."""
     names = ("d_model", "n_layers", "n_seq")
     own = {name: getattr(settings, prefix + name, None) or getattr(settings, name) for name in names}
     return {"vocab_size": vocab_size} | own

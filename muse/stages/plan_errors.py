@@ -12,22 +12,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
-
-from muse.catalog import BASELINE, REFERENCE, WITH_MEMORY, YARDSTICK, recomputes
+from muse.catalog import BASELINE, CARDS, REFERENCE, WITH_MEMORY, YARDSTICK, recomputes
 from muse.host.files import write_atomic
 from muse.measure.memory import GIB, count
-from muse.measure.roofline import CARDS, seconds
-from muse.models.build import build_model
-from muse.models.pretrained import served
-from muse.models.weights import WithoutDraws
+from muse.measure.roofline import seconds
 from muse.params import Settings, of_today, validate
 from muse.records.schema import BenchRecord, Report, StageRecord
 from muse.records.store import read_record
 from muse.report.plan_errors import FILE
 
+from .check import sizes_of
 from .memory import optimizer_step
-from .plan import START_SECONDS, counted_step
+from .plan import START_SECONDS, counted_step, shaped
 
 MEMORY_RUNS = {
     "gpu": "gpu/report.json",
@@ -86,9 +82,10 @@ def settings_of(record: StageRecord) -> Settings:
 def peaks_of(settings: Settings, name: str) -> dict[str, Callable[[], int]]:
     """What gives the bytes of each peak, by the name of its metric."""
     size = {"batch_size": settings.memory_batch_size, "n_seq": settings.n_seq}
+    sizes = sizes_of(settings, settings.vocab_size)
 
     def peak(recompute: bool, half: bool = True, optimizer: str = "", dropout: float = 0.0, **other: int) -> int:
-        model = shaped(settings, name, half and not optimizer, dropout).train()
+        model = shaped(name, sizes, dropout, half and not optimizer).train()
         model.recompute = recompute
         shape = size | other
         step = optimizer_step(optimizer, **shape, precision="bfloat16") if optimizer else None
@@ -107,23 +104,17 @@ def peaks_of(settings: Settings, name: str) -> dict[str, Callable[[], int]]:
     }
 
 
-def shaped(settings: Settings, name: str, half: bool, dropout: float) -> nn.Module:
-    sizes = {key: getattr(settings, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq")}
-    with WithoutDraws():
-        model = build_model(name, **sizes, dropout=dropout)
-        return served(model) if half else model
-
-
 def steps(reports: Path) -> Iterator[Row]:
     """Yield milliseconds of training steps of models that had the card for themselves."""
     bench = read_record(BenchRecord, reports / BENCH / "bench.json")
     settings, card = Settings(), CARDS[BENCH_CARD]
+    sizes = sizes_of(settings, settings.vocab_size)
     groups = {REFERENCE: ("bench_training_16x1024", "muse {}")}
     groups |= {name: ("bench_models_{}_16x1024", name) for name in (WITH_MEMORY, BASELINE, YARDSTICK)}
     cases = [(name, 16, *named) for name, named in groups.items()]
     cases.append((REFERENCE, 64, "bench_training_64x1024", "muse {}"))
     for name, size, group, path in cases:
-        model = shaped(settings, name, half=False, dropout=0.0)
+        model = shaped(name, sizes)
         work = counted_step(model, settings, size, 1024, recompute=False, workspace_bytes=card.workspace_bytes).work
         for way in ("compiled", "eager"):
             found = bench.stage.find(f"{group.format(way)}_milliseconds", path.format(way))
@@ -134,13 +125,13 @@ def steps(reports: Path) -> Iterator[Row]:
 def sweeps(reports: Path) -> Iterator[Row]:
     """Yield the card-seconds of all tries of a model, several beside each other on each card."""
     settings = Settings(optimizer="muon", dropouts=[0.1])
-    card = CARDS[TRIES_CARD]
+    card, sizes = CARDS[TRIES_CARD], sizes_of(settings, settings.vocab_size)
     for name in ALONE:
         tries = [json.loads(path.read_text()) for path in sorted((reports / TRIES).glob(f"{name}-s0-*.json"))]
         times = {end: [datetime.fromisoformat(one["result"][f"{end}_utc"]) for one in tries]
                  for end in ("started", "finished")}  # fmt: skip
         took = TRIES_CARDS * (max(times["finished"]) - min(times["started"])).total_seconds()
-        model, planned = shaped(settings, name, half=False, dropout=0.1), 0.0
+        model, planned = shaped(name, sizes, dropout=0.1), 0.0
         for size in {one["result"]["batch_tokens"] for one in tries}:
             many = [one["result"]["tokens"] for one in tries if one["result"]["batch_tokens"] == size]
             counted = counted_step(model, settings, size // 1024, 1024, False, card.workspace_bytes)

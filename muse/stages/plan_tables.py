@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from muse.catalog import BASELINE, CORPORA
+from muse.catalog import BASELINE, CORPORA, Card
 from muse.data.corpora import is_cheap, load_corpus
 from muse.data.corpus import Corpus
 from muse.data.hub import CorpusUnavailable
 from muse.host.lines import cut, one_line
 from muse.host.progress import duration
-from muse.measure.roofline import GIB, USABLE_SHARE, Card
+from muse.measure.memory import GIB
+from muse.measure.roofline import USABLE_SHARE
 from muse.params import ParamsError, Settings
 from muse.report.tables import Table
 

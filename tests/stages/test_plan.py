@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from muse import cli
+from muse.catalog import CARDS
 from muse.data.corpora import load_corpus
 from muse.measure.as_on_cuda import Work
-from muse.measure.roofline import CARDS, GIB, HOST_SECONDS, USABLE_SHARE, seconds
+from muse.measure.memory import GIB
+from muse.measure.roofline import HOST_SECONDS, USABLE_SHARE, seconds
 from muse.models.build import build_model
 from muse.params import Settings, load_params
 from muse.stages import plan as module
+from muse.stages.check import sizes_of
 from muse.stages.plan_errors import FILE, Row, peaks, steps
 from muse.training import kept, trainer
 from muse.training.checkpoint import RESULT_FILE, training_key
@@ -79,7 +82,7 @@ def test_the_largest_step_is_where_the_peak_meets_the_memory(tmp_path, corpus):
     given = settings(tmp_path, n_seq=64, d_model=64, batch_tokens=[64])
     small = replace_card("l4", memory_bytes=2 * GIB)
     (found,) = module.plan(given, ["stage1"], corpus, corpus.vocab_size, small)
-    model = module._model(given, "stage1", corpus.vocab_size)
+    model = module.shaped("stage1", sizes_of(given, corpus.vocab_size, "train_"))
     peak = module.counted_step(model, given, found.largest_tokens // 64, 64, False, small.workspace_bytes).peak_bytes
     assert peak == pytest.approx(USABLE_SHARE * small.memory_bytes, rel=0.03)
     (none,) = module.plan(given, ["stage1"], corpus, corpus.vocab_size, replace_card("l4", memory_bytes=2**20))
