@@ -389,8 +389,8 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    settings, problems = folders_and_problems(_settings(options), working_folder())
-    raise_problems([problem for problem in problems if not problem.startswith("corpus: ")])  # planned for before it is
+    settings, problems = folders_and_problems(_settings(options), working_folder(), to_come=("corpus", "test_corpus"))
+    raise_problems(problems)
     if options.price is not None and not 0 < options.price < float("inf"):
         raise ParamsError(f"--price: got {options.price}, expected a price of an hour above 0")
     from muse.report.tables import written

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -142,6 +145,10 @@ def test_the_command_tells_and_refuses_in_one_line(tmp_path, capsys):
     assert cli.main(["plan", "compact-81m", *override, "-p", f"corpus={tmp_path / 'none'}"]) == 0
     assert "no training counts as finished: no corpus in" in capsys.readouterr().out
     for wrong, said in (
+        (["-p", "corpus=wikitxt-2"], "corpus: got 'wikitxt-2', expected synthetic, wikitext-2, "),
+        (["-p", "tokenizer=./none"], "tokenizer: got './none', expected gpt2, corpus or a folder; "),
+        (["-p", "corpus=./" + "long" * 100], "expected synthetic, wikitext-2, "),
+        (["-p", f"corpus={Path(__file__)}"], "; there is no folder "),
         (["--card", "h10"], "--card: got h10, expected one of h100, h200, a100"),
         (["--price", "-1"], "--price: got -1.0, expected a price of an hour above 0"),
         (["-p", "d_model=7"], "d_model: got 7"),
@@ -151,3 +158,14 @@ def test_the_command_tells_and_refuses_in_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_a_hub_corpus_that_is_not_here_is_planned_without(tmp_path):
+    override = [part for key, value in TINY.items() for part in ("-p", f"{key}={json.dumps(value)}")]
+    away = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "MUSE_CACHE_DIR": str(tmp_path)}
+    kept_as_is = {name: value for name, value in os.environ.items() if not name.endswith("OFFLINE")}
+    command = [sys.executable, "-m", "muse", "plan", "wikitext2", *override, "-p", "models=[stage1]"]
+    done = subprocess.run(command, env=kept_as_is | away, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "vocab_size = 50257, and no training counts as finished: " in done.stdout
+    assert "Trainings left: 1 of 1; " in done.stdout
