@@ -5,21 +5,26 @@ Of each number its estimate, the measured one, and where that stands. docs/scale
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
+
+from torch import Tensor
 
 from muse.catalog import BASELINE, CARDS, REFERENCE, WITH_MEMORY, YARDSTICK, recomputes
 from muse.host.files import write_atomic
 from muse.measure.memory import GIB, count
 from muse.measure.roofline import seconds
+from muse.ops import cross_entropy
 from muse.params import Settings, of_today, validate
 from muse.records.schema import BenchRecord, Report, StageRecord
 from muse.records.store import read_record
-from muse.report.plan_errors import FILE
+from muse.report.plan_errors import FILE, OF_TWO_CHUNKS
 
 from .check import sizes_of
 from .memory import optimizer_step
@@ -32,6 +37,9 @@ MEMORY_RUNS = {
 }
 """Records with peaks, by name; the longer contexts are sizes from which nothing was taken."""
 
+TWO_CHUNKS = ("gpu-length-4096", "gpu-length-8192")
+"""Records of code whose loss held two chunks of logits at a time where that of today holds one."""
+
 BENCH, BENCH_CARD = "bench-h100", "h100"
 TRIES, TRIES_CARDS, TRIES_CARD = "gpu-tries", 2, "h200"
 ALONE = (BASELINE, WITH_MEMORY)
@@ -41,7 +49,7 @@ ALONE = (BASELINE, WITH_MEMORY)
 class Row(NamedTuple):
     """A number of the plan, and the one that was measured."""
 
-    kind: str  # peak, step, sweep
+    kind: str  # peak, peak of two chunks, step, sweep
     run: str
     model: str
     what: str
@@ -58,6 +66,9 @@ def rows(reports: Path) -> Iterator[Row]:
     """Yield every number that records of a folder have."""
     for run in MEMORY_RUNS:
         yield from peaks(reports, run)
+    with two_chunks():
+        for run in TWO_CHUNKS:
+            yield from (row._replace(kind=OF_TWO_CHUNKS) for row in peaks(reports, run))
     yield from steps(reports)
     yield from sweeps(reports)
 
@@ -72,6 +83,27 @@ def peaks(reports: Path, run: str, models: tuple[str, ...] = ()) -> Iterator[Row
             found = record.find(what, name)
             if found is not None and found.basis == "measured" and found.value is not None:
                 yield Row("peak", run, name, what, "GiB", peak() / GIB, found.value)
+
+
+@contextlib.contextmanager
+def two_chunks() -> Iterator[None]:
+    """Inside, a loss holds the logits of its last chunk until those of the next are there, as it did once."""
+    held: list[Tensor | None] = []
+    chunk_loss, whole_loss = cross_entropy._chunk_loss, cross_entropy._loss_and_gradients
+
+    def chunk(*given: object, **more: object) -> tuple:
+        found = chunk_loss(*given, **more)
+        held[:] = [found[1]]
+        return found
+
+    def whole(*given: object, **more: object) -> tuple:
+        try:
+            return whole_loss(*given, **more)
+        finally:
+            held.clear()
+
+    with mock.patch.multiple(cross_entropy, _chunk_loss=chunk, _loss_and_gradients=whole):
+        yield
 
 
 def settings_of(record: StageRecord) -> Settings:

@@ -20,10 +20,13 @@ from muse.measure.as_on_cuda import Work
 from muse.measure.memory import GIB
 from muse.measure.roofline import HOST_SECONDS, USABLE_SHARE, seconds
 from muse.models.build import build_model
+from muse.ops.cross_entropy import default_chunk_tokens
 from muse.params import Settings, load_params
+from muse.records.schema import Report
+from muse.records.store import read_record
 from muse.stages import plan as module
 from muse.stages.check import sizes_of
-from muse.stages.plan_errors import FILE, Row, peaks, steps
+from muse.stages.plan_errors import FILE, MEMORY_RUNS, Row, peaks, peaks_of, settings_of, steps, two_chunks
 from muse.training import kept, trainer
 from muse.training.checkpoint import RESULT_FILE, training_key
 from muse.training.tuning import Plan, build_for, recipe_of
@@ -120,6 +123,19 @@ def test_the_committed_errors_are_those_of_this_code():
         (same,) = [old for old in kept_rows if old[:5] == row[:5]]
         assert same.measured == row.measured
         assert same.estimate == pytest.approx(row.estimate, rel=1e-3), "renew reports/plan.json"
+
+
+def test_with_two_chunks_of_logits_the_peak_is_one_chunk_higher_and_that_of_the_record():
+    report = read_record(Report, ROOT / "reports" / MEMORY_RUNS["gpu-length-4096"])
+    record = next(stage for stage in report.stages if stage.stage == "memory")
+    peak = peaks_of(settings_of(record), "phase2")["peak_memory"]
+    one = peak()
+    with two_chunks():
+        two = peak()
+    chunk = default_chunk_tokens(2 * 4096) * 50304 * 4  # float32 logits, columns as padded
+    assert two - one == pytest.approx(chunk, rel=1e-3)
+    assert two / GIB == pytest.approx(record.find("peak_memory", "phase2").value, rel=1e-3)
+    assert peak() == one
 
 
 @pytest.mark.parametrize(("name", "size"), [("81m", 81e6), ("350m", 350e6), ("1300m", 1.3e9)])
