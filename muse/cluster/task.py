@@ -76,10 +76,10 @@ def _held(path: Path, manager: int):
         yield file.fileno()
 
 
-def problems(arguments: Sequence[str], paths: Mapping[str, str], folder: str) -> list[str]:
+def problems(arguments: Sequence[str], paths: Sequence[tuple[str, str]], folder: str) -> list[str]:
     """What keeps a worker from training: folders that it does not see, and what `muse check` says there."""
     here = platform.node()
-    missing = [f"{name}: {path} is not there" for name, path in paths.items() if not Path(path).exists()]
+    missing = [f"{name}: {path} is not there" for name, path in paths if not Path(path).exists()]
     if missing or not Path(folder).is_dir():
         return [f"worker on {here}: {line}" for line in missing or [f"the working folder: {folder} is not there"]]
     command = [sys.executable, "-m", "muse", "check", *arguments]
