@@ -69,8 +69,8 @@ matrix: ## try every supported Python that is found, each in .matrix/ (gigabytes
 lab-test: $(READY) ## test every notebook in JupyterLab, mistakes included (some minutes)
 	@$(BIN)/python -m pytest -m lab
 
-scale-test: $(ENGINE) ## test sweeps on Parsl with kills, and on a SLURM where it starts (six minutes)
-	@$(BIN)/python -m pytest -m scale
+scale-test: $(ENGINE) ## test sweeps on Parsl with kills, and on a SLURM where it starts (some minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m scale -n $(WORKERS) --dist worksteal
 
 # With what the lock pins, so that pip leaves it as it is.
 $(ENGINE): $(READY)

@@ -2,6 +2,7 @@
 
 import sys
 
+from muse.host.exit_codes import INTERRUPTED
 from muse.host.signals import Interruptions
 
 
@@ -16,7 +17,7 @@ def main() -> int:
 
         code = command()
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     signals.exit_code = code
     return code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muse.host.exit_codes import BAD_PARAMETERS, CRITERION_FAILED, FAILED, INTERRUPTED, NOT_MEASURED, OK
 from muse.host.files import check_no_dangling_link
 from muse.host.lines import cut, near, one_line
 from muse.host.output import kept_output
@@ -24,25 +26,16 @@ from muse.host.workbook import copy_workbook, profiles, to_install
 from muse.report.published import FILE as PUBLISHED
 from muse.runner.check import disk_problems, place_problems, raise_problems, resolved, working_folder
 from muse.runner.notebooks import find_notebooks, folders_and_problems, stage_parameters
-from muse.runner.run import (
-    BAD_PARAMETERS,
-    BASIC_TEST,
-    INTERRUPTED,
-    OK,
-    STAGE_FAILED,
-    check,
-    default_out,
-    render,
-    run,
-    run_info,
-)
+from muse.runner.rows import run_rows
+from muse.runner.run import BASIC_TEST, check, default_out, render, run, run_info
 
-from .catalog import LANGUAGES, REPORT, STAGE_NAMES
-from .params import ParamsError, Settings, load_params
+from .catalog import CARDS, LANGUAGES, REPORT, STAGE_NAMES
+from .params import ParamsError, Row, Settings, load_params, load_rows, of_rows
 
 if TYPE_CHECKING:
     from muse.cluster.settings import Executor
     from muse.stages.stage import Stage
+    from muse.training.recipe import TrainingResult
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
 Argument = Callable[..., argparse.Action]
@@ -54,14 +47,14 @@ BENCH_KEYS = {
 }
 """Settings that decide what `muse bench` does, beside those that start with `throughput_` and `bench_`."""
 
-EXIT_CODES = """\
+EXIT_CODES = f"""\
 exit codes:
-  0    every stage ran
-  1    with --gate: a criterion fails
-  2    bad parameters; nothing was started
-  3    with --gate: no criterion fails, but one was not measured
-  4    a stage or the run itself failed (after a stage, the report is written all the same)
-  130  interrupted (Ctrl-C or SIGTERM)
+  {OK:<4} every stage ran
+  {CRITERION_FAILED:<4} with --gate: a criterion fails
+  {BAD_PARAMETERS:<4} bad parameters; nothing was started
+  {NOT_MEASURED:<4} with --gate: no criterion fails, but one was not measured
+  {FAILED:<4} a stage or the run itself failed (after a stage, the report is written all the same)
+  {INTERRUPTED:<4} interrupted (Ctrl-C or SIGTERM)
 """
 
 
@@ -84,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.flush()
         if product and output.error and code == OK:
             print(f"muse: the output could not be written: {output.error}", file=sys.stderr)
-            return STAGE_FAILED
+            return FAILED
     return code
 
 
@@ -102,10 +95,10 @@ def _call(options: argparse.Namespace) -> int:
         return INTERRUPTED
     except OSError as error:  # a full disk, say: no fault of the code, so no traceback
         print(f"muse: {error}", file=sys.stderr)
-        return STAGE_FAILED
+        return FAILED
     except Exception:
         traceback.print_exc()  # a bug or a broken machine; Python's own exit code 1 would speak of a criterion
-        return STAGE_FAILED
+        return FAILED
 
 
 def _check_place() -> None:
@@ -166,7 +159,17 @@ def _add_overrides(add: Argument) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """The settings of the params file, which may be called by its name where it came with the workbook."""
+    """The settings of a params file that is one run."""
+    return load_params(_params_file(options), options.overrides)
+
+
+def _rows(options: argparse.Namespace) -> list[Row]:
+    """The runs of a params file."""
+    return load_rows(_params_file(options), options.overrides)
+
+
+def _params_file(options: argparse.Namespace) -> Path | None:
+    """The params file, which may be called by its name where it came with the workbook."""
     path = options.params
     if path is not None and path.name == str(path) and not path.suffix and not path.exists():
         known = _known()
@@ -175,7 +178,7 @@ def _settings(options: argparse.Namespace) -> Settings:
             expected = f"a params file or one of {', '.join(known)}" + (f"; {hint}" if hint else "")
             raise ParamsError(f"{cut(name)}: no such file, expected {expected}")
         options.params = known[path.name]
-    return load_params(options.params, options.overrides)
+    return options.params
 
 
 def _known() -> dict[str, Path]:
@@ -193,15 +196,15 @@ def _add_run(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     _add_settings(add)
-    add("--out", **FOLDER, help="where the report goes (default: reports/<profile>)")
+    add("--out", **FOLDER, help="where the report goes, or those of a matrix (default: reports/<profile>)")
     add("--notebooks", **FOLDER, help="the notebooks to run (default: those that came with muse)")
     add("--gate", action="store_true", help="let the exit code tell whether every criterion passes")
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = _settings(options)
+    rows = _rows(options)
     _check_out(options.out)
-    return run(settings, out=options.out, notebooks=options.notebooks, gate=options.gate, command=options.command)
+    return run_rows(rows, out=options.out, notebooks=options.notebooks, gate=options.gate, command=options.command)
 
 
 def _add_basic_test(commands: Commands) -> None:
@@ -247,16 +250,17 @@ def _add_check(commands: Commands) -> None:
     add = _add(
         commands, "check", _check, "look at everything that can be wrong before a run, and start nothing",
         description="Check parameters, corpus, tokenizer, sizes, folders and disk as muse run does at its start.",
-        epilog="exit codes: 0 no problem, 2 bad parameters, one line each",
+        epilog=f"exit codes: {OK} no problem, {BAD_PARAMETERS} bad parameters, one line each",
     )  # fmt: skip
     _add_settings(add)
     add("--out", **FOLDER, help="where the report would go (default: reports/<profile>)")
 
 
 def _check(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    check(settings, options.out)
-    print(f"{one_line(str(options.params))}: no problem found; stages: {', '.join(settings.stages)}")
+    rows = _rows(options)
+    check(rows, options.out)
+    runs = f"{len(rows):,} runs; " if rows[0].values else ""
+    print(f"{one_line(str(options.params))}: no problem found; {runs}stages: {', '.join(rows[0].settings.stages)}")
     return OK
 
 
@@ -278,68 +282,78 @@ def _add_train(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    settings = _resolved(options)
-    executor = _check_train(options, settings)
-    problems = place_problems(settings, {}, {"--json": options.json})
+    rows = [Row(row.values, resolved(row.settings)) for row in _rows(options)]
+    executor = _check_train(options, rows)
+    problems = place_problems(rows[0].settings, {}, {"--json": options.json})
     from muse.stages.stage import Stage
     from muse.training.parallel import visible_devices
     from muse.training.ranks import is_one_of_several, joined
-    from muse.training.rows import check_number, row
+    from muse.training.rows import check_number, entry
     from muse.training.together import check_share, train_together
 
     only = ()
     if options.index is not None:
-        settings, only = row(settings, options.index)
-    if options.executor:
-        check_number(settings)
-    own = {"record_dir": default_out(settings).absolute() / "records"}
+        own_row, only = entry(rows, options.index)
+        rows = [own_row]
+    if options.executor or rows[0].values:
+        check_number(rows)
+    own = {"record_dir": default_out(rows[0].settings).absolute() / "records"}
     own |= {"device": "auto"} if executor else {}  # trainings run elsewhere: this machine need not have their device
-    stage = Stage("train", settings.model_dump() | own)
+    stages = [Stage("train", row.settings.model_dump() | own) for row in rows]
+    for before, stage in itertools.pairwise(stages):
+        stage.share(before)
     if is_one_of_several():  # whoever started it has checked all this
         with joined():
-            return _train_in_turn(options, stage, only)
-    devices = [None] if executor else visible_devices(stage.device.type)
-    check_share(settings, options.cards, devices)
-    _checked(settings, stage, None, problems)
+            return _train_in_turn(options, rows, stages, only)
+    devices = [None] if executor else visible_devices(stages[0].device.type)
+    for row in rows:
+        check_share(row.settings, options.cards, devices)
+    _checked(rows, stages, None, problems)
     if options.executor and not executor and not options.processes:
         options.processes = max(1, len(devices) // options.cards)
     if executor or options.processes:
-        return _train_beside(options, settings, stage, executor)
+        return _train_beside(options, rows, stages, executor)
     if options.cards > 1:
         return train_together(options.arguments, (devices * options.cards)[: options.cards])
-    return _train_in_turn(options, stage, only)
+    return _train_in_turn(options, rows, stages, only)
 
 
-def _train_beside(options: argparse.Namespace, settings: Settings, stage: Stage, executor: Executor | None) -> int:
-    """Train what a stage compares side by side: on an executor's workers, or here, so many at a time."""
+def _train_beside(
+    options: argparse.Namespace, rows: Sequence[Row], stages: Sequence[Stage], executor: Executor | None
+) -> int:
+    """Train what stages compare side by side: on an executor's workers, or here, so many at a time."""
     from muse.cluster.sweep import EngineError, train_on
     from muse.models.build import build_model
     from muse.training.parallel import train_side_by_side
-    from muse.training.tuning import known_tries
+    from muse.training.tuning import Plan, known_tries
 
     where = f"on {one_line(str(options.executor))}" if executor else f"{options.processes} at a time"
-    print(f"corpus {stage.corpus.name}, {where}", flush=True)  # read and cached only once
+    corpora = ", ".join(dict.fromkeys(stage.corpus.name for stage in stages))
+    print(f"corpus {corpora}, {where}", flush=True)  # read and cached only once
     given = [str(options.params), *(part for override in options.overrides for part in ("-p", override))]
     try:
-        known = known_tries(settings, tuple(stage.compared), stage.corpus, build_model, stage.device)
-        plan = settings, stage.compared, known
+        plans = []
+        for row, stage in zip(rows, stages, strict=True):
+            models, own_row = tuple(dict.fromkeys(stage.compared)), row if row.values else None
+            known = known_tries(row.settings, models, stage.corpus, build_model, stage.device, own_row)
+            plans.append(Plan(row.settings, models, known, row=own_row))
         if executor:
-            well = train_on(executor, *plan, given, options.cards)
+            well = train_on(executor, plans, given, options.cards)
         else:
-            well = train_side_by_side(*plan, stage.device.type, given, options.processes, options.cards)
-        return OK if well else STAGE_FAILED
+            well = train_side_by_side(plans, stages[0].device.type, given, options.processes, options.cards)
+        return OK if well else FAILED
     except ParamsError:
         raise
     except (EngineError, ValueError) as error:
         print(f"muse: {error}", file=sys.stderr)
-        return STAGE_FAILED
+        return FAILED
 
 
-def _check_train(options: argparse.Namespace, settings: Settings) -> Executor | None:
+def _check_train(options: argparse.Namespace, rows: Sequence[Row]) -> Executor | None:
     """The executor of a file, where one is asked for; ParamsError for what options ask for and cannot be."""
     from muse.cluster.settings import check_engine, load_executor
 
-    if not settings.train_tokens:
+    if not all(row.settings.train_tokens for row in rows):
         raise ParamsError(f"{options.params}: train_tokens: got 0, expected the token budget of a training")
     if options.processes is not None and options.processes < 1:
         raise ParamsError(f"--processes: got {options.processes}, expected at least 1")
@@ -355,35 +369,50 @@ def _check_train(options: argparse.Namespace, settings: Settings) -> Executor | 
     return executor
 
 
-def _train_in_turn(options: argparse.Namespace, stage: Stage, only: Sequence[int]) -> int:
-    """Train what a stage compares, one after the other; `only` are the seeds that are wanted, all where it is empty."""
+def _train_in_turn(
+    options: argparse.Namespace, rows: Sequence[Row], stages: Sequence[Stage], only: Sequence[int]
+) -> int:
+    """Train what stages compare, one after the other; `only` are the seeds that are wanted, all where it is empty.
+
+    A row of a matrix whose training fails keeps the next ones from nothing.
+    """
     from muse.data.hub import CorpusUnavailable
-    from muse.training.choices import common_choice
-    from muse.training.parallel import write_outcome
+    from muse.training.parallel import heading, write_outcome
     from muse.training.ranks import LOST, Ranks, lost_another
     from muse.training.trainer import DeadGradientError, NonFiniteLossError
+
+    finished, failed = [], []
+    for row, stage in zip(rows, stages, strict=True):
+        if row.values:
+            print(heading(row), flush=True)
+        try:
+            _train_stage(stage, only, finished)
+        except (NonFiniteLossError, DeadGradientError, CorpusUnavailable, ValueError) as error:
+            print(f"muse: {f'{row.name}: ' if row.values else ''}{error}", file=sys.stderr)
+            failed.append(error)
+        except RuntimeError as error:
+            if not lost_another(error):
+                raise
+            return LOST
+    if options.json and Ranks.here().first:
+        write_outcome(options.json, finished, diverged=any(isinstance(error, NonFiniteLossError) for error in failed))
+    return FAILED if failed else OK
+
+
+def _train_stage(stage: Stage, only: Sequence[int], finished: list[TrainingResult]) -> None:
+    """Train what one stage compares; what is finished is printed and added to a list."""
+    from muse.training.choices import common_choice
     from muse.training.tuning import result_line
 
-    finished, tries, failed = [], {}, None
-    try:
-        for name in stage.compared:
-            trained = stage.train(name, only)
-            tries[name] = trained.tries
-            for result in trained.results:
-                finished.append(result)
-                print(result_line(result))
-        if common := common_choice(tries):
-            print(common)
-    except (NonFiniteLossError, DeadGradientError, CorpusUnavailable, ValueError) as error:
-        print(f"muse: {error}", file=sys.stderr)
-        failed = error
-    except RuntimeError as error:
-        if not lost_another(error):
-            raise
-        return LOST
-    if options.json and Ranks.here().first:
-        write_outcome(options.json, finished, diverged=isinstance(failed, NonFiniteLossError))
-    return STAGE_FAILED if failed else OK
+    tries = {}
+    for name in stage.compared:
+        trained = stage.train(name, only)
+        tries[name] = trained.tries
+        for result in trained.results:
+            finished.append(result)
+            print(result_line(result))
+    if common := common_choice(tries):
+        print(common)
 
 
 def _add_plan(commands: Commands) -> None:
@@ -391,26 +420,29 @@ def _add_plan(commands: Commands) -> None:
         commands, "plan", _plan, "say what the trainings of a params file need on a card, without one",
         description="Estimate parameters, peak memory, speed and time of every model of a params file on a card, and "
         "what the trainings that are not finished take.",
-        epilog="exit codes: 0 planned, 2 bad parameters", product=True,
+        epilog=f"exit codes: {OK} planned, {BAD_PARAMETERS} bad parameters", product=True,
     )  # fmt: skip
     _add_settings(add)
-    add("--card", default="h100", metavar="CARD", help="h100, h200, a100, a100-40gb, l40s, l4, rtx4090 (default: h100)")
+    add("--card", default=next(iter(CARDS)), metavar="CARD", help=f"{', '.join(CARDS)} (default: {next(iter(CARDS))})")
     add("--price", type=float, metavar="P", help="of a card for an hour, in any currency: the cost is told too")
 
 
 def _plan(options: argparse.Namespace) -> int:
-    settings, problems = folders_and_problems(_settings(options), working_folder())
-    raise_problems([problem for problem in problems if not problem.startswith("corpus: ")])  # planned for before it is
+    rows, problems = [], []
+    for row in _rows(options):
+        settings, found = folders_and_problems(row.settings, working_folder(), to_come=("corpus", "test_corpus"))
+        rows.append(Row(row.values, settings))
+        problems += [(row.name, line) for line in found]
+    raise_problems(of_rows(problems, len(rows)))
     if options.price is not None and not 0 < options.price < float("inf"):
         raise ParamsError(f"--price: got {options.price}, expected a price of an hour above 0")
-    from muse.measure.roofline import CARDS
     from muse.report.tables import written
     from muse.stages.plan_tables import planned
 
     if options.card not in CARDS:
         hint = near(options.card, list(CARDS))
         raise ParamsError(f"--card: got {one_line(options.card)}, expected one of {', '.join(CARDS)}. {hint}".rstrip())
-    for found in planned(settings, CARDS[options.card], options.price):
+    for found in planned(rows, CARDS[options.card], options.price):
         print(found if isinstance(found, str) else written([found], "terminal"), flush=True)
     return OK
 
@@ -419,12 +451,14 @@ def _resolved(options: argparse.Namespace) -> Settings:
     return resolved(_settings(options))
 
 
-def _checked(settings: Settings, stage: Stage, out: Path | None, problems: list[str]) -> None:
-    """Raise ParamsError of these problems and of what packages and data tell, in this process, of one stage."""
-    from muse.stages.check import examine
+def _checked(rows: Sequence[Row], stages: Sequence[Stage], out: Path | None, problems: list[str]) -> None:
+    """Raise ParamsError of these problems and of what packages and data tell of each stage, in this process."""
+    from muse.stages.check import bytes_of_all, examine
 
-    found = examine(stage.settings, [stage.name], lambda: stage.corpus)
-    raise_problems([*problems, *found.problems] or disk_problems(settings, out, found.num_bytes))
+    found = [examine(stage.settings, [stage.name], lambda stage=stage: stage.corpus) for stage in stages]
+    lines = [(row.name, line) for row, one in zip(rows, found, strict=True) for line in one.problems]
+    num_bytes = bytes_of_all([stage.settings for stage in stages], found)
+    raise_problems([*problems, *of_rows(lines, len(rows))] or disk_problems(rows[0].settings, out, num_bytes))
 
 
 def _check_out(path: Path | None) -> None:
@@ -532,7 +566,7 @@ def _generate(options: argparse.Namespace) -> int:
                 break
     except ValueError as error:  # logits that are not finite
         print(f"\nmuse: {error}", file=sys.stderr)
-        return STAGE_FAILED
+        return FAILED
     print("" if last.endswith("\n") else "\n", end="")
     return OK
 
@@ -576,7 +610,7 @@ def _bench(options: argparse.Namespace) -> int:
     every = settings.model_dump()
     chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
     stage = Stage("bench", chosen | {"record_dir": options.out.absolute()})
-    _checked(settings, stage, options.out.absolute(), problems)
+    _checked([Row({}, settings)], [stage], options.out.absolute(), problems)
     unfinished = stage.record_path.with_suffix(".unfinished.json")  # a bench that is cut displaces no finished one
     shown = 0
 
@@ -652,7 +686,7 @@ def _add_check_pages(commands: Commands) -> None:
         commands, "check-pages", _check_pages,
         "look at the pages of finished runs as a reader would, in a headless browser where there is one",
         description="Check the pages of runs: nothing remote, nothing lost, nothing cut on paper.",
-        epilog="exit codes: 0 no problem, 1 a problem, 2 bad parameters",
+        epilog=f"exit codes: {OK} no problem, {CRITERION_FAILED} a problem, {BAD_PARAMETERS} bad parameters",
     )  # fmt: skip
     add("folders", **FOLDER, nargs="+", help="a run's folder: reports/quick; or that of runs, for their list")
 

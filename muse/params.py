@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -27,6 +33,7 @@ from .catalog import (
     STAGE_NAMES,
     SYNTHETIC,
     WIKITEXT,
+    WRITTEN,
     YARDSTICK,
     memory_models,
     stage,
@@ -36,6 +43,11 @@ from .catalog import (
 
 LONGEST_LIST = 100
 MOST_LINES = 20
+MOST_ROWS = 10_000
+"""Of a matrix, and trainings of a command."""
+
+MATRIX = "matrix"
+"""The key of a params file that lists, for settings of one value, the values of which every combination is a run."""
 
 
 def _plain(text: str) -> str:
@@ -270,11 +282,50 @@ LISTED = {"stages": "stage", "models": "model", "candidates": "model"}
 """What lists of names are of, where a message speaks of it."""
 
 
+@dataclass(frozen=True)
+class Row:
+    """One run of a matrix: the values that it has of its own, and all its settings."""
+
+    values: Mapping[str, object]  # none in a file without a matrix, which is one run
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Its values, as a folder may be called: `n_seq=1024,optimizer=muon`."""
+        return ",".join(f"{key}={_in_a_name(value)}" for key, value in self.values.items())
+
+    @property
+    def overrides(self) -> list[str]:
+        """What makes a command on the same file and its overrides this run alone."""
+        return as_overrides(self.values)
+
+
+def _in_a_name(value: object) -> str:
+    return re.sub(r"[^\w.+-]+", "-", value if isinstance(value, str) else json.dumps(value))
+
+
+def as_overrides(values: Mapping[str, object]) -> list[str]:
+    """Options of a command that set these values."""
+    return [part for key, value in values.items() for part in ("-p", f"{key}={json.dumps(value)}")]
+
+
 def load_params(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Read the settings of one run as `load_rows` does; ParamsError for a matrix."""
+    (row, *others) = load_rows(path, overrides)
+    if row.values:
+        where = _where(str(path or "parameters"))
+        number, chosen = 1 + len(others), " ".join(row.overrides)
+        raise ParamsError(f"{where}: {MATRIX}: got {number:,} runs, expected one here, such as that of {chosen}")
+    return row.settings
+
+
+def load_rows(path: str | Path | None, overrides: Sequence[str] = ()) -> list[Row]:
     """Read a params file and apply `key=value` overrides; ParamsError says what is wrong and what is expected.
 
     Without a path the defaults, which are the published sizes, take the place of the file. The value of an override is
     YAML, but for a setting that is a text: that takes what stands there, or what stands between quotes around it all.
+    A matrix gives a row for every combination of its values, the last key changing fastest; what an override sets is no
+    longer a key of it.
     """
     given, where = path is not None, _where(str(path or "parameters"))
     try:
@@ -295,10 +346,70 @@ def load_params(path: str | Path | None, overrides: Sequence[str] = ()) -> Setti
         except TextError as error:
             raise ParamsError(f"{here}: {error}") from error
         sources[key] = here
-    settings = validate(values, sources, default_source=where)
-    if problems := _contradictions(settings):
-        raise ParamsError("\n".join(f"{where}: {problem}" for problem in problems))
-    return settings
+    matrix, rows = values.pop(MATRIX, None), []
+    if isinstance(matrix, dict):
+        matrix = {key: given for key, given in matrix.items() if sources.get(key, where) == where}
+    for own in [{}] if matrix is None else _combinations(matrix, values, sources):
+        rows.append(Row(own, validate(values | own, sources, default_source=where)))
+    problems = [(row.name, problem) for row in rows for problem in _contradictions(row.settings)]
+    if problems:
+        raise ParamsError("\n".join(f"{where}: {line}" for line in of_rows(problems, len(rows))))
+    return rows
+
+
+def of_rows(problems: Sequence[tuple[str, str]], number: int) -> list[str]:
+    """Lines about problems, each given with the name of its row: what all of so many rows have is said once."""
+    count = Counter(problem for _, problem in dict.fromkeys(problems))
+    lines = [f"{name}: {problem}" if name and count[problem] < number else problem for name, problem in problems]
+    lines = list(dict.fromkeys(lines))
+    if number > 1 and len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more that are wrong"]
+    return lines
+
+
+OF_THE_RUN = ("profile", "device", "language", *WRITTEN)
+"""Settings of one value that a matrix cannot have: they say where a run goes, not what it computes."""
+
+
+def _combinations(matrix: object, beside: Mapping[str, object], sources: Mapping[str, str]) -> Iterator[dict]:
+    """Yield the values of each row of a matrix; ParamsError, a line for each key, before the first one."""
+    where = f"{sources[MATRIX]}: {MATRIX}"
+    if not isinstance(matrix, dict):
+        got = f"{shown(matrix)} ({type(matrix).__name__})"
+        raise ParamsError(f"{where}: got {got}, expected a mapping of setting to list")
+    lists, lines = {}, []
+    for key, given in matrix.items():
+        try:
+            lists[key] = _listed(key, given, where)
+            if key in beside:
+                raise ParamsError(f"{where}: {key}: got it beside it too ({sources[key]}), expected it in one of them")
+        except ParamsError as error:
+            lines.append(str(error).partition("\n")[0])
+    if lines:
+        raise ParamsError("\n".join(lines[:MOST_LINES]))
+    if (number := math.prod(map(len, lists.values()))) > MOST_ROWS:
+        raise ParamsError(f"{where}: got {number:,} combinations, expected at most {MOST_ROWS:,}")
+    for values in itertools.product(*lists.values()):
+        yield dict(zip(lists, values, strict=True))
+
+
+def _listed(key: object, given: object, where: str) -> list[object]:
+    """The values of one key of a matrix, each checked by itself; ParamsError for what is wrong with them."""
+    if not isinstance(key, str) or key not in Settings.model_fields:
+        raise ParamsError(_unknown(key, where))
+    if any(get_origin(kind) is list for kind in (Settings.model_fields[key].annotation, *_kinds(key))):
+        raise ParamsError(f"{where}: {key}: got a setting that is a list by itself, expected one of a single value")
+    if key in OF_THE_RUN:
+        raise ParamsError(f"{where}: {key}: got a setting of the whole run, expected one that changes what is computed")
+    if not isinstance(given, list) or not 0 < len(given) <= LONGEST_LIST:
+        got = f"{len(given)} values" if isinstance(given, list) else f"{shown(given)} ({type(given).__name__})"
+        raise ParamsError(f"{where}: {key}: got {got}, expected a list of 1 to {LONGEST_LIST}")
+    values = [getattr(validate({key: value}, {key: where}), key) for value in given]
+    names = [_in_a_name(value) for value in values]
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            raise ParamsError(f"{where}: {key} names one value twice: {shown(values[at])}, expected each once")
+    return values
 
 
 def _where(text: str) -> str:

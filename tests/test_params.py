@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from muse.catalog import CANDIDATES, COMPARED, STAGE_NAMES
-from muse.params import ModelName, ParamsError, Settings, load_params, validate
+from muse.params import ModelName, ParamsError, Settings, load_params, load_rows, validate
 from muse.records.scale import PUBLISHED, in_words, reductions_of
 from muse.records.schema import Reduction
 from muse.report.texts import texts
@@ -210,7 +210,7 @@ def test_settings_survive_their_own_dump():
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "params").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_params_files_of_the_repository_are_valid(path):
-    assert load_params(path).profile == path.stem
+    assert {row.settings.profile for row in load_rows(path)} == {path.stem}
 
 
 RECIPE = (
@@ -221,7 +221,8 @@ RECIPE = (
 
 
 def test_the_ablations_and_lengths_share_their_trainings():
-    ablations, lengths = (load_params(REPOSITORY / "params" / f"gpu-{n}.yaml") for n in ("ablations", "length"))
+    found = (load_rows(REPOSITORY / "params" / f"gpu-{n}.yaml")[0].settings for n in ("ablations", "length"))
+    ablations, lengths = found
     assert {key: getattr(ablations, key) for key in RECIPE} == {key: getattr(lengths, key) for key in RECIPE}
     assert set(lengths.seeds) <= set(ablations.seeds)
     assert (ablations.n_seq, ablations.train_n_seq) == (lengths.n_seq, lengths.train_n_seq)
@@ -229,7 +230,7 @@ def test_the_ablations_and_lengths_share_their_trainings():
 
 @pytest.mark.parametrize("name", ["gpu-ablations", "gpu-length"])
 def test_the_companions_of_a_profile_take_one_combination_of_its_grid(name):
-    profile, companion = (load_params(REPOSITORY / "params" / f"{n}.yaml") for n in ("gpu", name))
+    profile, companion = (load_rows(REPOSITORY / "params" / f"{n}.yaml")[0].settings for n in ("gpu", name))
     different = {key for key in RECIPE if getattr(companion, key) != getattr(profile, key)}
     assert different == {"batch_tokens", "dropouts", "weight_decays"}
     for key in different:
@@ -250,13 +251,12 @@ def test_the_comparison_is_of_every_model_and_of_every_candidate():
     assert len(settings.seeds) == 5
 
 
-@pytest.mark.parametrize("n_seq", [1024, 2048, 4096, 8192])
-def test_the_length_study_is_valid_and_published_at_every_length(n_seq):
-    path = REPOSITORY / "params" / "gpu-length.yaml"
-    settings = load_params(path, [f"n_seq={n_seq}"])
-    assert str(n_seq) in path.read_text()
-    assert reductions_of(settings.model_dump()) == []
-    assert all(tokens % n_seq == 0 for tokens in settings.batch_tokens)
+def test_the_length_study_is_valid_and_published_at_every_length():
+    rows = load_rows(REPOSITORY / "params" / "gpu-length.yaml")
+    assert [row.settings.n_seq for row in rows] == [1024, 2048, 4096, 8192]
+    for row in rows:
+        assert reductions_of(row.settings.model_dump()) == []
+        assert all(tokens % row.settings.n_seq == 0 for tokens in row.settings.batch_tokens)
 
 
 def refusal(load) -> list[str]:

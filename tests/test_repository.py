@@ -182,11 +182,6 @@ def test_notebooks_that_look_for_a_training_declare_all_that_decides_it():
         assert not declared["02_train"] - declared[name], name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
-def test_params_files_are_valid_and_named_after_their_profile(path):
-    assert load_params(path).profile == path.stem
-
-
 def test_every_folder_is_on_the_readme_map_and_every_name_there_exists():
     readme = (ROOT / "README.md").read_text()
     parts = {path.name for path in (ROOT / "muse").iterdir() if not path.name.startswith("__")}

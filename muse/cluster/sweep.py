@@ -18,8 +18,7 @@ from muse.catalog import NAMED
 from muse.host.lines import cut
 from muse.host.signals import Interruptions
 from muse.params import ParamsError, Settings
-from muse.training.kept import Kept
-from muse.training.parallel import GRACE_SECONDS, Poll, arguments_of, finish, read_outcome, schedule
+from muse.training.parallel import GRACE_SECONDS, Poll, Pool, arguments_of, finish, read_outcome, schedule
 from muse.training.tuning import Ended, Job, Plan
 
 from . import marked
@@ -126,20 +125,14 @@ class Remote:
 
 
 def train_on(
-    executor: Executor,
-    settings: Settings,
-    models: Sequence[str],
-    known: Mapping[Job, Kept],
-    arguments: Sequence[str],
-    cards: int = 1,
+    executor: Executor, plans: Sequence[Plan], arguments: Sequence[str], cards: int = 1
 ) -> bool:
-    """Train every model and seed on an engine's workers, print how each ends, and return whether none failed.
+    """Train all that plans want on an engine's workers, print how each ends, and return whether none failed.
 
     The arguments are those of `parallel.train_side_by_side`. ParamsError, before any training, where a worker does not
     see what this process sees.
     """
-    plan = Plan(settings, tuple(dict.fromkeys(models)), known)
-    logs = Path(settings.checkpoint_dir) / "logs"
+    logs = Path(plans[0].settings.checkpoint_dir) / "logs"
     arguments = [str(Path(arguments[0]).absolute()), *arguments[1:]]
     with Interruptions(wait=True, insist=False) as signals, Engine(executor, logs / "parsl") as engine:
         launch = Remote(engine, arguments, logs, cards)
@@ -148,16 +141,17 @@ def train_on(
             signals.check()
             time.sleep(TICK_SECONDS)
 
-        _check_worker(engine, settings, arguments, launch, tick)
-        ended = schedule(plan, [executor.provider], sys.maxsize, launch, tick, lambda device: f"is handed to {device}")
-    return finish(plan, ended)
+        _check_worker(engine, [plan.settings for plan in plans], arguments, launch, tick)
+        told = lambda device: f"is handed to {device}"  # noqa: E731
+        ended = schedule(Pool(tuple(plans)), [executor.provider], sys.maxsize, launch, tick, told)
+    return finish(plans, ended)
 
 
-def _check_worker(engine: Engine, settings: Settings, arguments: Sequence[str], launch: Remote, tick) -> None:
+def _check_worker(engine: Engine, rows: Sequence[Settings], arguments: Sequence[str], launch: Remote, tick) -> None:
     """Let the first worker look for what it needs; ParamsError where it lacks something, EngineError without one."""
-    named = {name: getattr(settings, name) for name in NAMED if getattr(settings, name)}
-    paths = {name: value for name, value in named.items() if Path(value).exists()}
-    paths |= {"checkpoint_dir": str(launch.own), "params": arguments[0]}
+    named = [(name, getattr(settings, name)) for settings in rows for name in NAMED if getattr(settings, name)]
+    paths = [[name, path] for name, path in dict.fromkeys(named) if Path(path).exists()]
+    paths += [["checkpoint_dir", str(launch.own)], ["params", arguments[0]]]
     given = [*arguments, "-p", 'stages=["train"]']
     call = engine.call("problems", arguments=given, paths=paths, folder=os.getcwd())
     while (answer := engine.answer(call)) is None:

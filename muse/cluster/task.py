@@ -12,13 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from muse.host.exit_codes import INTERRUPTED
 from muse.host.parents import followed
 
 TICK_SECONDS = 0.1
 ORPHAN_SECONDS = 8.0
 """How long a training has to save its state once its worker is gone."""
-
-INTERRUPTED = 130
 
 
 class RowInterruptedError(RuntimeError):
@@ -77,10 +76,10 @@ def _held(path: Path, manager: int):
         yield file.fileno()
 
 
-def problems(arguments: Sequence[str], paths: Mapping[str, str], folder: str) -> list[str]:
+def problems(arguments: Sequence[str], paths: Sequence[tuple[str, str]], folder: str) -> list[str]:
     """What keeps a worker from training: folders that it does not see, and what `muse check` says there."""
     here = platform.node()
-    missing = [f"{name}: {path} is not there" for name, path in paths.items() if not Path(path).exists()]
+    missing = [f"{name}: {path} is not there" for name, path in paths if not Path(path).exists()]
     if missing or not Path(folder).is_dir():
         return [f"worker on {here}: {line}" for line in missing or [f"the working folder: {folder} is not there"]]
     command = [sys.executable, "-m", "muse", "check", *arguments]

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import muse.ops
+from muse.catalog import WORKSPACE_BYTES
 from muse.ops import (
     cross_entropy,
     cross_entropy_blocks,
@@ -40,10 +41,6 @@ from muse.ops import (
 )
 
 from .live_bytes import WithoutData
-
-WORKSPACE_BYTES = 36_986_880
-"""Held by cuBLAS and the allocator for each thread that multiplies, the forward and the backward one: half of what
-reports/gpu has of the reference model after a backward pass beyond its parameters and gradients."""
 
 KERNELS = {
     "cross_entropy_triton": (cross_entropy, cross_entropy_blocks),

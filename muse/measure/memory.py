@@ -18,10 +18,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from muse.catalog import WORKSPACE_BYTES
 from muse.ops import planar
 from muse.records.schema import Metric
 
-from .as_on_cuda import WORKSPACE_BYTES, AsOnCuda, Work, as_on_cuda
+from .as_on_cuda import AsOnCuda, Work, as_on_cuda
 from .common import random_batch
 
 GIB = 2**30

@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 
 from muse.catalog import STAGE_NAMES
 from muse.host.cores import usable_cores
+from muse.host.exit_codes import CRITERION_FAILED, OK
 from muse.records.criteria import CRITERIA
 from muse.records.store import RecordError
 
@@ -319,7 +320,7 @@ def _is_reduced(folder: Path) -> bool:
 
 
 def check_folders(folders: Sequence[Path]) -> int:
-    """Check the folders of runs; print every problem and return 1 when there is one."""
+    """Check the folders of runs; print every problem and return the exit code."""
     browser, bad = find_browser(), False
     drawn = _look_at_all([page for folder in folders for page in pages_of(folder)], browser) if browser else {}
     for folder in folders:
@@ -330,4 +331,4 @@ def check_folders(folders: Sequence[Path]) -> int:
         how = "files and drawn pages" if browser else f"files only: no browser found (looked for {', '.join(BROWSERS)})"
         print(f"{folder}: {len(problems)} problems on {len(pages)} pages ({how})")
         bad = bad or bool(problems)
-    return 1 if bad else 0
+    return CRITERION_FAILED if bad else OK

@@ -23,17 +23,28 @@ PEAKS = {
 }
 """Metrics of peaks, and how the tables call them."""
 
+OF_TWO_CHUNKS = "peak of two chunks"
+"""Kind of what is planned for code that held two chunks of logits, beside records of such code."""
+
 Rows = Sequence[Mapping[str, object]]
 
 
 def tables(reports: Path) -> str:
-    """Return a table of peaks for each record, one of times, and in words the largest errors."""
+    """Return a table of peaks for each record, of the older code too, one of times, and in words the largest errors."""
     rows = json.loads((reports / FILE).read_text(encoding="utf-8"))
     peaks = [row for row in rows if row["kind"] == "peak"]
     parts = [f"Peaks, GiB: planned, measured, and the error. {_worst(peaks)}"]
     for run in dict.fromkeys(row["run"] for row in peaks):
         parts.append(f"`{run}`\n\n{_peaks([row for row in peaks if row['run'] == run])}")
-    times = [row for row in rows if row["kind"] != "peak"]
+    older = [row for row in rows if row["kind"] == OF_TWO_CHUNKS]
+    plain = [row for row in older if row["what"] != "peak_memory_recomputed"]
+    parts.append(
+        "The same records, planned with two chunks of logits held, as their code held them. "
+        f"Where blocks are kept: {_worst(plain)}"
+    )
+    for run in dict.fromkeys(row["run"] for row in older):
+        parts.append(f"`{run}`, two chunks\n\n{_peaks([row for row in older if row['run'] == run])}")
+    times = [row for row in rows if row["kind"] in ("step", "sweep")]
     head = ["", "record", "what", "planned", "measured", "error"]
     told = [
         [style(row["model"]).label, f"`{row['run']}`", row["what"], *_sides(row), _percent(row)] for row in times

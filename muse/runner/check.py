@@ -26,11 +26,14 @@ MODULE = "muse.stages.check"
 class Question:
     """What only packages and data can tell, asked of a process of its own while the caller does something else."""
 
-    def __init__(self, process: subprocess.Popen, **asked: object) -> None:
+    def __init__(self, process: subprocess.Popen, asked: Sequence[dict[str, object]]) -> None:
         self.process, self.asked = process, json.dumps(asked)
 
     def answer(self) -> dict[str, object]:
-        """Return {"hardware", "problems", "num_bytes"}; ChildProcessError where the process failed or was killed."""
+        """Return {"hardware", "problems": lists of lines, one for each row, "num_bytes": of all rows}.
+
+        ChildProcessError where the process failed or was killed.
+        """
         try:
             output, errors = self.process.communicate(self.asked, timeout=CHECK_SECONDS)
             if self.process.returncode == 0:
@@ -42,8 +45,8 @@ class Question:
 
 
 @contextmanager
-def asked(settings: Settings, stages: Sequence[str], readable: bool = True) -> Iterator[Question]:
-    """Start to ask about settings, and about the corpus unless it is known not to be `readable`.
+def asked(rows: Sequence[tuple[Settings, bool]]) -> Iterator[Question]:
+    """Start to ask about the settings of rows, and about their corpora unless known not to be readable.
 
     The process that answers is gone when the context ends.
     """
@@ -52,7 +55,7 @@ def asked(settings: Settings, stages: Sequence[str], readable: bool = True) -> I
         pipes |= {"errors": "replace", "env": surroundings(Path(own), **followed())}
         process = subprocess.Popen([sys.executable, "-m", MODULE], **pipes)
         try:
-            yield Question(process, settings=settings.model_dump(), stages=list(stages), readable=readable)
+            yield Question(process, [{"settings": row.model_dump(), "readable": readable} for row, readable in rows])
         finally:
             process.kill()
             process.communicate()
@@ -119,9 +122,10 @@ def place_problems(settings: Settings, folders: dict[str, Path | None], files: d
     ]
 
 
-def disk_problems(settings: Settings, out: Path | None, num_bytes: int) -> list[str]:
-    """Return where less is free than is estimated to be written: trainings, less what lies there, and a report."""
-    wanted = [("--out", out, REPORT_BYTES if out else 0), ("checkpoint_dir", Path(settings.checkpoint_dir), num_bytes)]
+def disk_problems(settings: Settings, out: Path | None, num_bytes: int, reports: int = 1) -> list[str]:
+    """Return where less is free than is estimated to be written: trainings, less what lies there, and reports."""
+    wanted = [("--out", out, reports * REPORT_BYTES if out else 0)]
+    wanted.append(("checkpoint_dir", Path(settings.checkpoint_dir), num_bytes))
     found = []
     for name, path, needed in wanted:
         if path is None or not needed:

@@ -27,6 +27,12 @@ def check_folder(folder: Path) -> None:
             raise ParamsError(f"--out: {path} is there but holds no run; expected a new folder or that of a run")
 
 
+def check_no_run(folder: Path) -> None:
+    """Raise ParamsError where the folder that is to hold the runs of a matrix holds a run itself."""
+    if (folder / "run.json").exists():
+        raise ParamsError(f"--out: {folder} holds a run, expected a folder for the runs of a matrix")
+
+
 def previous_folder(folder: Path) -> Path:
     """Return where an earlier finished run in `folder` is moved to."""
     return folder.with_name(f"{folder.name}.previous")

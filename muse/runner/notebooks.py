@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +79,13 @@ def resolve_folders(settings: Settings, base: Path) -> Settings:
     return settings
 
 
-def folders_and_problems(settings: Settings, base: Path) -> tuple[Settings, list[str]]:
-    """Return settings whose folders are absolute where they can be, and a line for each that cannot be one."""
+def folders_and_problems(
+    settings: Settings, base: Path, to_come: Collection[str] = ()
+) -> tuple[Settings, list[str]]:
+    """Return settings whose folders are absolute where they can be, and a line for each that cannot be one.
+
+    What `to_come` names may be a path at which nothing lies yet; a single word is a name that has to be known.
+    """
     changes, problems = {}, []
     for name, known in NAMED.items():
         value = getattr(settings, name)
@@ -87,7 +93,9 @@ def folders_and_problems(settings: Settings, base: Path) -> tuple[Settings, list
             continue
         try:
             folder = base / Path(value).expanduser()
-            problem = "" if value and folder.is_dir() else f"there is no folder {cut(str(folder), 120)}"
+            later = name in to_come and Path(value).name != value and not folder.exists()
+            there = value and (later or folder.is_dir())
+            problem = "" if there else f"there is no folder {cut(str(folder), 120)}"
             changes[name] = str(folder.resolve())
         except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, ~ of nobody
             problem = getattr(error, "strerror", None) or str(error)

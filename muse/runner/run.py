@@ -17,11 +17,12 @@ from typing import TextIO
 from muse import catalog
 from muse.catalog import REPORT
 from muse.host import processes
+from muse.host.exit_codes import CRITERION_FAILED, FAILED, INTERRUPTED, NOT_MEASURED, OK
 from muse.host.files import sha256_of, write_atomic
 from muse.host.paths import shorten_file, shortened, with_short_paths
 from muse.host.progress import PROGRESS_FILE_VARIABLE, StageLines
 from muse.host.signals import Interruptions
-from muse.params import NO_CUDA, ParamsError, Settings, of_today, validate
+from muse.params import NO_CUDA, ParamsError, Row, Settings, of_rows, of_today, validate
 from muse.records.criteria import judge_basic_test
 from muse.records.environment import git_state, utc_now, versions
 from muse.records.reasons import RECORDED
@@ -34,7 +35,7 @@ from muse.report.texts import texts
 
 from . import notebook_calls
 from .check import asked, disk_problems, place_problems, raise_problems, working_folder
-from .folder import REPORT_FILE, check_folder, fresh_folder
+from .folder import REPORT_FILE, check_folder, check_no_run, fresh_folder
 from .notebooks import REPOSITORY, Notebook, find_notebooks, folders_and_problems, stage_parameters
 from .surroundings import PACKAGE, surroundings
 
@@ -44,8 +45,6 @@ EXPORT_SECONDS = 600
 BASIC_TEST = "basic_test"
 """What the exit code of a run can ask for in place of the criteria."""
 
-OK, BAD_PARAMETERS, STAGE_FAILED, CRITERION_FAILED, NOT_MEASURED, INTERRUPTED = 0, 2, 4, 1, 3, 130
-
 
 def default_out(settings: Settings) -> Path:
     """Return the folder of a run that names none."""
@@ -53,12 +52,12 @@ def default_out(settings: Settings) -> Path:
 
 
 def exit_code(report: Report, gate: bool | str) -> int:
-    """Return 4 when a stage failed, else with `gate` 1 when a criterion fails or 3 when one was not measured.
+    """Return FAILED where a stage failed, else with `gate` whether a criterion fails or was not measured, else OK.
 
     The gate BASIC_TEST asks the lines of the basic test instead of the criteria.
     """
     if any(record.status != "ok" for record in report.stages):
-        return STAGE_FAILED
+        return FAILED
     asked = judge_basic_test(report.stages, texts("en")) if gate == BASIC_TEST else report.criteria
     verdicts = {criterion.verdict for criterion in asked} if gate else set()
     return CRITERION_FAILED if "fail" in verdicts else NOT_MEASURED if "not_measured" in verdicts else OK
@@ -89,28 +88,37 @@ def run_info(settings: Settings, command: str, hardware: dict[str, str]) -> RunI
 
 
 def check(
-    settings: Settings, out: str | Path | None, preloaded: Sequence[str] = ()
-) -> tuple[Settings, dict[str, str]]:
-    """Return settings with absolute folders and the hardware; ParamsError says all that keeps a run from starting.
+    rows: Sequence[Row], out: str | Path | None, preloaded: Sequence[str] = ()
+) -> tuple[list[Settings], dict[str, str]]:
+    """Return every row's settings with absolute folders, and the hardware; ParamsError says what keeps them from a run.
 
     Nothing is started or moved but one process that asks; the modules `preloaded` are imported meanwhile.
     """
-    settings, problems = folders_and_problems(settings, working_folder())
-    readable = not any(line.startswith(tuple(f"{name}:" for name in catalog.NAMED)) for line in problems)
-    out = working_folder() / (out or default_out(settings))
-    with asked(settings, settings.stages, readable) as question:
-        if places := place_problems(settings, {"--out": out}, {}):
-            problems += places
-        else:
-            check_folder(out.resolve())
+    made = [folders_and_problems(row.settings, working_folder()) for row in rows]
+    every = [settings for settings, _ in made]
+    names = tuple(f"{name}:" for name in catalog.NAMED)
+    readable = [not any(line.startswith(names) for line in lines) for _, lines in made]
+    home = working_folder() / (out or default_out(every[0]))
+    with asked(list(zip(every, readable, strict=True))) as question:
+        for row, (settings, lines) in zip(rows, made, strict=True):
+            folder = home / row.name
+            if places := place_problems(settings, {"--out": folder}, {}):
+                lines += places
+            else:
+                check_folder(folder.resolve())
+        if rows[0].values:
+            check_no_run(home)
         if preloaded:
             processes.warm_up(preloaded)
         answer = question.answer()
-    problems += answer["problems"]
-    if settings.device == "cuda" and "gpu" not in answer["hardware"]:
-        problems.append(NO_CUDA)
-    raise_problems(problems or disk_problems(settings, out, answer["num_bytes"]))
-    return settings, answer["hardware"]
+    problems = []
+    for row, (settings, lines), found in zip(rows, made, answer["problems"], strict=True):
+        lines += found
+        if settings.device == "cuda" and "gpu" not in answer["hardware"]:
+            lines.append(NO_CUDA)
+        problems += [(row.name, line) for line in lines]
+    raise_problems(of_rows(problems, len(rows)) or disk_problems(every[0], home, answer["num_bytes"], len(rows)))
+    return every, answer["hardware"]
 
 
 def other_code(imported: Imported | None, info: RunInfo) -> str | None:
@@ -443,7 +451,8 @@ def run(
     """
     found = find_notebooks(settings.stages, notebooks)
     computes = any(notebook.computes for notebook in found)
-    settings, hardware = check(settings, out, notebook_calls.COMPUTING if computes else notebook_calls.PRELOADED)
+    preloaded = notebook_calls.COMPUTING if computes else notebook_calls.PRELOADED
+    (settings,), hardware = check([Row({}, settings)], out, preloaded)
     folder = Path(out or default_out(settings)).resolve()
     info = run_info(settings, command, hardware)
     with (
@@ -514,7 +523,7 @@ def render(
         if stills:
             this.draw_stills()
         lines.line((folder / "index.html").as_uri())
-    return STAGE_FAILED if REPORT in this.errors or any(problems) else OK
+    return FAILED if REPORT in this.errors or any(problems) else OK
 
 
 def previous_seconds(previous: Path, settings: Settings) -> dict[str, float]:

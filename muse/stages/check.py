@@ -1,10 +1,12 @@
 """What only packages and data can tell about settings, asked in one process before a run starts: one line a problem.
 
-Run as a module it reads {"settings", "stages"} from its input and writes {"hardware", "problems", "num_bytes"}: JSON.
+Run as a module it reads [{"settings", "readable"}] from its input, one for each run, and writes {"hardware",
+"problems": lists of lines, one for each run, "num_bytes"}: JSON.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from muse.catalog import BASELINE, NAMED, READING, REFERENCE, SYNTHETIC, TOKENIZERS, YARDSTICK
+from muse.catalog import NAMED, READING, REFERENCE, SYNTHETIC, TOKENIZERS, YARDSTICK
 from muse.data.corpora import SPLITS, SYNTHETIC_TOKENS, large_splits, load_corpus
 from muse.data.corpus import Corpus
 from muse.data.tokenizers import gpt2_tokenizer
@@ -22,6 +24,7 @@ from muse.models.build import build_model, configured
 from muse.models.weights import WithoutDraws
 from muse.params import Settings, validate
 from muse.records.environment import hardware
+from muse.training.rows import compared, trained
 
 STATE_BYTES = 3 * 4
 """Of a number that is trained: itself and two moments in float32; a state is there twice while it is replaced."""
@@ -55,14 +58,15 @@ def examine(
     trains = settings.train_tokens > 0 and bool({*READING} & {*stages})
     benches = "bench" in stages or ("throughput" in stages and settings.bench)
     if readable and ({*READING} & {*stages} or (benches and "gradients" in settings.bench_groups)):
-        read, problems = _read(settings, load or (lambda: _load(settings, settings.corpus)))
-    compared = [name for name in settings.models if not (name == BASELINE and settings.skip_phase2)]
-    if measured := _measured(settings, stages, trains, compared):
-        problems += _sizes(measured, _of(settings, settings.vocab_size), "")[0]
+        own = functools.partial(_load, settings.corpus, settings.tokenizer, settings.cache_dir)
+        read, problems = _read(settings, load or own)
+    models = compared(settings)
+    if measured := _measured(settings, stages, trains, models):
+        problems += _sizes(measured, sizes_of(settings, settings.vocab_size), "")[0]
     if trains:
         vocab_size = read.vocab_size if read else settings.vocab_size
-        sizes = _of(settings, vocab_size, "train_")
-        wrong, numbers = _sizes(compared, sizes, " to train")
+        sizes = sizes_of(settings, vocab_size, "train_")
+        wrong, numbers = _sizes(models, sizes, " to train")
         problems += [line for line in wrong if line.replace(" to train", "") not in problems]
         num_bytes = _bytes_to_write(settings, numbers)
         if read and read.train_tokens <= sizes["n_seq"]:
@@ -74,9 +78,8 @@ def examine(
     return Found(problems, num_bytes)
 
 
-def _load(settings: Settings, corpus: str, splits: Sequence[str] = SPLITS) -> Corpus:
-    cache_dir = Path(settings.cache_dir) if settings.cache_dir else None
-    return load_corpus(corpus, settings.tokenizer, splits=splits, cache_dir=cache_dir)
+def _load(corpus: str, tokenizer: str, cache_dir: str | None, splits: Sequence[str] = SPLITS) -> Corpus:
+    return load_corpus(corpus, tokenizer, splits=splits, cache_dir=Path(cache_dir) if cache_dir else None)
 
 
 def _read(settings: Settings, load: Callable[[], Corpus]) -> tuple[Read | None, list[str]]:
@@ -90,7 +93,7 @@ def _read(settings: Settings, load: Callable[[], Corpus]) -> tuple[Read | None, 
             return large, []
         loaded = load()
         if settings.test_corpus:
-            _load(settings, settings.test_corpus, ("test",))
+            _load(settings.test_corpus, tokenizer, settings.cache_dir, ("test",))
         return Read(loaded.vocab_size, len(loaded.splits["train"].ids)), []
     except Exception as error:  # of several libraries, about files that can hold anything
         problems.append(_said(error))
@@ -131,7 +134,8 @@ def _measured(settings: Settings, stages: Sequence[str], trains: bool, compared:
     return list(dict.fromkeys(found))
 
 
-def _of(settings: Settings, vocab_size: int, prefix: str = "") -> dict[str, int]:
+def sizes_of(settings: Settings, vocab_size: int, prefix: str = "") -> dict[str, int]:
+    """Sizes of the measured models; with the prefix `train_` those of the trained ones."""
     names = ("d_model", "n_layers", "n_seq")
     own = {name: getattr(settings, prefix + name, None) or getattr(settings, name) for name in names}
     return {"vocab_size": vocab_size} | own
@@ -175,14 +179,30 @@ def _bytes_to_write(settings: Settings, numbers: Sequence[int]) -> int:
     return 4 * trainings * sum(numbers) + 2 * STATE_BYTES * max(numbers, default=0)
 
 
+def bytes_of_all(every: Sequence[Settings], found: Sequence[Found]) -> int:
+    """What runs are estimated to write together: trainings that several have are written once."""
+    seen, num_bytes = frozenset(), 0
+    for settings, one in zip(every, found, strict=True):
+        trainings = trained(settings, compared(settings)) if one.num_bytes else frozenset()
+        num_bytes += 0 if trainings <= seen else one.num_bytes
+        seen |= trainings
+    return num_bytes
+
+
 def main() -> None:
     """Answer on what was the standard output; whatever libraries print goes to the standard error."""
     follow_parent()
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    asked = json.load(sys.stdin)
-    problems, num_bytes = examine(validate(asked["settings"]), asked["stages"], readable=asked["readable"])
-    json.dump({"hardware": hardware(), "problems": problems, "num_bytes": num_bytes}, answer)
+    read = functools.cache(_load)  # a corpus that several runs have is read once
+    every, found = [], []
+    for row in json.load(sys.stdin):
+        settings = validate(row["settings"])
+        load = functools.partial(read, settings.corpus, settings.tokenizer, settings.cache_dir)
+        every.append(settings)
+        found.append(examine(settings, settings.stages, load, row["readable"]))
+    told = {"problems": [one.problems for one in found], "num_bytes": bytes_of_all(every, found)}
+    json.dump({"hardware": hardware(), **told}, answer)
     answer.flush()
 
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from muse.catalog import recomputes
+from muse.catalog import Card, recomputes
 from muse.data.corpus import Corpus
 from muse.measure.memory import Counted, count
-from muse.measure.roofline import USABLE_SHARE, Card, seconds
+from muse.measure.roofline import USABLE_SHARE, seconds
 from muse.measure.throughput import flops_per_token
 from muse.models.build import build_model
+from muse.models.pretrained import served
 from muse.models.weights import WithoutDraws
 from muse.params import Settings
 from muse.training import kept
@@ -25,6 +26,7 @@ from muse.training.checkpoint import RESULT_FILE, training_key
 from muse.training.trainer import config_of
 from muse.training.tuning import Job, Plan, build_for, recipe_of
 
+from .check import sizes_of
 from .memory import optimizer_step
 
 START_SECONDS = 15.0  # of a training before its first step: imports, compilation
@@ -73,8 +75,8 @@ def plan(
 def _of_model(settings: Settings, name: str, corpus: Corpus | None, vocab_size: int, card: Card) -> ModelPlan:
     jobs = Plan(settings, (name,))
     batches = list(dict.fromkeys(choice.batch_tokens for choice in jobs.choices))
-    n_seq, recompute = settings.train_n_seq or settings.n_seq, recomputes(name, settings.recompute)
-    model = _model(settings, name, vocab_size)
+    sizes, recompute = sizes_of(settings, vocab_size, "train_"), recomputes(name, settings.recompute)
+    model, n_seq = shaped(name, sizes, dropout=max(settings.dropouts)), sizes["n_seq"]
     counts = {
         (tokens, again): counted_step(model, settings, tokens // n_seq, n_seq, again, card.workspace_bytes)
         for tokens in batches
@@ -101,13 +103,11 @@ def _of_model(settings: Settings, name: str, corpus: Corpus | None, vocab_size: 
     )
 
 
-def _model(settings: Settings, name: str, vocab_size: int) -> nn.Module:
-    """A model of the trained size and of the largest dropout that is tried, with nothing drawn."""
-    n_seq = settings.train_n_seq or settings.n_seq
-    sizes = {"d_model": settings.train_d_model or settings.d_model, "n_seq": n_seq}
-    sizes |= {"n_layers": settings.train_n_layers or settings.n_layers, "vocab_size": vocab_size}
+def shaped(name: str, sizes: Mapping[str, int], dropout: float = 0.0, half: bool = False) -> nn.Module:
+    """A model with nothing drawn; with `half` in the form in which trained ones are served."""
     with WithoutDraws():
-        return build_model(name, **sizes, dropout=max(settings.dropouts))
+        model = build_model(name, **sizes, dropout=dropout)
+        return served(model) if half else model
 
 
 def counted_step(

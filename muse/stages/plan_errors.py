@@ -5,29 +5,30 @@ Of each number its estimate, the measured one, and where that stands. docs/scale
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
-from torch import nn
+from torch import Tensor
 
-from muse.catalog import BASELINE, REFERENCE, WITH_MEMORY, YARDSTICK, recomputes
+from muse.catalog import BASELINE, CARDS, REFERENCE, WITH_MEMORY, YARDSTICK, recomputes
 from muse.host.files import write_atomic
 from muse.measure.memory import GIB, count
-from muse.measure.roofline import CARDS, seconds
-from muse.models.build import build_model
-from muse.models.pretrained import served
-from muse.models.weights import WithoutDraws
+from muse.measure.roofline import seconds
+from muse.ops import cross_entropy
 from muse.params import Settings, of_today, validate
 from muse.records.schema import BenchRecord, Report, StageRecord
 from muse.records.store import read_record
-from muse.report.plan_errors import FILE
+from muse.report.plan_errors import FILE, OF_TWO_CHUNKS
 
+from .check import sizes_of
 from .memory import optimizer_step
-from .plan import START_SECONDS, counted_step
+from .plan import START_SECONDS, counted_step, shaped
 
 MEMORY_RUNS = {
     "gpu": "gpu/report.json",
@@ -35,6 +36,9 @@ MEMORY_RUNS = {
     **{f"gpu-length-{n}": f"gpu-adamw/companions/gpu-length-{n}.json" for n in (4096, 8192)},
 }
 """Records with peaks, by name; the longer contexts are sizes from which nothing was taken."""
+
+TWO_CHUNKS = ("gpu-length-4096", "gpu-length-8192")
+"""Records of code whose loss held two chunks of logits at a time where that of today holds one."""
 
 BENCH, BENCH_CARD = "bench-h100", "h100"
 TRIES, TRIES_CARDS, TRIES_CARD = "gpu-tries", 2, "h200"
@@ -45,7 +49,7 @@ ALONE = (BASELINE, WITH_MEMORY)
 class Row(NamedTuple):
     """A number of the plan, and the one that was measured."""
 
-    kind: str  # peak, step, sweep
+    kind: str  # peak, peak of two chunks, step, sweep
     run: str
     model: str
     what: str
@@ -62,6 +66,9 @@ def rows(reports: Path) -> Iterator[Row]:
     """Yield every number that records of a folder have."""
     for run in MEMORY_RUNS:
         yield from peaks(reports, run)
+    with two_chunks():
+        for run in TWO_CHUNKS:
+            yield from (row._replace(kind=OF_TWO_CHUNKS) for row in peaks(reports, run))
     yield from steps(reports)
     yield from sweeps(reports)
 
@@ -78,6 +85,27 @@ def peaks(reports: Path, run: str, models: tuple[str, ...] = ()) -> Iterator[Row
                 yield Row("peak", run, name, what, "GiB", peak() / GIB, found.value)
 
 
+@contextlib.contextmanager
+def two_chunks() -> Iterator[None]:
+    """Inside, a loss holds the logits of its last chunk until those of the next are there, as it did once."""
+    held: list[Tensor | None] = []
+    chunk_loss, whole_loss = cross_entropy._chunk_loss, cross_entropy._loss_and_gradients
+
+    def chunk(*given: object, **more: object) -> tuple:
+        found = chunk_loss(*given, **more)
+        held[:] = [found[1]]
+        return found
+
+    def whole(*given: object, **more: object) -> tuple:
+        try:
+            return whole_loss(*given, **more)
+        finally:
+            held.clear()
+
+    with mock.patch.multiple(cross_entropy, _chunk_loss=chunk, _loss_and_gradients=whole):
+        yield
+
+
 def settings_of(record: StageRecord) -> Settings:
     known = {name: value for name, value in of_today(record.params).items() if name in Settings.model_fields}
     return validate(known)
@@ -86,9 +114,10 @@ def settings_of(record: StageRecord) -> Settings:
 def peaks_of(settings: Settings, name: str) -> dict[str, Callable[[], int]]:
     """What gives the bytes of each peak, by the name of its metric."""
     size = {"batch_size": settings.memory_batch_size, "n_seq": settings.n_seq}
+    sizes = sizes_of(settings, settings.vocab_size)
 
     def peak(recompute: bool, half: bool = True, optimizer: str = "", dropout: float = 0.0, **other: int) -> int:
-        model = shaped(settings, name, half and not optimizer, dropout).train()
+        model = shaped(name, sizes, dropout, half and not optimizer).train()
         model.recompute = recompute
         shape = size | other
         step = optimizer_step(optimizer, **shape, precision="bfloat16") if optimizer else None
@@ -107,23 +136,17 @@ def peaks_of(settings: Settings, name: str) -> dict[str, Callable[[], int]]:
     }
 
 
-def shaped(settings: Settings, name: str, half: bool, dropout: float) -> nn.Module:
-    sizes = {key: getattr(settings, key) for key in ("vocab_size", "d_model", "n_layers", "n_seq")}
-    with WithoutDraws():
-        model = build_model(name, **sizes, dropout=dropout)
-        return served(model) if half else model
-
-
 def steps(reports: Path) -> Iterator[Row]:
     """Yield milliseconds of training steps of models that had the card for themselves."""
     bench = read_record(BenchRecord, reports / BENCH / "bench.json")
     settings, card = Settings(), CARDS[BENCH_CARD]
+    sizes = sizes_of(settings, settings.vocab_size)
     groups = {REFERENCE: ("bench_training_16x1024", "muse {}")}
     groups |= {name: ("bench_models_{}_16x1024", name) for name in (WITH_MEMORY, BASELINE, YARDSTICK)}
     cases = [(name, 16, *named) for name, named in groups.items()]
     cases.append((REFERENCE, 64, "bench_training_64x1024", "muse {}"))
     for name, size, group, path in cases:
-        model = shaped(settings, name, half=False, dropout=0.0)
+        model = shaped(name, sizes)
         work = counted_step(model, settings, size, 1024, recompute=False, workspace_bytes=card.workspace_bytes).work
         for way in ("compiled", "eager"):
             found = bench.stage.find(f"{group.format(way)}_milliseconds", path.format(way))
@@ -134,13 +157,13 @@ def steps(reports: Path) -> Iterator[Row]:
 def sweeps(reports: Path) -> Iterator[Row]:
     """Yield the card-seconds of all tries of a model, several beside each other on each card."""
     settings = Settings(optimizer="muon", dropouts=[0.1])
-    card = CARDS[TRIES_CARD]
+    card, sizes = CARDS[TRIES_CARD], sizes_of(settings, settings.vocab_size)
     for name in ALONE:
         tries = [json.loads(path.read_text()) for path in sorted((reports / TRIES).glob(f"{name}-s0-*.json"))]
         times = {end: [datetime.fromisoformat(one["result"][f"{end}_utc"]) for one in tries]
                  for end in ("started", "finished")}  # fmt: skip
         took = TRIES_CARDS * (max(times["finished"]) - min(times["started"])).total_seconds()
-        model, planned = shaped(settings, name, half=False, dropout=0.1), 0.0
+        model, planned = shaped(name, sizes, dropout=0.1), 0.0
         for size in {one["result"]["batch_tokens"] for one in tries}:
             many = [one["result"]["tokens"] for one in tries if one["result"]["batch_tokens"] == size]
             counted = counted_step(model, settings, size // 1024, 1024, False, card.workspace_bytes)

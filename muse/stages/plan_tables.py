@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from muse.catalog import BASELINE, CORPORA
+from muse.catalog import CORPORA, Card
 from muse.data.corpora import is_cheap, load_corpus
 from muse.data.corpus import Corpus
 from muse.data.hub import CorpusUnavailable
 from muse.host.lines import cut, one_line
 from muse.host.progress import duration
-from muse.measure.roofline import GIB, USABLE_SHARE, Card
-from muse.params import ParamsError, Settings
+from muse.measure.memory import GIB
+from muse.measure.roofline import USABLE_SHARE
+from muse.params import ParamsError, Row, Settings
 from muse.report.tables import Table
+from muse.training.rows import compared, trained
 
 from .plan import ModelPlan, plan
 
@@ -22,13 +24,27 @@ SIZES = ("parameters", "forward MFLOP/token", "training MFLOP/token", "largest s
 STEPS = ("tokens a step", "peak, blocks kept (GiB)", "peak, recomputed (GiB)", "tokens/s", "")
 
 
-def planned(settings: Settings, card: Card, price: float | None) -> Iterator[Table | str]:
-    """Yield tables and lines; ParamsError where corpus, tokenizer or sizes cannot be."""
+def planned(rows: Sequence[Row], card: Card, price: float | None) -> Iterator[Table | str]:
+    """Yield tables and lines, of a matrix row by row and then of all; ParamsError for corpora, tokenizers and sizes."""
+    found: dict[object, ModelPlan] = {}  # what rows share is trained once
+    for row in rows:
+        if row.values:
+            yield f"{row.name}\n"
+        made: list[ModelPlan] = []
+        yield from _of_row(row.settings, card, price, made)
+        for model in made:
+            found.setdefault((model.name, trained(row.settings, (model.name,))), model)
+        if row.values:
+            yield ""
+    if rows[0].values:
+        yield f"{len(rows):,} runs; what several of them share counts once.{_sweep(list(found.values()), price)}"
+
+
+def _of_row(settings: Settings, card: Card, price: float | None, found: list[ModelPlan]) -> Iterator[Table | str]:
+    """Yield tables and a line of one run, and add what its models need to a list."""
     corpus, told = _corpus(settings)
     vocab_size = corpus.vocab_size if corpus else settings.vocab_size
-    models = [name for name in settings.models if not (name == BASELINE and settings.skip_phase2)]
-    found: list[ModelPlan] = []
-    for name in models:
+    for name in compared(settings):
         try:
             found += plan(settings, [name], corpus, vocab_size, card)
         except ValueError as error:

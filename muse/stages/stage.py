@@ -36,6 +36,9 @@ from .notebook import parameters_of, refuse_changes, settings_in
 TRAINING = ("train", "perplexity", "dynamics")
 """Stages whose models are trained ones, where there are any."""
 
+READS = ("corpus", "tokenizer", "cache_dir")
+"""Settings that decide what a stage's corpus holds."""
+
 TOY_WIDTH = 64
 """Models up to this width are trained and measured on one thread of a CPU."""
 
@@ -93,6 +96,7 @@ class Stage:
         self.trainings: list[TrainingRun] = []  # of the record
         self.device = self._device()
         self._corpus: Corpus | None = None
+        self._shared: Stage | None = None  # a stage that reads the same corpus
         self._tested: Corpus | None = None
         self._curve: OnReport | None = None  # one drawing of all trainings
         self._untrained: tuple[tuple[str, float], nn.Module] | None = None
@@ -119,7 +123,7 @@ class Stage:
         """The corpus of this stage, read once; a perplexity without a training asks for no more than the test split."""
         if self._corpus is None:
             splits = SPLITS if self.settings.train_tokens or self.name != "perplexity" else ("test",)
-            self._corpus = self._read(self.settings.corpus, splits)
+            self._corpus = self._shared.corpus if self._shared else self._read(self.settings.corpus, splits)
         return self._corpus
 
     @property
@@ -129,6 +133,11 @@ class Stage:
             other = self.settings.test_corpus
             self._tested = self.corpus if other is None else self._read(other, ("test",))
         return self._tested
+
+    def share(self, other: Stage) -> None:
+        """Take the corpus that another stage of this name reads, where this one would read the same."""
+        if all(getattr(self.settings, name) == getattr(other.settings, name) for name in READS):
+            self._shared = other
 
     def _read(self, corpus: str, splits: Sequence[str]) -> Corpus:
         cache_dir = Path(self.settings.cache_dir) if self.settings.cache_dir else None

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,11 +22,11 @@ from muse.host.files import write_atomic
 from muse.host.parents import followed
 from muse.host.signals import Interruptions
 from muse.models.weights import CheckpointError, read_json
-from muse.params import GRID, Settings
+from muse.params import GRID, Row, as_overrides
 
 from .kept import Kept
 from .recipe import TrainingResult, read_result
-from .tuning import Ended, Job, Plan, result_line
+from .tuning import Ended, Job, Outcomes, Plan, result_line
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 30.0
@@ -40,8 +41,24 @@ def on_device(device: str | None) -> str:
     return f"starts on {'the CPU' if device is None else f'CUDA device {device}'}"
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Several plans as one: the rows of a matrix, whose trainings share devices and, where they are equal, results."""
+
+    plans: tuple[Plan, ...]
+
+    @property
+    def known(self) -> dict[Job, Kept]:
+        """Tries of all plans that need not be done."""
+        return {job: found for plan in self.plans for job, found in plan.known.items()}
+
+    def wanted(self, ended: Outcomes) -> list[Job]:
+        """Everything that is known to be needed, plan by plan, each training once."""
+        return list(dict.fromkeys(job for plan in self.plans for job in plan.wanted(ended)))
+
+
 def schedule(
-    plan: Plan,
+    plan: Plan | Pool,
     devices: Sequence[str | None],
     processes: int,
     launch: Callable[[Job, str | None], Poll],
@@ -101,7 +118,7 @@ def arguments_of(job: Job) -> list[str]:
         "tune_tokens": 0,
         "stages": ["train"],
     }
-    return [part for key, value in values.items() for part in ("-p", f"{key}={json.dumps(value)}")]
+    return [*(job.row.overrides if job.row else ()), *as_overrides(values)]
 
 
 class Launcher:
@@ -194,22 +211,15 @@ def read_outcome(path: Path, log: Path, code: int, seconds: float) -> Ended:
 
 
 def train_side_by_side(
-    settings: Settings,
-    models: Sequence[str],
-    known: Mapping[Job, Kept],
-    device_type: str,
-    arguments: Sequence[str],
-    processes: int,
-    cards: int = 1,
+    plans: Sequence[Plan], device_type: str, arguments: Sequence[str], processes: int, cards: int = 1
 ) -> bool:
-    """Train every model and seed, `processes` at a time, print how each ends, and return whether none failed.
+    """Train all that plans want, `processes` at a time, print how each ends, and return whether none failed.
 
-    `known` are tries that need not be done; `arguments` are the params file and the overrides that `settings` were made
-    from. Each training has `cards` devices. Ctrl-C and SIGTERM let every training save its state before
+    `arguments` are the params file and the overrides that the plans' settings were made from; trainings of all of them
+    have one folder. Each training has `cards` devices. Ctrl-C and SIGTERM let every training save its state before
     KeyboardInterrupt is raised.
     """
-    plan = Plan(settings, tuple(dict.fromkeys(models)), known)
-    logs = Path(settings.checkpoint_dir) / "logs"
+    logs = Path(plans[0].settings.checkpoint_dir) / "logs"
     arguments = [*arguments, *(["--gpus-per-model", str(cards)] if cards > 1 else [])]
     with Interruptions(wait=True, insist=False) as signals, Launcher(arguments, logs, processes * cards) as launch:
 
@@ -217,19 +227,29 @@ def train_side_by_side(
             signals.check()
             time.sleep(TICK_SECONDS)
 
-        ended = schedule(plan, by_cards(visible_devices(device_type), cards), processes, launch, tick)
-    return finish(plan, ended)
+        devices = by_cards(visible_devices(device_type), cards)
+        ended = schedule(Pool(tuple(plans)), devices, processes, launch, tick)
+    return finish(plans, ended)
 
 
-def finish(plan: Plan, ended: Mapping[Job, Ended]) -> bool:
-    """Print every training of a plan that has ended, and which failed; return whether none did."""
-    for name in plan.models:
-        for job in plan.trainings(name, ended):
-            if ended[job].result:
-                print(result_line(ended[job].result))
-    if common := plan.common(ended):
-        print(common)
-    failed = plan.failed(ended)
-    for job in failed:
+def finish(plans: Sequence[Plan], ended: Outcomes) -> bool:
+    """Print every training of plans that has ended, and which failed; return whether none did."""
+    failed: list[Job] = []
+    for plan in plans:
+        if plan.row:
+            print(heading(plan.row))
+        for name in plan.models:
+            for job in plan.trainings(name, ended):
+                if ended[job].result:
+                    print(result_line(ended[job].result))
+        if common := plan.common(ended):
+            print(common)
+        failed += plan.failed(ended)
+    for job in dict.fromkeys(failed):
         print(f"muse: {job}: {ended[job].error}", file=sys.stderr)
     return not failed
+
+
+def heading(row: Row) -> str:
+    """The line above what is printed of a row of a matrix."""
+    return f"{row.name}:"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from muse.host.cores import usable_cores
+from muse.host.exit_codes import FAILED, INTERRUPTED, OK
 from muse.host.lines import cut, one_line
 from muse.host.parents import followed
 from muse.host.progress import PROGRESS_FILE_VARIABLE
@@ -34,8 +35,6 @@ ENDING_SECONDS = 5.0
 
 ORPHAN_SECONDS = 8.0
 """How long they have once the process that started them is gone."""
-
-FAILED, INTERRUPTED = 4, 130  # exit codes of muse train
 
 
 def check_share(settings: Settings, size: int, devices: Sequence[str | None]) -> None:
@@ -100,13 +99,13 @@ class Together:
             time.sleep(TICK_SECONDS)
         first_to_end = ended[0]
         code = self.started[first_to_end].returncode
-        seconds = GRACE_SECONDS if code in (0, INTERRUPTED) else ENDING_SECONDS if code > 0 else 0.0
+        seconds = GRACE_SECONDS if code in (OK, INTERRUPTED) else ENDING_SECONDS if code > 0 else 0.0
         self._wait(seconds, check)
         own = self.started[0].poll()
         if own is None or own < 0 or own == LOST:
             print(f"muse: {self._told(first_to_end, code)}", file=sys.stderr)
             return FAILED
-        return own or (FAILED if code else 0)
+        return own or (FAILED if code else OK)
 
     def _ended(self) -> list[int]:
         return [rank for rank, process in enumerate(self.started) if process.poll() is not None]

@@ -6,16 +6,16 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from muse.catalog import recomputes
+from muse.catalog import HUB_CORPORA, recomputes
 from muse.data.corpus import Corpus
-from muse.params import GRID, Settings
+from muse.params import GRID, Row, Settings
 from muse.records.environment import utc_now
 from muse.records.schema import Metric, Series, TrainingRun
 
@@ -28,6 +28,7 @@ from .runs import diverged_run, finished_run
 from .trainer import NonFiniteLossError, config_of, train
 
 Device = str | torch.device
+TRAINED_SIZES = ("d_model", "n_layers", "n_seq")
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,20 @@ class Job:
     choice: Choice
     tokens: int
     varying: tuple[str, ...] = field(default=(), compare=False)
+    row: Row | None = field(default=None, compare=False)  # of a matrix: the first one that wants this training
+    decided: tuple[object, ...] = ()  # in a matrix by what else it is told apart: rows may share a training
 
     def __str__(self) -> str:
-        parts = self.model_name, f"seed {self.seed}", in_short(self.choice.values(self.varying))
+        row = self.row.name if self.row else ""
+        parts = row, self.model_name, f"seed {self.seed}", in_short(self.choice.values(self.varying))
         return f"{' '.join(filter(None, parts))}, {self.tokens:,} tokens"
 
     @property
     def name(self) -> str:
         """Name of its log."""
         values = [f"{TRIED[name]}{value}" for name, value in self.choice.values(self.varying).items()]
-        return "-".join([self.model_name, f"s{self.seed}", *values, str(self.tokens)])
+        row = [self.row.name] if self.row else []
+        return "-".join([*row, self.model_name, f"s{self.seed}", *values, str(self.tokens)])
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ class Plan:
     models: tuple[str, ...]
     known: Mapping[Job, Kept] = field(default_factory=dict)  # tries that need not be done: their results are at hand
     only: tuple[int, ...] = ()  # seeds that are trained after the tries; none: those of the settings
+    row: Row | None = None  # of a matrix, with these settings
 
     @cached_property
     def choices(self) -> list[Choice]:
@@ -149,7 +155,15 @@ class Plan:
 
     def job(self, model_name: str, seed: int, choice: Choice, tokens: int) -> Job:
         """A training of this comparison."""
-        return Job(model_name, seed, choice, tokens, self.varying)
+        job = Job(model_name, seed, choice, tokens, self.varying)
+        return replace(job, row=self.row, decided=self.decided(job)) if self.row else job
+
+    def decided(self, job: Job) -> tuple[object, ...]:
+        """What a training's result follows from, beside what its model's name and a job say."""
+        settings = self.settings
+        recipe = replace(recipe_of(settings, job), checkpoint_every_steps=1)
+        text = HUB_CORPORA.get(settings.corpus, settings.corpus), settings.tokenizer
+        return recipe, *trained_sizes(settings).values(), *text
 
     def tries(self, model_name: str) -> list[Job]:
         """The tries of a model; none where there is one combination only."""
@@ -226,12 +240,13 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
 
 
 def known_tries(
-    settings: Settings, models: tuple[str, ...], corpus: Corpus, build_model: Callable[..., nn.Module], device: Device
+    settings: Settings, models: tuple[str, ...], corpus: Corpus, build_model: Callable[..., nn.Module], device: Device,
+    row: Row | None = None,
 ) -> dict[Job, Kept]:
     """The tries whose results lie in `results_dir`, be it from another machine; CheckpointError for damaged ones."""
     if not settings.results_dir:
         return {}
-    known, plan = {}, Plan(settings, models)
+    known, plan = {}, Plan(settings, models, row=row)
     for job in (job for name in models for job in plan.tries(name)):
         build = build_for(settings, job.model_name, corpus, build_model)
         config = config_of(job.model_name, build, recipe_of(settings, job), corpus, torch.device(device))
@@ -244,14 +259,12 @@ def build_for(
     settings: Settings, model_name: str, corpus: Corpus, build_model: Callable[..., nn.Module]
 ) -> Callable[..., nn.Module]:
     """`build_model` with the name and the sizes of a model that is trained."""
-    return partial(
-        build_model,
-        model_name,
-        vocab_size=corpus.vocab_size,
-        d_model=settings.train_d_model or settings.d_model,
-        n_layers=settings.train_n_layers or settings.n_layers,
-        n_seq=settings.train_n_seq or settings.n_seq,
-    )
+    return partial(build_model, model_name, vocab_size=corpus.vocab_size, **trained_sizes(settings))
+
+
+def trained_sizes(settings: Settings) -> dict[str, int]:
+    """Sizes of the models that are trained, but for the vocabulary, which is the corpus's."""
+    return {name: getattr(settings, f"train_{name}") or getattr(settings, name) for name in TRAINED_SIZES}
 
 
 def choose_and_train(

@@ -125,12 +125,12 @@ def test_a_matrix_of_nothing_or_of_too_much_starts_nothing(tmp_path, monkeypatch
 
 def test_a_worker_without_the_data_says_what_it_does_not_see(tmp_path):
     params = write_tiny_training(tmp_path, models=["stage1"])
-    paths = {"corpus": str(tmp_path / "gone"), "params": params}
+    paths = [("corpus", str(tmp_path / "gone")), ("params", params)]
     (line,) = task.problems([params], paths, str(tmp_path))
     assert line.endswith(f": corpus: {tmp_path / 'gone'} is not there")
-    (line,) = task.problems([params], {}, str(tmp_path / "gone"))
+    (line,) = task.problems([params], [], str(tmp_path / "gone"))
     assert line.endswith(f": the working folder: {tmp_path / 'gone'} is not there")
-    (line,) = task.problems([params, "-p", "dropouts=[2]"], {"params": params}, str(tmp_path))
+    (line,) = task.problems([params, "-p", "dropouts=[2]"], [("params", params)], str(tmp_path))
     assert line.startswith("worker on ")
     assert "dropouts[0]: got 2 (int)" in line
 
@@ -230,8 +230,8 @@ def test_the_first_worker_looks_before_anything_starts(tmp_path, answer, error, 
     engine = SimpleNamespace(call=ask, answer=lambda _: next(answers), log="e")
     launch, chosen = SimpleNamespace(own=tmp_path), Settings(corpus=str(tmp_path / "text"), tokenizer="gpt2")
     with pytest.raises(error, match=said) if error else contextlib.nullcontext():
-        sweep._check_worker(engine, chosen, ["p.yaml", "-p", "seed=1"], launch, lambda: None)
+        sweep._check_worker(engine, [chosen, chosen], ["p.yaml", "-p", "seed=1"], launch, lambda: None)
     ((name, more),) = asked
     assert name == "problems"
     assert more["arguments"] == ["p.yaml", "-p", "seed=1", "-p", 'stages=["train"]']
-    assert more["paths"] == {"corpus": chosen.corpus, "checkpoint_dir": str(tmp_path), "params": "p.yaml"}
+    assert more["paths"] == [["corpus", chosen.corpus], ["checkpoint_dir", str(tmp_path)], ["params", "p.yaml"]]

@@ -15,6 +15,7 @@ import torch
 
 from muse import cli
 from muse.data.corpora import load_corpus
+from muse.host.exit_codes import FAILED
 from muse.models import writer
 from muse.models.build import build_model
 from muse.models.generate import generate
@@ -179,6 +180,6 @@ def test_a_reader_who_left_ends_it_without_a_traceback():
         child.stdout.read(20)
         child.stdout.close()
         errors = child.stderr.read()
-        assert child.wait(60) == cli.STAGE_FAILED
+        assert child.wait(60) == FAILED
     assert b"Traceback" not in errors
     assert b"the output could not be written" in errors

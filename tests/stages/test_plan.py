@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,13 +14,19 @@ import pytest
 import torch
 
 from muse import cli
+from muse.catalog import CARDS
 from muse.data.corpora import load_corpus
 from muse.measure.as_on_cuda import Work
-from muse.measure.roofline import CARDS, GIB, HOST_SECONDS, USABLE_SHARE, seconds
+from muse.measure.memory import GIB
+from muse.measure.roofline import HOST_SECONDS, USABLE_SHARE, seconds
 from muse.models.build import build_model
+from muse.ops.cross_entropy import default_chunk_tokens
 from muse.params import Settings, load_params
+from muse.records.schema import Report
+from muse.records.store import read_record
 from muse.stages import plan as module
-from muse.stages.plan_errors import FILE, Row, peaks, steps
+from muse.stages.check import sizes_of
+from muse.stages.plan_errors import FILE, MEMORY_RUNS, Row, peaks, peaks_of, settings_of, steps, two_chunks
 from muse.training import kept, trainer
 from muse.training.checkpoint import RESULT_FILE, training_key
 from muse.training.tuning import Plan, build_for, recipe_of
@@ -79,7 +88,7 @@ def test_the_largest_step_is_where_the_peak_meets_the_memory(tmp_path, corpus):
     given = settings(tmp_path, n_seq=64, d_model=64, batch_tokens=[64])
     small = replace_card("l4", memory_bytes=2 * GIB)
     (found,) = module.plan(given, ["stage1"], corpus, corpus.vocab_size, small)
-    model = module._model(given, "stage1", corpus.vocab_size)
+    model = module.shaped("stage1", sizes_of(given, corpus.vocab_size, "train_"))
     peak = module.counted_step(model, given, found.largest_tokens // 64, 64, False, small.workspace_bytes).peak_bytes
     assert peak == pytest.approx(USABLE_SHARE * small.memory_bytes, rel=0.03)
     (none,) = module.plan(given, ["stage1"], corpus, corpus.vocab_size, replace_card("l4", memory_bytes=2**20))
@@ -116,6 +125,19 @@ def test_the_committed_errors_are_those_of_this_code():
         assert same.estimate == pytest.approx(row.estimate, rel=1e-3), "renew reports/plan.json"
 
 
+def test_with_two_chunks_of_logits_the_peak_is_one_chunk_higher_and_that_of_the_record():
+    report = read_record(Report, ROOT / "reports" / MEMORY_RUNS["gpu-length-4096"])
+    record = next(stage for stage in report.stages if stage.stage == "memory")
+    peak = peaks_of(settings_of(record), "phase2")["peak_memory"]
+    one = peak()
+    with two_chunks():
+        two = peak()
+    chunk = default_chunk_tokens(2 * 4096) * 50304 * 4  # float32 logits, columns as padded
+    assert two - one == pytest.approx(chunk, rel=1e-3)
+    assert two / GIB == pytest.approx(record.find("peak_memory", "phase2").value, rel=1e-3)
+    assert peak() == one
+
+
 @pytest.mark.parametrize(("name", "size"), [("81m", 81e6), ("350m", 350e6), ("1300m", 1.3e9)])
 def test_presets_have_the_size_they_are_called_by(name, size):
     given = load_params(ROOT / "params" / f"compact-{name}.yaml")
@@ -139,6 +161,10 @@ def test_the_command_tells_and_refuses_in_one_line(tmp_path, capsys):
     assert cli.main(["plan", "compact-81m", *override, "-p", f"corpus={tmp_path / 'none'}"]) == 0
     assert "no training counts as finished: no corpus in" in capsys.readouterr().out
     for wrong, said in (
+        (["-p", "corpus=wikitxt-2"], "corpus: got 'wikitxt-2', expected synthetic, wikitext-2, "),
+        (["-p", "tokenizer=./none"], "tokenizer: got './none', expected gpt2, corpus or a folder; "),
+        (["-p", "corpus=./" + "long" * 100], "expected synthetic, wikitext-2, "),
+        (["-p", f"corpus={Path(__file__)}"], "; there is no folder "),
         (["--card", "h10"], "--card: got h10, expected one of h100, h200, a100"),
         (["--price", "-1"], "--price: got -1.0, expected a price of an hour above 0"),
         (["-p", "d_model=7"], "d_model: got 7"),
@@ -148,3 +174,14 @@ def test_the_command_tells_and_refuses_in_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_a_hub_corpus_that_is_not_here_is_planned_without(tmp_path):
+    override = [part for key, value in TINY.items() for part in ("-p", f"{key}={json.dumps(value)}")]
+    away = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "MUSE_CACHE_DIR": str(tmp_path)}
+    kept_as_is = {name: value for name, value in os.environ.items() if not name.endswith("OFFLINE")}
+    command = [sys.executable, "-m", "muse", "plan", "wikitext2", *override, "-p", "models=[stage1]"]
+    done = subprocess.run(command, env=kept_as_is | away, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "vocab_size = 50257, and no training counts as finished: " in done.stdout
+    assert "Trainings left: 1 of 1; " in done.stdout

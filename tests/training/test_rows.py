@@ -6,11 +6,20 @@ import pytest
 from builders import TINY_TRAINING, write_tiny_training
 
 from muse import cli
-from muse.params import ParamsError, Settings
-from muse.training.rows import row, rows
+from muse.params import ParamsError, Row, Settings
+from muse.training.rows import entries, entry
 from muse.training.tuning import Plan
 
 PROFILE = TINY_TRAINING | {"models": ["gpt2", "stage1_memory"], "seeds": [3, 4]}
+
+
+def rows(settings):
+    return entries([Row({}, settings)])
+
+
+def row(settings, index):
+    own, only = entry([Row({}, settings)], index)
+    return own.settings, only
 
 
 def named(settings):
