@@ -13,6 +13,7 @@ import pytest
 
 from muse import cli
 from muse.params import Settings
+from muse.runner import rows
 from muse.runner.notebooks import REPOSITORY
 
 
@@ -32,7 +33,8 @@ def started(monkeypatch):
         calls.append((settings, options))
         return 3
 
-    monkeypatch.setattr(cli, "run", fake_run)
+    monkeypatch.setattr(cli, "run", fake_run)  # of the published commands
+    monkeypatch.setattr(rows, "run", fake_run)
     return calls
 
 
@@ -134,7 +136,7 @@ def test_an_interruption_gives_130_and_a_bug_4(params, monkeypatch, capsys):
         def broken(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr(cli, "run", broken)
+        monkeypatch.setattr(rows, "run", broken)
         assert cli.main(["run", params]) == code
     assert "a bug" in capsys.readouterr().err
 
@@ -267,7 +269,7 @@ def test_a_full_disk_gives_one_line_and_4(params, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", "somewhere/record.json")
 
-    monkeypatch.setattr(cli, "run", full)
+    monkeypatch.setattr(rows, "run", full)
     assert cli.main(["run", params]) == 4
     assert capsys.readouterr().err == "muse: [Errno 28] No space left on device: 'somewhere/record.json'\n"
 
@@ -292,7 +294,7 @@ def test_who_has_no_home_gets_one_until_the_end(params, started, monkeypatch):
     homes = []
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(Path, "home", nobody)
-    monkeypatch.setattr(cli, "run", look)
+    monkeypatch.setattr(rows, "run", look)
     assert cli.main(["run", params]) == 0
     assert "HOME" not in os.environ
     assert not homes[0].exists()
