@@ -79,6 +79,8 @@ class Launches:
             try:
                 found = run(kernel, *arguments, grid=grid, warmup=True, **constants)
             except Exception as error:  # of Triton, of LLVM or of ptxas: all are wanted, not the first
+                while error.__cause__:  # the last one says what is wrong, those before it who called
+                    error = error.__cause__
                 self.failed[launch] = f"{type(error).__name__}: {error}"
             else:
                 assert found.asm["cubin"]
