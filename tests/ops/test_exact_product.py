@@ -18,7 +18,7 @@ ROWS, CHANNELS = (7, 20) if INTERPRETED else (131, 1000)
 def kernels_serve(monkeypatch):
     """As on CUDA with the interpreter, too: rows and channels still make several programs and tiles."""
     if INTERPRETED:
-        for name, value in {"ROWS": 16, "COLUMNS": 16, "TILES": 2}.items():
+        for name, value in {"ROWS": 16, "COLUMN_BYTES": 64, "TILES": 2}.items():
             monkeypatch.setattr(kernels, name, value)
         interpret(monkeypatch)
 
