@@ -25,7 +25,6 @@ class Notebook:
     path: Path
     title: str
     declared: tuple[str, ...]
-    computes: bool = False  # whether it imports a stage, and torch with it
 
 
 def read_notebook(stage: str, path: Path) -> Notebook:
@@ -50,8 +49,7 @@ def read_notebook(stage: str, path: Path) -> Notebook:
         raise ParamsError(f"{path}: the parameters cell does not declare record_dir")
     markdown = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     heading = re.search(r"^# +(.+?)\s*$", markdown, re.MULTILINE)
-    computes = any("muse.stages" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return Notebook(stage, path, heading[1] if heading else stage, tuple(declared), computes)
+    return Notebook(stage, path, heading[1] if heading else stage, tuple(declared))
 
 
 def find_notebooks(stages: list[str], folder: Path | None = None) -> list[Notebook]:

@@ -450,9 +450,7 @@ def run(
     one that was killed or interrupted to `<out>.unfinished`.
     """
     found = find_notebooks(settings.stages, notebooks)
-    computes = any(notebook.computes for notebook in found)
-    preloaded = notebook_calls.COMPUTING if computes else notebook_calls.PRELOADED
-    (settings,), hardware = check([Row({}, settings)], out, preloaded)
+    (settings,), hardware = check([Row({}, settings)], out, notebook_calls.PRELOADED)
     folder = Path(out or default_out(settings)).resolve()
     info = run_info(settings, command, hardware)
     with (
