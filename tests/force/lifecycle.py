@@ -295,15 +295,16 @@ def _pipe_without_reader() -> int:
 
 def _muse(arguments: list[str], books: Path | None, told: int) -> int:
     """Run the command line in this process, and tell when it hears signals."""
-    from muse import __main__, cli
+    from muse import __main__
     from muse.host import parents
 
     parents.follow_parent = lambda: os.close(told)  # the first that it does then
 
     if books:
+        from muse.runner import rows
         from muse.runner.run import run
 
-        cli.run = partial(run, notebooks=books)
+        rows.run = partial(run, notebooks=books)
     sys.argv = ["muse", *arguments]
     return __main__.main()
 
