@@ -142,10 +142,7 @@ def test_a_check_without_a_problem_says_so_and_leaves_nothing(tmp_path, capsys, 
 
 @pytest.mark.parametrize("out", ["/", "file", "file/below"])
 def test_places_of_other_commands_are_checked_too(tmp_path, capsys, monkeypatch, out):
-    """Of the three places one is asked about beside a whole check: what that finds is the same for all of them."""
     monkeypatch.chdir(tmp_path)
-    if out != "file":
-        monkeypatch.setattr(check, "MODULE", "tests.no_problem")
     (tmp_path / "p.yaml").write_text("train_tokens: 256\ndevice: cpu\n")
     (tmp_path / "file").write_text("x")
     below = "file/x.json" if out == "file" else out
