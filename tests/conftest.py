@@ -20,7 +20,6 @@ WAITING = (
     "bench/test_gradient_gate.py",
     "counting/test_bench.py",
     "data/test_hub.py",
-    "force/test_corpora.py",
     "force/test_damage.py",
     "force/test_lifecycle.py",
     "host/test_parents.py",
