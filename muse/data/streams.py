@@ -94,14 +94,19 @@ def _of_tables(paths: Sequence[Path], on_file: OnFile) -> Iterator[str]:
 
 
 def check_heads(paths: Sequence[Path]) -> None:
-    """Raise ValueError in one line for a file whose first bytes are no text and no table: before all of it is read."""
+    """Raise ValueError in one line for a file that begins or ends as no text and no table, before all of it is read."""
     for path in paths:
         try:
             with path.open("rb") as file:
                 head = file.read(HEAD_BYTES)
+                file.seek(max(0, path.stat().st_size - HEAD_BYTES))
+                tail = file.read(HEAD_BYTES)
         except OSError as error:
             raise ValueError(f"{path} must be a readable file: {error.strerror or error}") from error
         table = path.suffix == ".parquet"
-        problem = None if table and head.startswith(b"PAR1") else no_text(head.decode("utf-8", "replace"))
+        if table and head.startswith(b"PAR1"):
+            problem = None if tail.endswith(b"PAR1") else "one without its end"
+        else:
+            problem = no_text(head.decode("utf-8", "replace")) or binary(tail.decode("utf-8", "replace"))
         if problem and problem != EMPTY:
             raise ValueError(f"{path} must be {'a parquet file' if table else 'a corpus'}, got {problem}")

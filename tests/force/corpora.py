@@ -27,7 +27,7 @@ from tokenizers import ByteLevelBPETokenizer
 from muse.data.corpora import load_corpus
 from muse.data.hub import CorpusUnavailable
 
-HANG_SECONDS = 60
+HANG_SECONDS = 10
 KINDS = ("traceback", "hang", "changed", "accepted", "refused")
 """Another error than one line that names the folder; too slow; other ids; damaged and taken; whole and refused."""
 WORDS = ("the", "sea", ",", "café", "it", "'s", "一二", "12", "old", "unk", "<", ">", "=", "@-@", "😀", ".", "by\ttab")
