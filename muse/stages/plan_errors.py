@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -41,9 +41,12 @@ TWO_CHUNKS = ("gpu-length-4096", "gpu-length-8192")
 """Records of code whose loss held two chunks of logits at a time where that of today holds one."""
 
 BENCH, BENCH_CARD = "bench-h100", "h100"
-TRIES, TRIES_CARDS, TRIES_CARD = "gpu-tries", 2, "h200"
+TRIES, TRIES_CARDS, TRIES_CARD = "gpu", 2, "h200"
 ALONE = (BASELINE, WITH_MEMORY)
 """Models whose tries had both cards for themselves, all twelve at a time."""
+
+SITTING = timedelta(hours=1)
+"""Tries that started within it ran beside each other; the chosen one was trained again for the comparison, later."""
 
 
 class Row(NamedTuple):
@@ -158,14 +161,19 @@ def sweeps(reports: Path) -> Iterator[Row]:
     """Yield the card-seconds of all tries of a model, several beside each other on each card."""
     settings = Settings(optimizer="muon", dropouts=[0.1])
     card, sizes = CARDS[TRIES_CARD], sizes_of(settings, settings.vocab_size)
+    report = read_record(Report, reports / MEMORY_RUNS[TRIES])
+    trainings = next(stage for stage in report.stages if stage.stage == "train").trainings
     for name in ALONE:
-        tries = [json.loads(path.read_text()) for path in sorted((reports / TRIES).glob(f"{name}-s0-*.json"))]
-        times = {end: [datetime.fromisoformat(one["result"][f"{end}_utc"]) for one in tries]
+        of_model = [one for one in trainings if (one.model, one.seed) == (name, 0)]
+        tries = list({(one.batch_tokens, one.dropout, one.weight_decay): one for one in of_model}.values())
+        times = {end: [getattr(one, f"{end}_utc") for one in of_model]
                  for end in ("started", "finished")}  # fmt: skip
-        took = TRIES_CARDS * (max(times["finished"]) - min(times["started"])).total_seconds()
+        began = min(times["started"])
+        together = [end for start, end in zip(*times.values(), strict=True) if start - began < SITTING]
+        took = TRIES_CARDS * (max(together) - began).total_seconds()
         model, planned = shaped(name, sizes, dropout=0.1), 0.0
-        for size in {one["result"]["batch_tokens"] for one in tries}:
-            many = [one["result"]["tokens"] for one in tries if one["result"]["batch_tokens"] == size]
+        for size in {one.batch_tokens for one in tries}:
+            many = [one.tokens for one in tries if one.batch_tokens == size]
             counted = counted_step(model, settings, size // 1024, 1024, False, card.workspace_bytes)
             step = seconds(counted.work, card, compiled=True)
             planned += sum(tokens / size * step + START_SECONDS for tokens in many)
