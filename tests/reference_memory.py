@@ -77,7 +77,8 @@ def mixer(p: dict, u: Tensor, options, heads: int, longest: float, cap: float) -
         k = k * (1 - torch.exp(-2 * gamma))[..., None].sqrt()
     theta = torch.zeros(batch, heads, length, q.shape[-1], dtype=torch.float64)
     if options.rotation == "angles":
-        turned = torch.tanh(product(p, "turning", u)).reshape(batch, length, heads, -1)
+        turned = torch.tanh(product(p, "turning", u) / math.sqrt(p["turning.weight"].shape[1]))
+        turned = turned.reshape(batch, length, heads, -1)
         theta = math.pi * turned.transpose(1, 2)
         k = k * (2 / (1 + torch.exp(-product(p, "writes", u)))).transpose(1, 2)[..., None]
     elif options.rotation != "none":

@@ -1,12 +1,14 @@
 """Rotation by the token: a memory that each token turns by angles of its own, so that it can count.
 
-    theta_t = pi tanh(W u_t)             per head and rotating channel, summed over tokens in float32
+    theta_t = pi tanh(W u_t / sqrt(2 D))     per head and rotating channel, summed over tokens in float32
     k_t is multiplied by 2 sigmoid(w u_t)    per head: a token may write nothing at all
 
 Sums modulo m need a turn of 2 pi / m for each token, whatever came before (Mamba-3, arXiv:2603.15569; selective
 rotation, 2511.17388): no fixed frequency and no pace of one sign can make it. Both matrices start at zero, where the
-memory is that of `rotation="none"`. Letters are those of `linear_attention`. On CUDA the kernels of `qkv_triton` take
-the cumulated angles as they take those of `rotation="data"`.
+memory is that of `rotation="none"`. What an optimizer changes of an angle adds up over all tokens between a write and
+its reading: a normed u has length sqrt(2 D), by which W u is divided so that one step turns a token by little at any
+width. Letters are those of `linear_attention`. On CUDA the kernels of `qkv_triton` take the cumulated angles as they
+take those of `rotation="data"`.
 
 A module of its own, so that trainings of models without it keep their keys.
 """
@@ -43,6 +45,11 @@ class AngleOptions(MemoryOptions):
         return self.d_ff or max(1, super().feed_forward_width(d_model) - self.planes * d_model // 6)
 
 
+def angles_of(turned: Tensor, channels: int) -> Tensor:
+    """theta in radians, in (-pi, pi), from W u, where u has so many real channels."""
+    return math.pi * torch.tanh(turned / math.sqrt(channels))
+
+
 class AngleMixer(MemoryMixer):
     """The memory of a `MemoryMixer`, with all its parameters but the frequencies, rotated by the token."""
 
@@ -59,8 +66,8 @@ class AngleMixer(MemoryMixer):
 
     def angles(self, u: Tensor) -> Tensor:
         """theta_t in radians, in (-pi, pi) and float32: u r(B T 2D) -> r(B H T X/2)."""
-        turned = math.pi * torch.tanh(exact_product(u, matrix_of(self.turning, RealLinear)))
-        return turned.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        turned = exact_product(u, matrix_of(self.turning, RealLinear))
+        return angles_of(turned, u.shape[-1]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
     @property
     def by_token(self) -> bool:

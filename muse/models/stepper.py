@@ -29,7 +29,7 @@ from muse.ops.norms import modrelu
 from muse.ops.qkv import NORM_EPS
 
 from . import layers, memory_block
-from .angles import AngleMixer
+from .angles import AngleMixer, angles_of
 from .linear_attention import MemoryMixer, MixerState, RealLinear, log_spaced
 from .memory_block import EMBEDDING_SCALE, OutputNorm
 from .states import State
@@ -357,7 +357,7 @@ class MixerStep:
             return qk / self.width
         pace = None if self.pace is None else 2 * torch.sigmoid(F.linear(u, self.pace)).unsqueeze(-1)
         if self.turning is not None:
-            pace = math.pi * torch.tanh(F.linear(u, self.turning)).unflatten(-1, (self.n_heads, -1))
+            pace = angles_of(F.linear(u, self.turning), u.shape[-1]).unflatten(-1, (self.n_heads, -1))
         cos, sin = turn.tables(pace)
         swapped = qk.flatten(0, 2).index_select(1, self.order[self.width :]).view(qk.shape)
         return torch.addcmul(qk * cos, swapped, sin)

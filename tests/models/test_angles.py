@@ -23,6 +23,7 @@ from muse.models.memory_options import MemoryOptions
 from muse.models.pretrained import from_pretrained, save_pretrained
 from muse.models.stage1 import Phase3Stage1Config, Phase3Stage1Model
 from muse.training.code_key import closure
+from muse.training.muon import Muon
 
 REAL = {"numbers": "real", "imaginary_scores": False}
 VARIANTS = (
@@ -82,12 +83,24 @@ def test_float32_sums_of_angles_hold_over_a_thousand_tokens():
     memory = tiny().blocks[0].memory
     u = torch.randn(1, 1000, 28, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        memory.turning.weight.mul_(10)  # turns of up to half a circle each
+        memory.turning.weight.mul_(50)  # turns of up to half a circle each
         got, want = memory(u)[0], copy.deepcopy(memory).double()(u.double())[0]
     assert memory.angles(u).abs().max() > 3.1
     assert reference.rms_error(got, want) < 1e-3
     half = copy.deepcopy(memory).half()
     assert half.angles(u.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("d_model", [14, 56, 224])
+def test_one_step_of_muon_turns_a_token_by_little_at_any_width(d_model):
+    """At most by pi times its rate, here for a token that all of the gradient is about: turns add up over tokens."""
+    model = AngleModel(AngleConfig(vocab_size=5, d_model=d_model, n_layers=1, n_seq=8, use_complex32=False))
+    memory, u = model.blocks[0].memory, torch.randn(1, 1, 2 * d_model, generator=torch.Generator().manual_seed(4))
+    u = u * math.sqrt(2 * d_model) / u.norm()
+    memory.turning.weight.grad = torch.zeros_like(memory.turning.weight)
+    memory.turning.weight.grad[0] = -u[0, 0]
+    Muon([(memory.turning.weight,)], 0.02).step()
+    assert 0.6 < memory.angles(u)[0, 0, 0, 0] / (0.02 * math.pi) < 1.3
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -110,7 +123,7 @@ def test_a_token_can_leave_everything_as_it_was_and_turn_it_exactly():
             layer.weight.zero_()
             layer.weight[:, 1] = on_others
         memory.turning.weight.zero_()
-        memory.turning.weight[:, 1] = math.atanh(2 / 3)
+        memory.turning.weight[:, 1] = math.atanh(2 / 3) * math.sqrt(28)
         y, state = memory.remembered(u)
         _, after_first = memory.remembered(u[:, :1])
     assert torch.equal(memory.log_decay(u).exp()[..., 1:], torch.ones(1, 1, 300))
