@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,3 +47,8 @@ except Interrupted:
 def train(file):
     """Start what saves its work when it is told to end, and wait for it."""
     subprocess.run([sys.executable, "-c", SAVES, str(file)], start_new_session=True)
+
+
+def tell_modules(names, file):
+    """Write which of these modules were imported before anything asked for them."""
+    Path(file).write_text(json.dumps([name for name in names if name in sys.modules]))
