@@ -50,5 +50,8 @@ def train(file):
 
 
 def tell_modules(names, file):
-    """Write which of these modules were imported before anything asked for them."""
-    Path(file).write_text(json.dumps([name for name in names if name in sys.modules]))
+    """Write which of these modules were imported before anything asked for them, and whether a kernel can be forked."""
+    found = [name for name in names if name in sys.modules]
+    from muse.runner.kernels import can_fork
+
+    Path(file).write_text(json.dumps(found + ["a kernel can be forked"] * can_fork()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,9 @@ def execute_notebook(notebook: Path, output: Path, parameters: dict[str, object]
         import papermill
         from papermill.exceptions import PapermillExecutionError
 
-        from .kernels import Kernel, manager
+        from .kernels import Kernel, can_fork, manager
 
-    own = {"kernel_manager_class": manager(Kernel())} if "torch" in sys.modules else {}
+    own = {"kernel_manager_class": manager(Kernel())} if can_fork() else {}
     try:
         papermill.execute_notebook(
             notebook, output, kernel_name="python3", parameters=parameters, progress_bar=False, log_output=True, **own
