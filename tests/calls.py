@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,3 +47,11 @@ except Interrupted:
 def train(file):
     """Start what saves its work when it is told to end, and wait for it."""
     subprocess.run([sys.executable, "-c", SAVES, str(file)], start_new_session=True)
+
+
+def tell_modules(names, file):
+    """Write which of these modules were imported before anything asked for them, and whether a kernel can be forked."""
+    found = [name for name in names if name in sys.modules]
+    from muse.runner.kernels import can_fork
+
+    Path(file).write_text(json.dumps(found + ["a kernel can be forked"] * can_fork()))

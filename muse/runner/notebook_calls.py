@@ -11,8 +11,8 @@ from muse.host.processes import error_text
 from muse.host.quick_imports import without_grammars
 from muse.records.schema import Reduction
 
-PRELOADED = ("muse.runner.warm",)
-"""Imported once for all calls: papermill and nbconvert, by way of `warm`."""
+PRELOADED, COMPUTING = ("muse.runner.warm",), ("muse.runner.warm_torch",)
+"""Imported once for all calls: papermill and nbconvert, and where notebooks compute what they do it with."""
 
 
 def execute_notebook(notebook: Path, output: Path, parameters: dict[str, object]) -> str | None:
@@ -21,9 +21,12 @@ def execute_notebook(notebook: Path, output: Path, parameters: dict[str, object]
         import papermill
         from papermill.exceptions import PapermillExecutionError
 
+        from .kernels import Kernel, can_fork, manager
+
+    own = {"kernel_manager_class": manager(Kernel())} if can_fork() else {}
     try:
         papermill.execute_notebook(
-            notebook, output, parameters=parameters, kernel_name="python3", progress_bar=False, log_output=True
+            notebook, output, kernel_name="python3", parameters=parameters, progress_bar=False, log_output=True, **own
         )
     except PapermillExecutionError as error:
         return error_text(error.ename, error.evalue, f"cell In [{error.exec_count}]")

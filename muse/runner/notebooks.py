@@ -25,6 +25,7 @@ class Notebook:
     path: Path
     title: str
     declared: tuple[str, ...]
+    computes: bool = False  # whether it imports a stage, and torch with it
 
 
 def read_notebook(stage: str, path: Path) -> Notebook:
@@ -49,7 +50,8 @@ def read_notebook(stage: str, path: Path) -> Notebook:
         raise ParamsError(f"{path}: the parameters cell does not declare record_dir")
     markdown = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     heading = re.search(r"^# +(.+?)\s*$", markdown, re.MULTILINE)
-    return Notebook(stage, path, heading[1] if heading else stage, tuple(declared))
+    computes = any("muse.stages" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return Notebook(stage, path, heading[1] if heading else stage, tuple(declared), computes)
 
 
 def find_notebooks(stages: list[str], folder: Path | None = None) -> list[Notebook]:

@@ -450,7 +450,9 @@ def run(
     one that was killed or interrupted to `<out>.unfinished`.
     """
     found = find_notebooks(settings.stages, notebooks)
-    (settings,), hardware = check([Row({}, settings)], out, notebook_calls.PRELOADED)
+    computes = any(notebook.computes for notebook in found)
+    preloaded = notebook_calls.COMPUTING if computes else notebook_calls.PRELOADED
+    (settings,), hardware = check([Row({}, settings)], out, preloaded)
     folder = Path(out or default_out(settings)).resolve()
     info = run_info(settings, command, hardware)
     with (

@@ -21,6 +21,8 @@ def export_example() -> None:
 
     from muse.report.export import export_html
 
+    from . import kernels  # noqa: F401  (while the places of modules are still those of the server)
+
     v4 = nbformat.v4
     output = v4.new_output("stream", text="text\n")
     cells = [v4.new_markdown_cell("# Title\n\n$x$ [text](#a)"), v4.new_code_cell("print(1.0)", outputs=[output])]

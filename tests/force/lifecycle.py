@@ -55,6 +55,7 @@ class Force:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.choice = folder, random.Random(seed)
         self.faults, self.trials = dict.fromkeys(FAULTS, 0), 0
+        self.run_seconds: dict[Path, float] = {}  # that a run of these notebooks takes
         self.params = folder / "p.yaml"
         text = folder / "text"
         text.mkdir()
@@ -188,22 +189,22 @@ class Force:
         self.finish(folder)
 
     def drivers(self, folder: Path) -> None:
-        """A finished run, then one whose driver or any of whose processes is ended."""
-        books, out = self.folder / "books", self.folder / "reports"
+        """A finished run, then one whose driver or any of whose processes is ended; half of them fork their kernels."""
+        books, out = self.folder / self.choice.choice(("books", "computing")), self.folder / "reports"
         if not books.exists():
-            _write_notebooks(books)
+            _write_notebooks(books, "import muse.stages\n" * (books.name == "computing"))
             began = time.monotonic()
             code = self.drive(folder, books, out).wait(120)
-            self.run_seconds = time.monotonic() - began
+            self.run_seconds[books] = time.monotonic() - began
             if code:
                 self.fault("wrong_exit_codes", f"a run ended with {code}: {(folder / 'out').read_text()[-500:]}")
         child = self.drive(folder, books, out)
-        time.sleep(0.05 + self.choice.random() * self.run_seconds)
+        time.sleep(0.05 + self.choice.random() * self.run_seconds[books])
         below = alive(child.token) if self.choice.random() < 0.3 else []
         if below:
             with contextlib.suppress(Exception):
                 self.choice.choice(below).kill()
-            code = child.wait(self.run_seconds * 2 + PATIENCE)
+            code = child.wait(self.run_seconds[books] * 2 + PATIENCE)
             if code is None:
                 self.fault("hangs_over_10_s", "a run one of whose processes was killed")
                 child.send(signal.SIGKILL)
@@ -327,11 +328,11 @@ def _is_finished(folder: Path) -> bool:
     return is_finished(folder)
 
 
-def _write_notebooks(folder: Path) -> None:
+def _write_notebooks(folder: Path, first: str) -> None:
     from nbformat import v4, write
 
     folder.mkdir()
-    for name, cells in (("01_basic_test", [RECORD]), ("07_report", ["1"])):
+    for name, cells in (("01_basic_test", [first + RECORD]), ("07_report", ["1"])):
         parameters = v4.new_code_cell("seed: int = 0\nrecord_dir: str = '.'", metadata={"tags": ["parameters"]})
         cells = [v4.new_markdown_cell("# Title"), parameters, *map(v4.new_code_cell, cells)]
         kernel = {"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}

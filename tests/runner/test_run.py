@@ -22,6 +22,7 @@ from calls import die, hang, look_around, train
 from muse.catalog import STAGE_NAMES, usual_stages
 from muse.host import processes
 from muse.host.files import sha256_of
+from muse.host.parents import followed
 from muse.host.signals import Interruptions
 from muse.params import ParamsError, Settings
 from muse.records.criteria import judge, summarise
@@ -478,6 +479,21 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(0, 0)\n", "")
+
+
+@pytest.mark.parametrize(("serves", "code", "printed"), [(True, 0, ""), (False, 3, "taken apart\n")])
+def test_only_the_server_ends_without_taking_apart_what_it_has_imported(serves, code, printed):
+    program = """
+import atexit, sys
+from muse.host.processes import getting_ready
+atexit.register(print, "taken apart")
+with getting_ready():
+    pass
+sys.exit(3)
+"""
+    own = os.environ | (followed() if serves else {})
+    done = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, printed)
 
 
 def test_a_long_name_of_the_temporary_folder_leaves_room_for_sockets(tmp_path):
