@@ -294,7 +294,7 @@ def test_what_the_readme_says_that_the_numbers_do_not_say_is_of_the_records():
     assert len(level.samples) == 3
     for model, better in (("adjoint_head", True), ("real_scores", True), ("angles", False)):
         assert (over_whole(f"stage1_compact_{model}") < 0.98) == better
-    assert over_whole("stage1_compact_angles") > 1.2
+    assert over_whole("stage1_compact_angles") > 1.02
     for path in (ROOT / "reports" / "gpu" / "companions").glob("gpu-on-*.json"):
         found = metrics_of(read_record(Report, path), "perplexity", "perplexity")
         values = {metric.model: metric.value for metric in found}
@@ -342,7 +342,7 @@ def test_every_committed_perplexity_says_of_which_text_it_is():
     for path in (path for at in ("gpu*", "wikitext2-cpu-*") for path in (ROOT / "reports").glob(f"{at}/**/*.json")):
         if path.parent.name == "gpu-trainings" or path.name == "run.json":
             continue
-        if path.name == "perplexity.json":  # the record of a stage by itself
+        if path.parent.name == "adamw":  # the record of a stage by itself
             assert read_record(StageRecord, path).text == "wikitext-2-v1", path
             continue
         report = read_record(Report, path)

@@ -77,10 +77,13 @@ def _ansi(text: str) -> Markup:
 
 @cache
 def figures_script() -> Markup:
-    """Return the script that unpacks plotly in the browser and draws the page's figures (about 1.9 MB)."""
+    """Return the script that unpacks plotly in the browser and draws the page's figures (about 1.8 MB).
+
+    Base85 takes a sixteenth less than base64, and has no letter that ends a string or a script.
+    """
     from plotly.offline import get_plotlyjs
 
-    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode("ascii")
+    packed = base64.b85encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode("ascii")
     return Markup(f'window.musePlotly="{packed}";\n') + asset("figures.js")
 
 

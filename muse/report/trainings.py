@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from muse.catalog import BASELINE, COMPACT, MODEL_NAMES, WITH_MEMORY
+from muse.catalog import BASELINE, COMPACT, COMPARED, MODEL_NAMES
 from muse.records.schema import StageRecord
 from muse.records.store import read_record
 
@@ -17,8 +17,8 @@ from .figures.style import style
 from .tables import markdown
 
 FOLDER = "gpu-trainings"
-ADAMW_TEST = f"{FOLDER}/adamw/perplexity.json"
-"""A stage that ended before its last model: the numbers of the models that it had measured are whole."""
+ADAMW_TEST = f"{FOLDER}/adamw"
+"""Stages that read the test split, some models each; the numbers of a model are whole, where a stage ended early too."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,15 @@ def changed(reports: Path) -> str:
 
 def _by_adamw(reports: Path) -> dict[str, dict[int, float]]:
     """Each model's losses on test, seed by seed."""
-    path = reports / ADAMW_TEST
-    if not path.exists():
-        return {}
-    found = [metric for metric in read_record(StageRecord, path).metrics if metric.name == "loss"]
+    records = [read_record(StageRecord, path) for path in sorted((reports / ADAMW_TEST).glob("*.json"))]
+    found = [metric for record in records for metric in record.metrics if metric.name == "loss"]
     return {metric.model: dict(enumerate(metric.samples)) for metric in found}
 
 
 def by_adamw(reports: Path) -> str:
     """Return the compact model's perplexity on test over Phase 2's, both by AdamW; nothing without that record."""
     whole = _by_adamw(reports)
-    return ratio(whole[COMPACT], whole[BASELINE]) if whole else ""
+    return ratio(whole[COMPACT], whole[BASELINE]) if {COMPACT, BASELINE} <= whole.keys() else ""
 
 
 def recipes(reports: Path) -> str:
@@ -126,15 +124,14 @@ def recipes(reports: Path) -> str:
             f"{math.exp(statistics.fmean(whole[name].values())):.2f}" if name in whole else "",
             *(("1" if name == BASELINE else ratio(whole[name], whole[BASELINE])) if name in whole else "",),
         ]
-        for name in (COMPACT, WITH_MEMORY, BASELINE)
+        for name in COMPARED
         if name in best
     ]
     head = ["", "validation, nat per token", f"perplexity over {style(BASELINE).label}'s"]
     head += ["test, per token", f"over {style(BASELINE).label}'s"]
     seeds = len(best[BASELINE])
     told = f"{seeds} seeds, each model at the better of two dropouts; the smallest and largest ratio of one seed beside"
-    rest = "The test split of the model with memory was not read." if WITH_MEMORY not in whole else ""
-    return f"{_made(found)}; {told}. {rest}\n\n{markdown(head, rows)}"
+    return f"{_made(found)}; {told}.\n\n{markdown(head, rows)}"
 
 
 def lengths(reports: Path) -> str:

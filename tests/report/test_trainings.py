@@ -55,10 +55,12 @@ def test_by_adamw_each_model_stands_at_the_better_of_its_dropouts(tmp_path):
     assert told["Phase 2"] == ["4.1000", "1"]
     mean = math.exp((3.0 - 4.0 + math.log(1.25)) / 2)
     assert told["Stage 1 compact"][1] == f"{mean:.3f} ({math.exp(-1):.3f} to 1.250)"
-    path = tmp_path / trainings.ADAMW_TEST
-    path.parent.mkdir()
+    folder = tmp_path / trainings.ADAMW_TEST
+    folder.mkdir()
     losses = {"stage1_compact": [2.0, 2.0], "phase2": [2.0, 2.0 - math.log(1.21)]}
-    write_record(stage(metrics=[metric("loss", model, 2.0, samples=values) for model, values in losses.items()]), path)
+    for model, values in losses.items():  # each from a stage of its own
+        assert trainings.by_adamw(tmp_path) == ""
+        write_record(stage(metrics=[metric("loss", model, 2.0, samples=values)]), folder / f"{model}.json")
     assert trainings.by_adamw(tmp_path) == "1.100 (1.000 to 1.210)"
     assert rows(trainings.recipes(tmp_path))["Stage 1 compact"][2:] == [f"{math.exp(2):.2f}", "1.100 (1.000 to 1.210)"]
 

@@ -1,4 +1,4 @@
-// Unpacks plotly (gzip, base64, in window.musePlotly) and draws every .muse-figure in the colours of the page.
+// Unpacks plotly (gzip, base85, in window.musePlotly) and draws every .muse-figure in the colours of the page.
 (() => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)"), print = matchMedia("print");
   const PAPER = { width: 680, height: 860 }; // pixels: what fits on A4 and on Letter between margins of 15 mm
@@ -112,8 +112,23 @@
     box.dataset.error = String(error);
   }
 
+  // Five letters of Python's base64.b85encode are four bytes, the highest first; the last ones may be fewer.
+  function bytesOf(text) {
+    const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~";
+    const value = new Uint8Array(128);
+    [...letters].forEach((letter, i) => (value[letter.charCodeAt(0)] = i));
+    const missing = (5 - (text.length % 5)) % 5;
+    const words = new DataView(new ArrayBuffer(((text.length + missing) / 5) * 4));
+    for (let at = 0; at < text.length; at += 5) {
+      let word = 0;
+      for (let i = at; i < at + 5; i++) word = 85 * word + (i < text.length ? value[text.charCodeAt(i)] : 84);
+      words.setUint32((at / 5) * 4, word);
+    }
+    return new Uint8Array(words.buffer, 0, words.byteLength - missing);
+  }
+
   async function unpack() {
-    const packed = Uint8Array.from(atob(window.musePlotly), (letter) => letter.charCodeAt(0));
+    const packed = bytesOf(window.musePlotly);
     delete window.musePlotly;
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
