@@ -258,21 +258,40 @@ def test_the_readmes_answer_is_what_the_records_say():
     assert compact == []
     assert failed == {"stage1": ["perplexity"], "stage1_memory": ["vram"]}
     perplexity, memory = stages["perplexity"], stages["memory"]
-    ratios = {name: perplexity.find("perplexity_ratio_to_phase2", name) for name in ("stage1_compact", "stage1_memory")}
+    whole = perplexity.find("perplexity_ratio_to_phase2", "stage1_compact")
     twin = perplexity.find("perplexity_ratio_to_stage1_compact", "real_twin_compact")
-    kinds = ("", "_matched", "_recomputed", "_plain", "_training_step")
-    peaks = [memory.find(f"peak_memory{kind}_ratio_to_phase2", "stage1_compact") for kind in kinds]
-    peaks += [memory.find("peak_memory_ratio_to_phase2_bfloat16", "stage1_compact")]
+    kinds = ("_ratio_to_phase2", "_matched_ratio_to_phase2", "_ratio_to_phase2_bfloat16")
+    peaks = [memory.find(f"peak_memory{kind}", "stage1_compact") for kind in kinds]
     peaks += [memory.find("peak_memory_recomputed_ratio_to_phase2", "real_twin_compact")]
-    found = [*ratios.values(), twin, *peaks, perplexity.find("perplexity_ratio_to_phase2", "stage1")]
+    found = [one.value for one in (whole, twin, *peaks)]
     told = [by_adamw(ROOT / "reports").split()[0]]
-    told += [
-        f"{value:.3f}" for value in (*(one.value for one in found), *ratios["stage1_compact"].interval, *twin.interval)
-    ]
+    told += [f"{value:.3f}" for value in (*found, *whole.interval, *twin.interval)]
     said = re.search(r"\*\*The answer.*?<!-- begin", (ROOT / "README.md").read_text(), re.DOTALL)[0]
     assert sorted(re.findall(r"\d\.\d{3}", said)) == sorted(told)
     assert twin.interval[0] < 1 < twin.interval[1]
     assert (report.run.seeds, report.run.hardware["gpu"]) == ([0, 1, 2, 3, 4], "NVIDIA H200")
+
+
+def test_what_the_readme_says_of_counting_is_what_its_record_says():
+    (record,) = read_record(Report, ROOT / "reports" / "counting" / "report.json").stages
+    tasks = [f"mod{m}" for m in (3, 5, 7)]
+
+    def counted(*arms):
+        found = [record.find("counting_solved", f"{arm} {task}") for arm in arms for task in tasks]
+        return sum(one.value for one in found), sum(one.n for one in found)
+
+    said = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+    angles, seeds = counted("complex_angles")
+    assert f"sums modulo 3, 5 and 7 at four times the trained length in {angles:.0f} of {seeds} trainings" in said
+    assert counted("real_rotations") == (angles, seeds)
+    assert counted("gru") == (seeds, seeds)
+    guessing = ("complex_fixed", "complex_none", "memory_fixed", "real_decay", "real_signed", "real_householder")
+    unbalanced = [one.y[one.x.index(240)] for one in record.series if one.name == "counting_skewed"
+                  and one.model in {f"{arm} {task}" for arm in guessing for task in tasks}]  # fmt: skip
+    assert len(unbalanced) == len(guessing) * seeds
+    assert max(unbalanced) < 0.01
+    cost = over_whole("stage1_compact_angles") - 1
+    assert f"there they cost {100 * cost:.0f} %" in said
 
 
 def over_whole(model):

@@ -17,7 +17,7 @@ from muse.params import GRID
 from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
 from muse.records.store import read_record
 
-from . import plan_errors, predictions, shares, trainings
+from . import counting_tables, plan_errors, predictions, shares, trainings
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
 from .numbers import ratio_cell
@@ -405,7 +405,20 @@ def headline(reports: Path) -> str:
     return table([f"over {label(catalog.BASELINE)}'s", *map(label, judged)], rows)
 
 
-PAGES: dict[str, Callable[[Path], str]] = {"docs/results.md": results, "docs/speed.md": speed}
+def counting(reports: Path) -> str:
+    """Return docs/counting.md: the committed counting bench."""
+    score = "A score is normalised accuracy on the last 20 positions: 0 is guessing, 1 is all right; a mean of seeds."
+    star = "A star marks what one layer of an arm can track for ever, by theory."
+    more = "[The stage's page](../reports/counting/index.html) has every length, every try and a sceptic's questions"
+    lead = f"{score} {star}\n\n{more}, [predictions.md](../reports/counting/predictions.md) what was expected."
+    return "\n\n".join(["# Counting", NOTE, lead, *counting_tables.tables(reports)]) + "\n"
+
+
+PAGES: dict[str, Callable[[Path], str]] = {
+    "docs/results.md": results,
+    "docs/speed.md": speed,
+    "docs/counting.md": counting,
+}
 BEGIN, END = "<!-- begin: made by `make docs` -->\n", "\n<!-- end -->"
 
 

@@ -18,7 +18,7 @@ from .tables import markdown
 
 FOLDER = "gpu-trainings"
 ADAMW_TEST = f"{FOLDER}/adamw"
-"""Stages that read the test split, some models each; the numbers of a model are whole, where a stage ended early too."""
+"""Stages that read the test split, some models each; those of a stage that ended early are whole."""
 
 
 @dataclass(frozen=True)
