@@ -87,7 +87,7 @@ MEASURED = (
     "and their twins, float32 for the others) and as it runs by default: the compact model recomputes halves of its "
     "blocks. Speed: 4 x 1024."
 )
-LENGTHS = (1024, 2048, 4096, 8192)
+LENGTHS = (2048, 4096, 8192)
 BENCHES = (("bench-cpu", "milliseconds"), ("bench-cpu-amx", "milliseconds"), ("bench-h100", "speed"))
 """Committed benches, and what is shown of each."""
 
