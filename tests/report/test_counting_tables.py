@@ -15,8 +15,8 @@ PARAMS = {"counting_seeds": [0, 1], "counting_learning_rates": [1e-3], "counting
 def write(folder, name, arms, task="mod3"):
     metrics, series = [], []
     for arm, (score, solved) in arms.items():
-        for name, value in (("counting_score", score), ("counting_skewed", -0.001)):
-            metrics.append(metric(name, f"{arm} {task}", value))
+        for quantity, value in (("counting_score", score), ("counting_skewed", -0.001)):
+            metrics.append(metric(quantity, f"{arm} {task}", value))
         metrics.append(metric("counting_solved", f"{arm} {task}", solved, n=2))
         series += [
             Series(name="counting_score", model=f"{arm} {task}", seed=seed, x_name="length", y_name="score",
