@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from muse.catalog import ARMS, COUNTING_GROUPS
 
-from .texts import say, texts
+from .texts import join, say, texts
 
 
 def arm_label(model: str, language: str) -> str | None:
@@ -21,3 +23,10 @@ def task_label(task: str, language: str) -> str:
     if task in COUNTING_GROUPS:
         return texts(language)[f"task.{task}"]
     return say(language, "task.sum", modulus=task.removeprefix("mod"))
+
+
+def tasks_label(tasks: Sequence[str], language: str) -> str:
+    """Return the words for several tasks: sums in one go, then products."""
+    sums = ", ".join(task.removeprefix("mod") for task in tasks if task not in COUNTING_GROUPS)
+    products = [task_label(task, language) for task in tasks if task in COUNTING_GROUPS]
+    return join(language, [*([say(language, "task.sum", modulus=sums)] if sums else []), *products])

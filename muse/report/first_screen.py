@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from muse import catalog
-from muse.catalog import BASELINE
+from muse.catalog import BASELINE, COUNTING, can_track
 from muse.records.schema import Criterion, Judged, Metric, Report, StageRecord, Verdict
 
+from .arms import tasks_label
 from .figures.style import style
 from .html import render
 from .numbers import alike, decimals, number, told
@@ -39,9 +40,35 @@ def answer(report: Report, language: str = "en") -> list[str]:
     """Return the answer to the report's question in up to three sentences; empty where nothing was measured."""
     if not report.judged or not report.stages:
         return []
+    if counts_only(report):
+        return _counting(report, language)
     chosen = best_candidate(report)
     found = [_promise(report, chosen, language), _parts(report, chosen, language), _numbers(report, chosen, language)]
     return [sentence for sentence in found if sentence]
+
+
+def counts_only(report: Report) -> bool:
+    """Return whether counting is all that a run asked: no model is judged by criteria then."""
+    return report.run.params.get("stages") == [COUNTING]
+
+
+def _counting(report: Report, language: str) -> list[str]:
+    """Which arms counted in most seeds, and how well those did that cannot; empty where no arm was through."""
+    (record,) = report.stages
+    names, counted, guessed = texts(language), {}, []
+    for solved in (metric for metric in record.metrics if metric.name == "counting_solved"):
+        arm, task = solved.model.split(" ")
+        if 2 * solved.value > solved.n:
+            counted.setdefault(arm, []).append(task)
+        if not can_track(arm, task):
+            guessed.append([record.find(f"counting_{name}", solved.model).value for name in ("score", "skewed")])
+    by_arm = [say(language, "answer.lead.arm", arm=names[f"arm.{arm}"], tasks=tasks_label(tasks, language))
+              for arm, tasks in counted.items()]  # fmt: skip
+    found = [say(language, "answer.lead.counts", arms="; ".join(by_arm))] if by_arm else []
+    if guessed:
+        uniform, skewed = (f"{max(scores) + 0.0:.2f}" for scores in zip(*guessed, strict=True))
+        found.append(say(language, "answer.lead.guesses", uniform=uniform, skewed=skewed))
+    return found
 
 
 def best_candidate(report: Report) -> Judged:
@@ -130,14 +157,17 @@ def run_line(report: Report, language: str = "en") -> str:
     """Return the run in one line: text, budget, seeds, machine, date, scale, commit; what is unknown says so."""
     run, words = report.run, texts(language)
     text = next((stage.text for stage in report.stages if stage.text), "") or str(run.params.get("corpus", "?"))
-    tokens, seeds = run.params.get("train_tokens"), run.params.get("seeds", run.seeds)
+    tokens, counts = run.params.get("train_tokens"), counts_only(report)
+    seeds = run.params.get("counting_seeds" if counts else "seeds", run.seeds)
     on_gpu = "gpu" in run.hardware and run.params.get("device") != "cpu"
     machine = run.hardware.get("gpu") if on_gpu else run.hardware.get("processor", run.hardware.get("cpu_capability"))
     reduced = any(stage.scale == "reduced" for stage in report.stages)
     commit = run.git_commit[:7] if run.git_commit else words["line.unknown_commit"]
     state = {None: "line.unknown_tree", True: "line.dirty", False: "line.clean"}[run.git_dirty]
+    budget = "line.steps" if counts else "line.tokens" if tokens else "line.untrained"
+    trained = say(language, budget, tokens=number(tokens or 0), steps=number(run.params.get("counting_steps", 0)))
     return say(
-        language, "line.run", text=text, tokens=number(tokens) if tokens else words["line.untrained"],
+        language, "line.run", text=words["stage.counting"] if counts else text, trained=trained,
         seeds=len(seeds), machine=machine or words["line.unknown_machine"], date=f"{run.started_utc:%Y-%m-%d}",
         scale=words["scale.short" if reduced else "scale.published"],
         commit=say(language, "figure.with_unit", name=commit, unit=words[state]),
@@ -147,7 +177,7 @@ def run_line(report: Report, language: str = "en") -> str:
 def models_table(report: Report, language: str = "en") -> Markup:
     """Return the models of a run, one row each: quality, GPU memory, speed and verdicts; nothing that none has."""
     words, models = texts(language), _models(report)
-    if not models:
+    if not models or counts_only(report):
         return Markup()
     judged = {one.model: one for one in report.judged}
     perplexity = {name: _metric(report, "perplexity", f"perplexity{OVER}", name) for name in models}

@@ -53,7 +53,8 @@ def sections(record_dir: str | Path, language: str = "en") -> list[dict[str, obj
     folder, words = from_checkout(record_dir).parent, texts(language)
     report, companions = assemble(folder, language, without_run=True), companions_of(folder)
     blocks = [lead(report, language), *_quality(report, language)]
-    blocks += [verdicts(report, language), first_screen.about(report, language), stage_table(report, language)]
+    blocks += [] if first_screen.counts_only(report) else [verdicts(report, language)]
+    blocks += [first_screen.about(report, language), stage_table(report, language)]
     blocks.append(render("heading", level=2, text=words["report.results"]))
     for stage in report.stages:
         title = render("heading", level=3, text=titled(stage, language))
@@ -115,6 +116,7 @@ def lead(report: Report, language: str = "en") -> Markup:
         "lead", language, css=asset("parts.css"), notice=scale_notice(report.stages, language),
         answer=first_screen.answer(report, language), run=first_screen.run_line(report, language),
         models=first_screen.models_table(report, language), failed=failed, total=len(report.stages),
+        question="counting" if first_screen.counts_only(report) else "",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from builders import make_report, metric, ratio, run_info, soup, stage
 from muse import catalog
 from muse.records.criteria import CRITERIA
 from muse.records.schema import Criterion, Judged, Metric, Report, Summary
-from muse.report import first_screen
+from muse.report import first_screen, page
 from muse.report.texts import LANGUAGES, texts
 
 PEAKS = {"stage1": 0.4, "stage1_memory": 0.8, "stage1_compact": 0.3, "phase2": 1.0}
@@ -138,3 +138,30 @@ def test_metrics_of_a_failed_stage_are_not_shown():
     failed = stage("perplexity", status="failed", error="e", metrics=[Metric(name="x", value=1.0, unit="1")])
     found = Report.of(broken.run, broken.judged, [failed, *broken.stages[1:]])
     assert "2.300 (" not in first_screen.models_table(found)
+
+
+def counting_report(metrics, stages=("counting",)):
+    run = run_info(params={"stages": list(stages), "counting_seeds": [0, 1, 2], "counting_steps": 4000})
+    return make_report([stage("counting", metrics=metrics)], run)
+
+
+def counted(cell, score, skewed, solved):
+    values = {"score": score, "skewed": skewed}
+    return [*(metric(f"counting_{name}", cell, value) for name, value in values.items()),
+            metric("counting_solved", cell, solved, n=3)]  # fmt: skip
+
+
+def test_a_run_that_only_counts_is_asked_who_counts():
+    found = {"complex_angles mod3": (1.0, 0.5, 3), "complex_angles mod7": (0.9, 0.5, 2)}
+    found |= {"complex_angles mod2": (0.1, 0.0, 1), "gru s3": (1.0, 1.0, 3)}
+    found |= {"real_signed mod3": (0.6, -0.001, 0), "real_decay mod3": (0.2, 0.01, 0)}
+    made = counting_report([one for cell, values in found.items() for one in counted(cell, *values)])
+    who, theory = first_screen.answer(made)
+    assert who.endswith("Complex, angles by the token (sums modulo 3, 7); GRU (products in S3).")
+    assert "is 0.60, and 0.01 where" in theory  # of those that can only guess
+    assert "4,000 steps a training · seeds: 3" in first_screen.run_line(made)
+    assert first_screen.models_table(made) == ""
+    title = soup(page.lead(made)).h1
+    assert (title.text, title["data-question"]) == ("Where does a recurrence need complex numbers?", "counting")
+    assert "promise" in soup(page.lead(counting_report([], ("counting", "memory")))).h1.text
+    assert first_screen.answer(counting_report([])) == []

@@ -98,7 +98,8 @@ def _heat(
         colorscale=SCALE, text=text, texttemplate="%{text}", showscale=False, hovertemplate="%{x}<br>%{z:.3f}",
         name="", xgap=2, ygap=2,
     )  # fmt: skip
-    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "autorange": "reversed", "showgrid": False}
+    ticks = {"tickmode": "array", "tickvals": list(range(len(rows))), "autorange": "reversed", "showgrid": False,
+             "zeroline": False}  # fmt: skip
     return make_figure(
         name, language, [trace], items, height_px=FOOT + ROW * len(rows), fields=about,
         narrow={"yaxis": {"ticktext": [wrapped(row, NAME) for row in rows]}, "height": FOOT + 2 * ROW * len(rows)},
