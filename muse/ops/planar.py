@@ -17,9 +17,14 @@ from torch import Tensor
 from .operator import by_hand
 
 
-def _cpu_has_matrix_units() -> bool:
-    """Whether this CPU has matrix units for bfloat16 (AMX); AVX512-BF16 alone multiplies slower than float32."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32: with matrix units (AMX), or an AMD with AVX512-BF16.
+
+    On an Intel the latter alone is slower than float32. Versions of torch that do not name the CPU count as neither.
+    """
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    on_amd = str(found.get("cpu_name", "")).startswith("AMD") and bool(found.get("avx512_bf16"))
+    return on_amd or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class DtypeRow:
     master: torch.dtype  # weights that an optimizer updates
 
 
-_CPU_HALF = torch.bfloat16 if _cpu_has_matrix_units() else torch.float32
+_CPU_HALF = torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
 
 DTYPE_TABLE = (
     DtypeRow(torch.float16, "cpu", _CPU_HALF, torch.float32, torch.float32),

@@ -120,6 +120,24 @@ def test_dtype_table_rules():
         planar.compute_dtype(torch.int64, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("found", "tiles", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, False, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, False, False),
+        ({"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_bf16": True}, False, False),
+        ({"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_bf16": True}, True, True),
+        ({}, False, False),
+    ],
+)
+def test_bfloat16_is_multiplied_as_such_where_that_is_faster(found, tiles, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    assert planar._cpu_multiplies_bfloat16() == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert planar._cpu_multiplies_bfloat16() == tiles
+
+
 def test_cpu_compute_mode_is_local_and_checked():
     planar.set_cpu_compute("auto")
     before = planar.compute_dtype(torch.float16, "cpu")
