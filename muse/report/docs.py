@@ -142,7 +142,8 @@ def ratio(metric: Metric | None) -> str:
 def made(run: RunInfo) -> str:
     """Return on what and when a run was made."""
     on_gpu = "gpu" in run.hardware and run.params.get("device") != "cpu"
-    machine = run.hardware["gpu"] if on_gpu else f"{run.hardware['cores']} CPU cores ({run.hardware['cpu_capability']})"
+    hardware = run.hardware
+    machine = hardware["gpu"] if on_gpu else "{cores} cores of {cpu} ({cpu_capability})".format_map(hardware)
     return f"{machine}, torch {run.versions['torch'].partition('+')[0]}, {run.started_utc:%Y-%m-%d}"
 
 
