@@ -25,6 +25,11 @@ def task_label(task: str, language: str) -> str:
     return say(language, "task.sum", modulus=task.removeprefix("mod"))
 
 
+def score_text(value: float) -> str:
+    """Return a score with two decimals; below guessing with a minus, but no minus in front of zero."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
 def tasks_label(tasks: Sequence[str], language: str) -> str:
     """Return the words for several tasks: sums in one go, then products."""
     sums = ", ".join(task.removeprefix("mod") for task in tasks if task not in COUNTING_GROUPS)

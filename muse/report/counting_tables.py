@@ -10,8 +10,9 @@ from muse.catalog import ARMS, can_track
 from muse.records.schema import Report, StageRecord
 from muse.records.store import read_record
 
-from .arms import task_label
+from .arms import score_text, task_label
 from .companions import stage_of
+from .runs import made
 from .tables import markdown
 from .texts import texts
 
@@ -36,7 +37,7 @@ def _of_run(report: Report, title: str) -> str:
     tasks = list(dict.fromkeys(one.model.split(" ")[1] for one in record.metrics if one.name == "counting_solved"))
     params = record.params
     told = (
-        f"{_hardware(report)}; {len(params['counting_seeds'])} seeds an arm and task, after "
+        f"{made(report.run)}; {len(params['counting_seeds'])} seeds an arm and task, after "
         f"{len(params['counting_learning_rates'])} tries; {params['counting_steps']:,} steps of "
         f"{params['counting_batch']} sequences, trained to length {params['counting_length']}."
     )
@@ -49,17 +50,11 @@ def _of_run(report: Report, title: str) -> str:
         ("Radians a token by which the best plane turns wrong: median", _cell("counting_turn_error", "{:.1e}".format)),
         ("Tokens after which that would break a sum: median", _cell("counting_breaks_at", "{:,.0f}".format)),
     ]
-    found = [(head, _rows(record, tasks, cell)) for head, cell in sections]
     labels = [task_label(task, "en") for task in tasks]
-    made = [f"**{head}**\n\n{markdown(['', *labels], rows)}" for head, rows in found if any(any(r[1:]) for r in rows)]
+    found = {head: markdown(["", *labels], _rows(record, tasks, cell)) for head, cell in sections}
     drift = [DRIFT] if any(one.name == "counting_breaks_at" for one in record.metrics) else []
-    return "\n\n".join([f"## {title}", told, *made, *drift])
-
-
-def _hardware(report: Report) -> str:
-    hardware = report.run.hardware
-    count = int(hardware.get("gpu_count", 1))
-    return f"{count} x {hardware['gpu']}, {report.run.started_utc:%Y-%m-%d}"
+    shown = [f"**{head}**\n\n{rows}" for head, rows in found.items() if rows]
+    return "\n\n".join([f"## {title}", told, *shown, *drift])
 
 
 def _rows(
@@ -69,12 +64,8 @@ def _rows(
     return [[names[f"arm.{arm}"], *(cell(record, arm, task) for task in tasks)] for arm in ARMS]
 
 
-def _score(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"  # never a zero with a sign
-
-
 def _cell(
-    name: str, told: Callable[[float], str] = _score, solved: bool = False
+    name: str, told: Callable[[float], str] = score_text, solved: bool = False
 ) -> Callable[[StageRecord, str, str], str]:
     """Return what gives the cell of an arm on a task; a star stands where theory says that one layer can."""
 
@@ -92,4 +83,4 @@ def _cell(
 
 def _longest(record: StageRecord, arm: str, task: str) -> str:
     found = [one.y[-1] for one in record.series if (one.name, one.model) == ("counting_score", f"{arm} {task}")]
-    return _score(fmean(found)) if found else ""
+    return score_text(fmean(found)) if found else ""

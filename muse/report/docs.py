@@ -14,13 +14,14 @@ from pathlib import Path
 from muse import catalog
 from muse.host.files import write_atomic
 from muse.params import GRID
-from muse.records.schema import BenchRecord, Metric, Report, RunInfo, StageRecord
+from muse.records.schema import BenchRecord, Metric, Report, StageRecord
 from muse.records.store import read_record
 
 from . import counting_tables, plan_errors, predictions, shares, trainings
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
 from .numbers import ratio_cell
+from .runs import made
 from .tables import markdown as table
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
@@ -137,14 +138,6 @@ def shown(metric: Metric | None, form: str) -> str:
 def ratio(metric: Metric | None) -> str:
     """Return a ratio with its interval; 1 for what is divided by itself."""
     return "1" if metric is None else ratio_cell(metric)
-
-
-def made(run: RunInfo) -> str:
-    """Return on what and when a run was made."""
-    on_gpu = "gpu" in run.hardware and run.params.get("device") != "cpu"
-    hardware = run.hardware
-    machine = hardware["gpu"] if on_gpu else "{cores} cores of {cpu} ({cpu_capability})".format_map(hardware)
-    return f"{machine}, torch {run.versions['torch'].partition('+')[0]}, {run.started_utc:%Y-%m-%d}"
 
 
 def read(report: Report) -> str:

@@ -13,7 +13,7 @@ from muse import catalog
 from muse.catalog import BASELINE, COUNTING, can_track
 from muse.records.schema import Criterion, Judged, Metric, Report, StageRecord, Verdict
 
-from .arms import tasks_label
+from .arms import score_text, tasks_label
 from .figures.style import style
 from .html import render
 from .numbers import alike, decimals, number, told
@@ -66,7 +66,7 @@ def _counting(report: Report, language: str) -> list[str]:
               for arm, tasks in counted.items()]  # fmt: skip
     found = [say(language, "answer.lead.counts", arms="; ".join(by_arm))] if by_arm else []
     if guessed:
-        uniform, skewed = (f"{max(scores) + 0.0:.2f}" for scores in zip(*guessed, strict=True))
+        uniform, skewed = (score_text(max(scores)) for scores in zip(*guessed, strict=True))
         found.append(say(language, "answer.lead.guesses", uniform=uniform, skewed=skewed))
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from muse.params import ParamsError
 from muse.records.losses import Losses, read_losses
-from muse.records.schema import Report
+from muse.records.schema import Report, RunInfo
 from muse.records.store import RecordError
 
 from .assemble import assemble
@@ -17,6 +17,15 @@ from .companions import read_report, stage_of
 
 WEIGHTS = "model.safetensors"
 LONGEST_HEADER = 2**20  # bytes of the JSON before the weights; the largest model's has some ten thousand
+
+
+def made(run: RunInfo) -> str:
+    """Return on what and when a run was made."""
+    hardware, machine = run.hardware, "{cores} cores of {cpu} ({cpu_capability})"
+    if "gpu" in hardware and run.params.get("device") != "cpu":
+        machine = "{gpu_count} x {gpu}" if int(hardware.get("gpu_count", 1)) > 1 else "{gpu}"
+    torch = run.versions["torch"].partition("+")[0]
+    return f"{machine.format_map(hardware)}, torch {torch}, {run.started_utc:%Y-%m-%d}"
 
 
 @dataclass(frozen=True)

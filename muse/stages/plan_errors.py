@@ -24,6 +24,7 @@ from muse.ops import cross_entropy
 from muse.params import Settings, of_today, validate
 from muse.records.schema import BenchRecord, Report, StageRecord
 from muse.records.store import read_record
+from muse.report.companions import stage_of
 from muse.report.plan_errors import FILE, OF_TWO_CHUNKS
 
 from .check import sizes_of
@@ -79,7 +80,7 @@ def rows(reports: Path) -> Iterator[Row]:
 def peaks(reports: Path, run: str, models: tuple[str, ...] = ()) -> Iterator[Row]:
     """Yield the peaks of a comparison: those of the stage `memory` that are told today."""
     report = read_record(Report, reports / MEMORY_RUNS[run])
-    record = next(stage for stage in report.stages if stage.stage == "memory")
+    record = stage_of(report, "memory")
     settings = settings_of(record)
     for name in models or tuple(settings.models):
         for what, peak in peaks_of(settings, name).items():
@@ -162,15 +163,13 @@ def sweeps(reports: Path) -> Iterator[Row]:
     settings = Settings(optimizer="muon", dropouts=[0.1])
     card, sizes = CARDS[TRIES_CARD], sizes_of(settings, settings.vocab_size)
     report = read_record(Report, reports / MEMORY_RUNS[TRIES])
-    trainings = next(stage for stage in report.stages if stage.stage == "train").trainings
+    trainings = stage_of(report, "train").trainings
     for name in ALONE:
         of_model = [one for one in trainings if (one.model, one.seed) == (name, 0)]
         tries = list({(one.batch_tokens, one.dropout, one.weight_decay): one for one in of_model}.values())
-        times = {end: [getattr(one, f"{end}_utc") for one in of_model]
-                 for end in ("started", "finished")}  # fmt: skip
-        began = min(times["started"])
-        together = [end for start, end in zip(*times.values(), strict=True) if start - began < SITTING]
-        took = TRIES_CARDS * (max(together) - began).total_seconds()
+        began = min(one.started_utc for one in of_model)
+        ended = max(one.finished_utc for one in of_model if one.started_utc - began < SITTING)
+        took = TRIES_CARDS * (ended - began).total_seconds()
         model, planned = shaped(name, sizes, dropout=0.1), 0.0
         for size in {one.batch_tokens for one in tries}:
             many = [one.tokens for one in tries if one.batch_tokens == size]

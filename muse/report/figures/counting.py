@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from muse.catalog import ARMS, can_track
 from muse.records.schema import Series, StageRecord
 
-from ..arms import task_label
+from ..arms import score_text, task_label
 from ..numbers import number, rounded
 from ..texts import say, texts
 from .panels import NAME, wrapped
@@ -55,9 +55,9 @@ def _scores(record: StageRecord, name: str, task: str, language: str) -> go.Figu
         theory = words["counting.yes" if can_track(arm, task) else "counting.no"]
         count = {"solved": number(solved.value), "seeds": number(solved.n)} if solved else {"solved": "–", "seeds": "–"}
         rows.append(say(language, "counting.row", arm=words[f"arm.{arm}"], theory=theory, **count))
-        items.append(f"{rows[-1]}{words['colon']} {', '.join(map(_score, values[-1]))}")
+        items.append(f"{rows[-1]}{words['colon']} {', '.join(map(score_text, values[-1]))}")
     about = {"task": task_label(task, language), "lengths": ", ".join(lengths)}
-    text = [list(map(_score, row)) for row in values]
+    text = [list(map(score_text, row)) for row in values]
     return _heat(f"{name}s", (rows, lengths, values, text), words["counting.length"], items, about, language)
 
 
@@ -72,15 +72,10 @@ def _tries(record: StageRecord, task: str, language: str) -> go.Figure:
         best = record.find("counting_learning_rate", f"{arm} {task}")
         values.append([tried[arm, rate].value for rate in rates])
         marks = [f" {CHOSEN}" if best and float(rate) == best.value else "" for rate in rates]
-        text.append([f"{_score(value)}{mark}" for value, mark in zip(values[-1], marks, strict=True)])
+        text.append([f"{score_text(value)}{mark}" for value, mark in zip(values[-1], marks, strict=True)])
         items.append(f"{row}{words['colon']} {', '.join(text[-1])}")
     about = {"task": task_label(task, language), "lengths": ", ".join(rates), "mark": CHOSEN}
     return _heat("counting_tries", (rows, rates, values, text), words["metric.learning_rate"], items, about, language)
-
-
-def _score(value: float) -> str:
-    """A score with two decimals; below guessing with a minus, but no minus in front of zero."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _heat(
