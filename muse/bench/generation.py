@@ -1,7 +1,7 @@
 """Writing: Stage 1 with memory as it generates, and by its blocks' own steps, against GPT-2 with its cache.
 
-On CUDA one text and 64 at a time, as far as the longest sequence goes; steps as one graph, as they are and compiled,
-stand beside GPT-2 with the library's growing cache, eager, and with its static cache in a graph of its own. There the
+On CUDA one text and 64 at a time, as far as the longest sequence goes; steps as they are and as one graph stand
+beside GPT-2 with the library's growing cache, eager, and with its static cache in a graph of its own. There the
 kernels of a token are counted too.
 """
 
@@ -25,7 +25,7 @@ from muse.models.stepper import Stepper
 from .context import Context
 from .equality import Check, check, relative_rms
 from .naive import perturb
-from .paths import compiled, count_on_device, num_bytes
+from .paths import count_on_device, num_bytes
 from .static_gpt2 import StaticGpt2, read_pieces
 from .timing import GroupResult, Trial
 
@@ -123,7 +123,6 @@ def paths_of(built: Mapping[str, nn.Module], graphs: bool) -> dict[str, tuple[st
     if graphs:
         for name in (WITH_MEMORY, COMPACT):
             found[f"{name} one graph"] = name, start_static
-            found[f"{name} compiled, one graph"] = name, partial(start_static, faster=True)
         found[f"{YARDSTICK} static cache, one graph"] = YARDSTICK, start_static_cached
     return found
 
@@ -143,12 +142,10 @@ def start(model: nn.Module, prompt: Tensor, *, plain: bool = False) -> Writes:
     return ByReader(lambda: Recurrent(model, plain, state))
 
 
-def start_static(model: nn.Module, prompt: Tensor, *, faster: bool = False) -> Writes:
+def start_static(model: nn.Module, prompt: Tensor) -> Writes:
     """The fast steps in the buffers of a graph; elsewhere than on CUDA the same without one."""
     state = read(model, prompt)
-    device = _device(model)
-    by = partial(compiled, device=device) if faster else None
-    step = StaticStep(Stepper(model, state), prompt[:, -1:], 0.0, None, None, [], compiled=by)
+    step = StaticStep(Stepper(model, state), prompt[:, -1:], 0.0, None, None, [])
     return ByStaticStep(step, partial(step.restart, state))
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .step_kernels import step_triton
+
 if TYPE_CHECKING:
     from .states import State
     from .stepper import Stepper
@@ -115,19 +117,14 @@ class StaticStep:
         top_p: float | None,
         drawing: Sequence[torch.Generator],
         capture: bool | None = None,
-        compiled: Callable[[Callable], Callable] | None = None,
     ) -> None:
-        """`token` (B 1) is the last one, not yet read. It is captured on CUDA unless `capture` says otherwise.
-
-        `compiled` makes faster what it is given: the step of the model, which takes and returns tensors.
-        """
+        """`token` (B 1) is the last one, not yet read. It is captured on CUDA unless `capture` says otherwise."""
         self.steps, self.token, self.drawing = steps, token.clone(), drawing
-        self.read = steps if compiled is None else compiled(steps.__call__)
         self.choices = temperature, top_k, top_p
         weight = steps.head.weight
         self.noise = None if temperature == 0 else weight.new_ones(len(token), len(weight), dtype=torch.float32)
         self.logits = weight.new_zeros(len(token), len(weight), dtype=steps.wide)
-        self.index, self.bad = (token.new_full((), start) for start in (0, -1))
+        self.index, self.bad = (token.new_full((len(token),), start) for start in (0, -1))
         self.graph = self._captured() if (token.is_cuda if capture is None else capture) else None
 
     def __call__(self) -> Tensor:
@@ -148,18 +145,24 @@ class StaticStep:
 
     def first_bad(self) -> int | None:
         """The number of the first step, from 0, whose logits were not finite; the host waits for the device."""
-        bad = int(self.bad)
-        return None if bad < 0 else bad
+        found = [bad for bad in self.bad.tolist() if bad >= 0]
+        return min(found, default=None)
 
     @torch.no_grad()
     def _step(self) -> None:
-        found = self.read(self.token)
+        found = self.steps(self.token)
         self.logits.copy_(found)
-        worse = ~found.isfinite().all() & (self.bad < 0)
-        self.bad.copy_(torch.where(worse, self.index, self.bad))
-        self.index.add_(1)
-        chosen = found.argmax(-1) if self.noise is None else picked(found, *self.choices, self.noise)
-        self.token.copy_(chosen[:, None])
+        greedy = self.noise is None
+        if self.steps.kernels is not None:
+            step_triton.chosen(self.logits, self.token if greedy else None, self.index, self.bad)
+        else:
+            worse = ~found.isfinite().all(-1) & (self.bad < 0)
+            self.bad.copy_(torch.where(worse, self.index, self.bad))
+            self.index.add_(1)
+            if greedy:
+                self.token.copy_(found.argmax(-1)[:, None])
+        if not greedy:
+            self.token.copy_(picked(found, *self.choices, self.noise)[:, None])
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         """The step as a graph, all buffers as they were before."""

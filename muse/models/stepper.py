@@ -28,7 +28,7 @@ from muse.ops import planar
 from muse.ops.norms import modrelu
 from muse.ops.qkv import NORM_EPS
 
-from . import layers, memory_block
+from . import layers, memory_block, step_kernels
 from .angles import AngleMixer, angles_of
 from .linear_attention import MemoryMixer, MixerState, RealLinear, log_spaced
 from .memory_block import EMBEDDING_SCALE, OutputNorm
@@ -88,7 +88,7 @@ class Product:
             signs[0, width // 2 :] = -1  # [x, -y], then [y, x]
         if gain is not None:
             self.factor = signs * gain.repeat(width // len(gain))
-        self.weighted = self.planes == 2 or gain is not None
+        self.weighted, self.gain = self.planes == 2 or gain is not None, gain
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.planes == 2:
@@ -156,10 +156,14 @@ class Stepper:
         pairs = zip(model.blocks, state.blocks, strict=True)
         self.blocks = [BlockStep(block, old, self.compute, self.wide) for block, old in pairs]
         self.head = Head(model, self.compute, self.wide)
+        self.kernels = step_kernels.KernelSteps(self) if step_kernels.serve(self) else None
 
     @torch.no_grad()
     def __call__(self, new: Tensor) -> Tensor:
         """Logits r(B V) in the accumulation dtype after one new token (B 1)."""
+        if self.kernels is not None:
+            self.lengths.add_(1)
+            return self.kernels(new[:, 0])
         z = self.table(new[:, 0], self.lengths)
         turns = [None] * len(self.blocks) if self.turns is None else self.turns.advance()
         for block, turn in zip(self.blocks, turns, strict=True):
@@ -223,9 +227,10 @@ class Head:
 
     def __init__(self, model: nn.Module, compute: torch.dtype, wide: torch.dtype) -> None:
         norm, table, (weight, bias) = model.norm, model.embedding, model.head_parameters()
-        self.gain, self.turned, self.order = norm.gain_real.detach().to(wide), None, None
+        self.gain_real, self.gain_imag = norm.gain_real.detach().to(wide), None
+        self.gain, self.turned, self.order = self.gain_real, None, None
         if norm.gain_imag is not None:
-            imag = norm.gain_imag.detach().to(wide)
+            self.gain_imag = imag = norm.gain_imag.detach().to(wide)
             self.gain, self.turned = self.gain.repeat(2), torch.cat([-imag, imag])
             self.order = torch.arange(len(self.gain), device=imag.device).roll(len(imag))
         self.projection = None

@@ -436,12 +436,12 @@ def test_writing_is_timed_beside_a_cached_gpt2_and_each_path_is_checked():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_paths_of_graphs_are_right_here_without_a_graph(batch):
-    """As on CUDA, but for capture and compiler: their logits, their tokens, and both again from the start."""
+    """As on CUDA, but for the capture: their logits, their tokens, and both again from the start."""
     here = replace(context(), build=partial(build_model, vocab_size=53, d_model=8, n_layers=2, n_seq=40))
     built = {name: here.build(name).eval() for name in ("stage1_memory", "stage1_compact", "gpt2")}
     ids, first = here.tokens(batch, 30), here.tokens(batch, 23)[:, 22:]
     found = generation.paths_of(built, graphs=True)
-    static = {name: path for name, path in found.items() if "one graph" in name and "compiled" not in name}
+    static = {name: path for name, path in found.items() if "one graph" in name}
     assert list(static) == ["stage1_memory one graph", "stage1_compact one graph", "gpt2 static cache, one graph"]
     with torch.no_grad():
         for name, (model, start) in static.items():

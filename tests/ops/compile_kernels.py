@@ -28,8 +28,11 @@ from triton.runtime.jit import JITFunction
 
 import muse.ops
 from muse.catalog import MODEL_NAMES
-from muse.models.build import configured
+from muse.models import states
+from muse.models.build import build_model, configured
 from muse.models.memory_options import MemoryOptions
+from muse.models.static_step import StaticStep
+from muse.models.stepper import Stepper
 from muse.ops import (
     cross_entropy_triton,
     exact_product_triton,
@@ -38,6 +41,7 @@ from muse.ops import (
     linear_attention_triton,
     norms_triton,
     operator,
+    planar,
     qkv_triton,
 )
 
@@ -194,12 +198,25 @@ def chains() -> None:
         there_and_back(green.left_green, *(room(BATCH, tokens, 1, dtype=dtype) for _ in range(3)))
 
 
+def steps() -> None:
+    """One token, for few and for many texts, of the models whose shapes differ, as they are stored on a card."""
+    planar.set_cpu_compute("storage")
+    names = "stage1_memory", "stage1_compact", "real_twin_compact", "stage1_compact_real_scores"
+    for dtype, name, batch in zip((*DTYPES, DTYPES[0]), names, (1, 2, 1, 3), strict=True):
+        model = build_model(name, vocab_size=1000, d_model=WIDTH, n_layers=1, n_seq=64).to(dtype).eval()
+        token = torch.zeros(batch, 1, dtype=torch.int64)
+        stepper = Stepper(model, states.read(model, token))
+        assert stepper.kernels
+        for temperature in (0.0, 1.0):
+            StaticStep(stepper, token, temperature, None, None, [], capture=False)._step()
+
+
 def main(capability: int) -> None:
     launches = Launches()
     triton.runtime.driver.set_active(Card(capability))
     operator.KERNEL_DEVICE = "cpu"
     with mock.patch.object(JITFunction, "run", launches.compiling(JITFunction.run)):
-        for part in (products, norms, around_memories, inside_memories, losses, chains):
+        for part in (products, norms, around_memories, inside_memories, losses, chains, steps):
             part()
     print(json.dumps({"kernels": kernel_names(), "shared_bytes": launches.shared_bytes, "failed": launches.failed}))
 
