@@ -17,7 +17,7 @@ from muse.params import GRID
 from muse.records.schema import BenchRecord, Metric, Report, StageRecord
 from muse.records.store import read_record
 
-from . import counting_tables, plan_errors, predictions, shares, trainings
+from . import counting_tables, plan_errors, predictions, several_cards, shares, trainings
 from .companions import RATIO, WHOLE_MEMORY, repeats, settings_of, stage_of
 from .figures.style import style
 from .numbers import ratio_cell
@@ -416,17 +416,21 @@ PAGES: dict[str, Callable[[Path], str]] = {
 BEGIN, END = "<!-- begin: made by `make docs` -->\n", "\n<!-- end -->"
 
 
-WITH_TABLES: dict[str, Callable[[Path], str]] = {"README.md": headline, "docs/scale.md": plan_errors.tables}
-"""Pages that are written by hand but for one place."""
+WITH_TABLES: dict[str, tuple[Callable[[Path], str], ...]] = {
+    "README.md": (headline,),
+    "docs/scale.md": (plan_errors.tables, several_cards.tables),
+}
+"""Pages that are written by hand but for some places, in their order."""
 
 
 def pages(root: Path) -> dict[str, str]:
     """Return the text of every page by its path: those of docs/, and others with their tables renewed."""
     made_anew = {name: make(root / "reports") for name, make in PAGES.items()}
-    for name, make in WITH_TABLES.items():
-        page = (root / name).read_text(encoding="utf-8")
-        start, stop = page.index(BEGIN) + len(BEGIN), page.index(END)
-        made_anew[name] = page[:start] + make(root / "reports") + page[stop:]
+    for name, makers in WITH_TABLES.items():
+        text, *places = (root / name).read_text(encoding="utf-8").split(BEGIN)
+        for make, place in zip(makers, places, strict=True):
+            text += BEGIN + make(root / "reports") + place[place.index(END) :]
+        made_anew[name] = text
     return made_anew
 
 

@@ -33,23 +33,23 @@ def tables(reports: Path) -> str:
     """Return a table of peaks for each record, of the older code too, one of times, and in words the largest errors."""
     rows = json.loads((reports / FILE).read_text(encoding="utf-8"))
     peaks = [row for row in rows if row["kind"] == "peak"]
-    parts = [f"Peaks, GiB: planned, measured, and the error. {_worst(peaks)}"]
+    parts = [f"Peaks, GiB: planned, measured, and the error. {worst(peaks)}"]
     for run in dict.fromkeys(row["run"] for row in peaks):
         parts.append(f"`{run}`\n\n{_peaks([row for row in peaks if row['run'] == run])}")
     older = [row for row in rows if row["kind"] == OF_TWO_CHUNKS]
     plain = [row for row in older if row["what"] != "peak_memory_recomputed"]
     parts.append(
         "The same records, planned with two chunks of logits held, as their code held them. "
-        f"Where blocks are kept: {_worst(plain)}"
+        f"Where blocks are kept: {worst(plain)}"
     )
     for run in dict.fromkeys(row["run"] for row in older):
         parts.append(f"`{run}`, two chunks\n\n{_peaks([row for row in older if row['run'] == run])}")
     times = [row for row in rows if row["kind"] in ("step", "sweep")]
     head = ["", "record", "what", "planned", "measured", "error"]
     told = [
-        [style(row["model"]).label, f"`{row['run']}`", row["what"], *_sides(row), _percent(row)] for row in times
+        [style(row["model"]).label, f"`{row['run']}`", row["what"], *_sides(row), percent(row)] for row in times
     ]
-    return "\n\n".join([*parts, f"Time. {_worst(times)}", markdown(head, told)])
+    return "\n\n".join([*parts, f"Time. {worst(times)}", markdown(head, told)])
 
 
 def _sides(row: Mapping[str, object]) -> list[str]:
@@ -59,21 +59,23 @@ def _sides(row: Mapping[str, object]) -> list[str]:
 def _peaks(rows: Rows) -> str:
     models = [name for name in COMPARED if any(row["model"] == name for row in rows)]
     kinds = [what for what in PEAKS if any(row["what"] == what for row in rows)]
-    found = {(row["model"], row["what"]): _cell(row) for row in rows}
+    found = {(row["model"], row["what"]): cell(row) for row in rows}
     cells = [[style(name).label, *(found.get((name, what), "") for what in kinds)] for name in models]
     return markdown(["", *(PEAKS[what] for what in kinds)], cells)
 
 
-def _cell(row: Mapping[str, object]) -> str:
-    return f"{row['estimate']:.3f}, {row['measured']:.3f}: {_percent(row)}"
+def cell(row: Mapping[str, object]) -> str:
+    """Return a number's estimate, what was measured, and the error."""
+    return f"{row['estimate']:.3f}, {row['measured']:.3f}: {percent(row)}"
 
 
-def _percent(row: Mapping[str, object]) -> str:
+def percent(row: Mapping[str, object]) -> str:
+    """Return by how much an estimate is too high."""
     return f"{100 * (row['estimate'] / row['measured'] - 1):+.1f} %"
 
 
-def _worst(rows: Rows) -> str:
-    """The largest error, and how many are within 5 and 25 %."""
+def worst(rows: Rows) -> str:
+    """Return the largest error, and how many are within 5 and 25 %."""
     errors = [abs(row["estimate"] / row["measured"] - 1) for row in rows]
     within = {limit: sum(error <= limit / 100 for error in errors) for limit in (5, 25)}
     told = ", ".join(f"{count} within {limit} %" for limit, count in within.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from builders import VERDICTS, criterion, make_report, metric, run_info, stage
 
 from muse.records.schema import Judged, Report, Summary
-from muse.report import docs, predictions, shares
+from muse.report import docs, predictions, several_cards, shares
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -90,3 +91,56 @@ def test_what_makes_it_so_is_told_by_leaving_one_thing_out_on_both_sides():
     assert shares.of_both_sides(make_report()) == ""
     told = shares.of_both_sides(compared(), by_adamw="0.875 (0.750 to 1.000)")
     assert "| the recipe's Muon: none | " + shares.MUON + " | 0.875 (0.750 to 1.000) |  |" in told
+
+
+def of_cards():
+    """A record of one model on one and on two cards, of few numbers."""
+    def run(name, cards, tokens, speed, **more):
+        found = {"name": name, "params": "gpu", "cards": cards, "batch_tokens": tokens, "tokens_per_second": speed}
+        usual = {"peak_gib": [1.25] * cards, "timed": True, "resumed_from_steps": [], "validation": [[1, 6.5]]}
+        return found | usual | more
+
+    runs = [run("c16x1", 1, 16384, 500_000), run("c64x1", 1, 65536, 600_000), run("c128x1", 1, 131072, 625_000)]
+    runs += [run("c16x2", 2, 16384, 800_000), run("c128x2", 2, 131072, 1_200_000, peak_gib=[4.0, 5.0])]
+    runs += [run("resumed", 1, 16384, 1, timed=False, resumed_from_steps=[40])]
+    runs += [{"name": "stopped", "params": "gpu", "cards": 2, "peak_gib": [9.0], "timed": False}]
+    differences = [{"run": "c16x2", "of": "c16x1", "training": 0.0125, "validation": 0.0005},
+                   {"run": "resumed", "of": "c16x1", "training": 0.25, "validation": 0.125}]  # fmt: skip
+    plans = [{"params": "gpu", "card": "h200", "card_tokens": tokens, "peak_gib": peak, "tokens_per_second": speed}
+             for tokens, peak, speed in ((16384, 1.0, 550_000), (65536, 5.5, 660_000))]  # fmt: skip
+    return {"hardware": {"gpu": "NVIDIA H200", "gpu_count": "2"}, "versions": {"torch": "2.11.0+cu130"},
+            "date": "2026-11-30T05:00:00+00:00", "differences": differences, "plans": plans, "runs": runs}  # fmt: skip
+
+
+def test_several_cards_are_told_beside_one_and_beside_the_plan(tmp_path):
+    """Efficiency at the same step and at the same part of it, curves, peaks and speeds; nothing without the record."""
+    assert several_cards.tables(tmp_path) == ""
+    path = tmp_path / several_cards.FILE
+    path.parent.mkdir()
+    path.write_text(json.dumps(of_cards()), encoding="utf-8")
+    lines = several_cards.tables(tmp_path).splitlines()
+    assert "2 x NVIDIA H200, torch 2.11.0, 2026-11-30." in lines[0]
+    assert "| `gpu`, 16,384 tokens a step, 2 cards | 800,000 | 500,000 | 0.800 |  |  |" in lines
+    assert "| `gpu`, 131,072 tokens a step, 2 cards | 1,200,000 | 625,000 | 0.960 | 600,000 | 1.000 |" in lines
+    assert "| two cards | 0.013 | 0.0005 | 6.5000 |" in lines
+    assert "| begun on two cards, ended on one, stopped after step 40 | 0.25 | 0.12 | 6.5000 |" in lines
+    of_plan = [line for line in lines if " x h200" in line]
+    assert of_plan == [
+        "| `gpu`, 16,384 tokens a step, 1 x h200 | 1.000, 1.250: -20.0 % | 550,000, 500,000: +10.0 % |",
+        "| `gpu`, 65,536 tokens a step, 1 x h200 | 5.500, 1.250: +340.0 % | 660,000, 600,000: +10.0 % |",
+        "| `gpu`, 131,072 tokens a step, 2 x h200 | 5.500, 5.000: +10.0 % | 1,320,000, 1,200,000: +10.0 % |",
+    ]
+    (told,) = [line for line in lines if line.startswith("`muse plan`")]
+    assert told.endswith("Speeds: Of 3 numbers 0 within 5 %, 3 within 25 %; the largest error is 10.0 %.")
+
+
+def test_a_page_with_several_places_has_each_of_its_tables_where_it_belongs(monkeypatch, tmp_path):
+    page = f"first\n{docs.BEGIN}old{docs.END}\nsecond\n{docs.BEGIN}{docs.END}\nlast\n"
+    (tmp_path / "page.md").write_text(page, encoding="utf-8")
+    monkeypatch.setattr(docs, "PAGES", {})
+    monkeypatch.setattr(docs, "WITH_TABLES", {"page.md": (lambda reports: "one", lambda reports: "two")})
+    expected = f"first\n{docs.BEGIN}one{docs.END}\nsecond\n{docs.BEGIN}two{docs.END}\nlast\n"
+    assert docs.pages(tmp_path) == {"page.md": expected}
+    (tmp_path / "page.md").write_text("no place\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="shorter"):
+        docs.pages(tmp_path)
