@@ -3,8 +3,8 @@
     M <- mu M + (1 - mu) g,   W <- (1 - lr decay) W - lr sqrt(max(1, rows / columns)) polar((1 - mu) g + mu M)
 
 polar(X) = U V^H for X = U S V^H, approached by five steps of a quintic that brings every singular value above 1/300 of
-the norm to between 0.68 and 1.21. A complex matrix A + iB is taken to its *unitary* polar factor by complex products on
-two planes, half the operations of the real form [[A, -B], [B, A]].
+the norm to between 0.68 and 1.21. A complex matrix A + iB is taken to its *unitary* polar factor by products on two
+planes, at most two thirds of the operations of the real form [[A, -B], [B, A]].
 Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), coefficients and factor included;
 arXiv:2502.16982 for the weight decay. The complex form is ours.
 """
@@ -12,7 +12,8 @@ arXiv:2502.16982 for the weight decay. The complex form is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -39,70 +40,66 @@ def matrices_of(module: nn.Module) -> list[Matrix]:
     return [matrix for matrix in found if matrix[0].requires_grad]
 
 
-def polar(x: Tensor, planes: int = 1, steps: int = STEPS) -> Tensor:
-    """Return the polar factor of matrices (N R C), or of complex ones whose planes stand one below the other (N 2R C).
+def polar(x: Tensor, steps: int = STEPS, compiled: bool = False) -> Tensor:
+    """Return the polar factor of each matrix in x (N P R C), of one real plane or of two: real, imaginary.
 
     Computed in the dtype of x, of which nothing as large as x is copied between products; a matrix of zeros stays zero.
+    A tall matrix is taken as its transpose, whose factor is the transposed one; nothing is moved in memory for that.
     """
-    wide = x.shape[-2] // planes <= x.shape[-1]
-    x = x if wide else adjoint(x, planes)
-    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + TINY)
-    a, b, c = QUINTIC
+    tall = x.shape[-2] > x.shape[-1]
+    norm = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) + TINY
+    x = x.mT if tall else x
+    count, planes, rows, columns = x.shape
+    # In memory (N C P R) if tall: then, too, planes stand one below the other in a matrix (PR C) that a product takes.
+    room = x.new_empty(count, columns, planes, rows).permute(0, 2, 3, 1) if tall else torch.empty_like(x)
+    x = torch.div(x, norm, out=room).flatten(1, 2)
+    a, _, c = QUINTIC  # a x + b G x + c G^2 x as a (1 + b/a G + c/a G^2) x: rounded near 1, and x is not added to
+    one = torch.eye(planes * rows, dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        gram = _gram(x, planes)
-        half = gram[..., : gram.shape[-1] // planes]  # its planes one below the other
-        polynomial = torch.baddbmm(half, gram, half, beta=b, alpha=c)
-        x = torch.baddbmm(x, _square_form(polynomial, planes), x, beta=a)
-    return x if wide else adjoint(x, planes)
+        gram, polynomial = _gram_and_line(x @ x.mT, one, planes, compiled)
+        polynomial.baddbmm_(gram, gram, alpha=c / a)
+        x = torch.empty_like(x).baddbmm_(polynomial, x, beta=0, alpha=a)
+    x = x.unflatten(1, (planes, rows))
+    return x.mT if tall else x
 
 
-def adjoint(x: Tensor, planes: int) -> Tensor:
-    """The conjugate transpose of (N R C), or of (N 2R C) with planes one below the other: (N C R) or (N 2C R)."""
+def _gram_and_line(products: Tensor, one: Tensor, planes: int, compiled: bool) -> tuple[Tensor, Tensor]:
+    """G = x x^H and 1 + b/a G of the quintic as what multiplies, from x x^T of planes one below the other (N PR PR)."""
     if planes == 1:
-        return x.mT
-    real, imag = x.chunk(2, dim=-2)
-    return torch.cat([real.mT, -imag.mT], dim=-2)
+        return products, torch.add(one, products, alpha=QUINTIC[1] / QUINTIC[0])
+    found = (_compiled() if compiled else _complex_gram_and_line)(*map(_quarters, (products, one)))
+    return tuple(x.reshape(products.shape) for x in found)
 
 
-def _gram(x: Tensor, planes: int) -> Tensor:
-    """x x^H of (N R C), or of (N 2R C) with planes one below the other, as what multiplies: (N R R) or (N 2R 2R).
+def _complex_gram_and_line(products: Tensor, one: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by quarters (N 2 R 2 R).
 
-    (A + iB)(A + iB)^H = A A^T + B B^T + i (B A^T - A B^T), whose four products are one of the planes with themselves.
+    (A + iB)(A + iB)^H = S + iK with S = A A^T + B B^T and K = B A^T - A B^T. It multiplies planes that stand one below
+    the other as [[S, -K], [K, S]], and so does a polynomial in it: of the four products each is added to the opposite
+    one, or has it taken away.
     """
-    products = x @ x.mT
-    if planes == 1:
-        return products
-    (aa, ab), (ba, bb) = (rows.chunk(2, dim=-1) for rows in products.chunk(2, dim=-2))
-    form = torch.empty_like(products)
-    real, imag = form.chunk(2, dim=-1)[0].chunk(2, dim=-2)
-    torch.add(aa, bb, out=real)
-    torch.sub(ba, ab, out=imag)
-    return _completed(form)
+    signs = 2 * torch.eye(2, dtype=products.dtype, device=products.device) - 1
+    opposite, b = products.flip(1, 3).mul_(signs[:, None, :, None]), QUINTIC[1] / QUINTIC[0]
+    line = torch.add(one, products, alpha=b).add_(opposite, alpha=b)
+    return opposite.add_(products), line
 
 
-def _square_form(x: Tensor, planes: int) -> Tensor:
-    """What multiplies planes that stand one below the other: [[A, -B], [B, A]] of A + iB, or the real matrix itself."""
-    if planes == 1:
-        return x
-    form = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
-    form[..., : x.shape[-1]] = x
-    return _completed(form)
+@cache
+def _compiled() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The same as one kernel for each size, which it knows as a constant."""
+    return torch.compile(_complex_gram_and_line, dynamic=False)
 
 
-def _completed(form: Tensor) -> Tensor:
-    """[[A, ?], [B, ?]] to [[A, -B], [B, A]], in place."""
-    left, right = form.chunk(2, dim=-1)
-    (a, b), (minus_b, again) = left.chunk(2, dim=-2), right.chunk(2, dim=-2)
-    torch.neg(b, out=minus_b)
-    again.copy_(a)
-    return form
+def _quarters(x: Tensor) -> Tensor:
+    """(.. 2R 2R) as (.. 2 R 2 R)."""
+    return x.unflatten(-1, (2, -1)).unflatten(-3, (2, -1))
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for real and complex matrices; those of equal shape are stepped together.
 
     `lr` may be a tensor on the parameters' device, so that a captured step follows a schedule. `compute` is the dtype
-    of the products of `polar`.
+    of the products of `polar`, `compiled` whether torch.compile joins what it does between them.
     """
 
     def __init__(
@@ -113,6 +110,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = MOMENTUM,
         weight_decay: float = 0.0,
         compute: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         shapes: dict[tuple[int, torch.Size], list[Matrix]] = {}
         for matrix in matrices:
@@ -124,7 +122,7 @@ class Muon(torch.optim.Optimizer):
             for (planes, _), alike in shapes.items()
         ]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.compute = compute
+        self.compute, self.compiled = compute, compiled
 
     @torch.no_grad()
     def step(self) -> None:
@@ -134,18 +132,32 @@ class Muon(torch.optim.Optimizer):
             gradients = [parameter.grad for parameter in parameters]
             kept = [self._momentum(parameter) for parameter in parameters]
             torch._foreach_lerp_(kept, gradients, 1 - momentum)
-            ahead = torch._foreach_lerp(gradients, kept, momentum)
-            count = len(parameters) // planes
-            rows, columns = parameters[0].shape
-            stacked = parameters[0].new_empty(count, planes * rows, columns, dtype=self.compute)
-            torch._foreach_copy_([matrix for plane in stacked.split(rows, dim=1) for matrix in plane.unbind()], ahead)
-            factor = group["lr"] * math.sqrt(max(1.0, rows / columns))
-            moved = (polar(stacked, planes).to(parameters[0].dtype) * factor).split(rows, dim=1)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_sub_(parameters, [update for plane in moved for update in plane.unbind()])
+            shape = len(parameters) // planes, planes, *parameters[0].shape
+            stacked = parameters[0].new_empty(shape, dtype=self.compute)
+            torch._foreach_copy_(_matrices(stacked), torch._foreach_lerp(gradients, kept, momentum))
+            moved = parameters[0].new_empty(shape).copy_(polar(stacked, compiled=self.compiled))
+            factor = math.sqrt(max(1.0, shape[-2] / shape[-1]))
+            # w - lr factor (moved + decay / factor w) in one pass, in which lr may be a tensor.
+            torch._fused_sgd_(
+                parameters,
+                _matrices(moved),
+                [],
+                lr=group["lr"] * factor,
+                weight_decay=group["weight_decay"] / factor,
+                momentum=0.0,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         return state["momentum"]
+
+
+def _matrices(x: Tensor) -> list[Tensor]:
+    """Those of (N P R C), every matrix of the first plane before the second's, as a group's parameters are."""
+    return [matrix for plane in x.unbind(1) for matrix in plane.unbind()]

@@ -177,9 +177,9 @@ class OptimizerStep:
         groups = parameter_groups(model, recipe.weight_decay, matrices)
         self.optimizers = [torch.optim.AdamW(groups, self.learning_rate, BETAS, EPSILON, fused=True)]
         if recipe.optimizer == "muon":
-            compute = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-            decay = recipe.muon_weight_decay
-            self.optimizers.append(Muon(matrices, self.muon_rate, weight_decay=decay, compute=compute))
+            cuda, decay = self.device.type == "cuda", recipe.muon_weight_decay
+            how = {"compute": torch.bfloat16 if cuda else torch.float32, "compiled": cuda and recipe.compile}
+            self.optimizers.append(Muon(matrices, self.muon_rate, weight_decay=decay, **how))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.ranks = Ranks.here()
         self.loss = self.ranks.together(model, torch.compile(model.loss) if recipe.compile else model.loss)

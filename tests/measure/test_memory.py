@@ -142,8 +142,6 @@ def test_the_estimate_is_what_a_card_said(name):
 
     found = {row.what: row.error for row in peaks(REPORTS, "gpu", (name,))}
     assert len(found) == 7
-    if name == "stage1_compact":  # its small batch peaks in Muon's products, which copied more when the card measured
-        assert -0.07 < found.pop("peak_memory_training_step") < -0.06
     assert all(abs(error) < 0.035 for error in found.values()), found
 
 

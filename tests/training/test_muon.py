@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import metrics
+from torch._inductor.utils import fresh_inductor_cache
 
 from muse.models.build import build_model
 from muse.training import muon
@@ -18,8 +20,13 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def tall(c: Tensor) -> Tensor:
-    return torch.cat([c.real, c.imag], dim=-2)
+def planar(c: Tensor) -> Tensor:
+    """(N R C), real or complex, as (N P R C)."""
+    return torch.view_as_real(c).movedim(-1, 1) if c.is_complex() else c[:, None]
+
+
+def complex_of(x: Tensor) -> Tensor:
+    return torch.complex(*x.unbind(1)) if x.shape[1] == 2 else x[:, 0]
 
 
 def by_svd(x: Tensor, quintic: bool) -> Tensor:
@@ -40,20 +47,39 @@ def by_svd(x: Tensor, quintic: bool) -> Tensor:
 def test_the_polar_factor_is_that_of_an_svd(shape, planes):
     real, imag = draw(2, *shape), draw(2, *shape, seed=1)
     x = real if planes == 1 else torch.complex(real, imag)
-    found = muon.polar(x if planes == 1 else tall(x), planes)
-    exact = by_svd(x, quintic=True)
-    assert torch.allclose(found, exact if planes == 1 else tall(exact), atol=1e-6)
-    factor = by_svd(x, quintic=False)
-    off = found - (factor if planes == 1 else tall(factor))
-    assert torch.linalg.matrix_norm(off if planes == 1 else torch.complex(*off.chunk(2, -2)), 2).max() < 0.33
+    found = complex_of(muon.polar(planar(x)))
+    assert torch.allclose(found, by_svd(x, quintic=True), atol=1e-6)
+    assert torch.linalg.matrix_norm(found - by_svd(x, quintic=False), 2).max() < 0.33
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("shape", [(48, 96), (96, 48)])
+def test_in_bfloat16_only_roundings_are_lost(shape, planes):
+    """Beside the singular vectors there is what rounding brings, and the values are in the quintic's band."""
+    x = draw(2, planes, *shape).bfloat16()
+    u, _, vh = torch.linalg.svd(complex_of(x.double()), full_matrices=False)
+    found = complex_of(muon.polar(x).double())
+    values = (u.mH @ found @ vh.mH).diagonal(dim1=-2, dim2=-1).real
+    assert (found - u * values[..., None, :] @ vh).norm() < 0.05 * found.norm()
+    assert 0.65 < values.min() <= values.max() < 1.22
+
+
+def test_what_is_compiled_between_products_is_one_kernel_and_the_same():
+    x = draw(2, 2, 13, 4)
+    torch.compiler.reset()
+    metrics.reset()
+    with fresh_inductor_cache():  # nothing kept, of which no kernel would be counted
+        found = muon.polar(x, compiled=True)
+    assert metrics.generated_kernel_count == 1
+    assert torch.allclose(found, muon.polar(x), atol=1e-7)
 
 
 def test_singular_values_down_to_a_300th_of_the_norm_are_brought_near_one():
     u, v = (torch.linalg.qr(draw(40, 40, seed=seed))[0] for seed in (2, 3))
     values = torch.logspace(0, -2.3, 40, dtype=torch.float64)
-    found = torch.linalg.svdvals(muon.polar((u * values @ v)[None])[0])
+    found = torch.linalg.svdvals(muon.polar((u * values @ v)[None, None])[0, 0])
     assert 0.67 < found.min() <= found.max() < 1.22
-    assert muon.polar(torch.zeros(1, 3, 4)).eq(0).all()
+    assert muon.polar(torch.zeros(1, 2, 3, 4)).eq(0).all()
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -70,7 +96,8 @@ def test_two_steps_are_those_of_the_formula(shape, planes):
             for plane, part in zip(matrix, g.chunk(planes), strict=True):
                 plane.grad = part.clone()
             kept[i] = mu * kept[i] + (1 - mu) * g
-            moved = muon.polar(((1 - mu) * g + mu * kept[i])[None], planes)[0] * math.sqrt(max(1, shape[0] / shape[1]))
+            ahead = ((1 - mu) * g + mu * kept[i]).unflatten(0, (planes, -1))
+            moved = muon.polar(ahead[None])[0].flatten(0, 1) * math.sqrt(max(1, shape[0] / shape[1]))
             weights[i] = (1 - lr * decay) * weights[i] - lr * moved
         optimizer.step()
     for matrix, weight in zip(matrices, weights, strict=True):
