@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import logits
 from .tile_triton import load, store
 
 MOST_PAIRS = 128  # K of a head whose memory one program holds
@@ -127,10 +128,15 @@ def gated(read: Tensor, planes: int, dtype: torch.dtype) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """W x r(N O), rounded to the dtype of W r(O I), for columns x r(N I) in it; to it a bias r(O) float32 is added."""
+    """W x r(N O), rounded to the dtype of W r(O I), for columns x r(N I) in it; to it a bias r(O) float32 is added.
+
+    Another kernel than a library's serves so few columns; more of them go to it.
+    """
     if len(x) > THIN_ROWS:
-        found = torch.nn.functional.linear(x, weight)
-        return found if bias is None else found + bias
+        if bias is None:
+            return torch.nn.functional.linear(x, weight)
+        pieces, _ = logits.cut(weight, None, weight.dtype)  # an odd number of outputs is slow
+        return logits.products(x, pieces)[:, : len(weight)] + bias
     outputs, inputs = weight.shape
     out = x.new_empty(len(x), outputs, dtype=weight.dtype if bias is None else bias.dtype)
     block = min(PRODUCT_CHANNELS, triton.next_power_of_2(inputs))
@@ -143,15 +149,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def chosen(logits: Tensor, token: Tensor | None, index: Tensor, bad: Tensor) -> None:
-    """Writes the likeliest token of logits r(B V) to `token` (B), where there is one, and counts the step in index (B).
+def chosen(scores: Tensor, token: Tensor | None, index: Tensor, bad: Tensor) -> None:
+    """Writes the likeliest token of the logits r(B V) to `token` (B), where there is one, and counts in index (B).
 
     Where a row is not finite and bad (B) is below 0, the step's number goes there.
     """
-    with torch.cuda.device_of(logits):
-        _chosen_kernel[(len(logits),)](
-            logits, index if token is None else token, index, bad, logits.shape[1], CHOOSES=token is not None,
-            BLOCK=min(CHOSEN_LOGITS, triton.next_power_of_2(logits.shape[1])), num_warps=CHOSEN_WARPS,
+    with torch.cuda.device_of(scores):
+        _chosen_kernel[(len(scores),)](
+            scores, index if token is None else token, index, bad, scores.shape[1], CHOOSES=token is not None,
+            BLOCK=min(CHOSEN_LOGITS, triton.next_power_of_2(scores.shape[1])), num_warps=CHOSEN_WARPS,
         )  # fmt: skip
 
 
@@ -237,12 +243,17 @@ def _convolved(new, recent, taps, place, inside, SPAN: tl.constexpr, TAPS: tl.co
 
 
 @triton.jit
-def _learned(matrix, place, inside, decay, key, value, other_key, other_value, SECOND: tl.constexpr):
+def _block(matrix, tile, inside):
+    return tl.load(matrix + tile, mask=inside, other=0.0)
+
+
+@triton.jit
+def _learned(block, matrix, tile, inside, decay, key, value, other_key, other_value, SECOND: tl.constexpr):
     """A block of the memory after this token, which is stored: it fades and learns one outer product, or two."""
-    block = tl.load(matrix + place, mask=inside, other=0.0) * decay + key[:, None] * value[None, :]
+    block = block * decay + key[:, None] * value[None, :]
     if SECOND:
         block += other_key[:, None] * other_value[None, :]
-    tl.store(matrix + place, block, mask=inside)
+    tl.store(matrix + tile, block, mask=inside)
     return block
 
 
@@ -260,6 +271,14 @@ def _remember_kernel(
     row, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     place = tl.arange(0, BLOCK)
     inside = place < K
+    lane = row * H + head
+    tile = place[:, None] * (2 * K) + place[None, :]
+    both = inside[:, None] & inside[None, :]
+    first = matrix + lane * (2 * K * K if IMAGINARY else 4 * K * K)
+    near, across = _block(first, tile, both), _block(first + K, tile, both)  # first, as they are the longest to come
+    if not IMAGINARY:
+        second = first + 2 * K * K
+        low, low_across = _block(second, tile, both), _block(second + K, tile, both)
     channel = head * (2 * K // PLANES) + place
     new, old = read + row * (PLANES * OUTPUTS), recent + row * ((TAPS - 1) * SPAN)
     q = _convolved(load(new, channel, inside), old, taps, channel, inside, SPAN, TAPS)
@@ -269,7 +288,6 @@ def _remember_kernel(
     q_far = _convolved(load(new, channel + FAR, inside), old, taps, far, inside, SPAN, TAPS)
     k_far = _convolved(load(new, channel + FAR + D, inside), old, taps, far + D, inside, SPAN, TAPS)
     v_far = _convolved(load(new, channel + FAR + 2 * D, inside), old, taps, far + 2 * D, inside, SPAN, TAPS)
-    lane = row * H + head
     if ROTATES:
         turned = load(angle + lane * K, place, inside) + load(frequencies + head * K, place, inside)
         turned -= 6.283185307179586 * tl.floor(turned / 6.283185307179586)
@@ -286,22 +304,18 @@ def _remember_kernel(
             by_token = load(u + row * WIDTH, wide, wide < WIDTH) * load(decay + head * WIDTH, wide, wide < WIDTH)
             rate += tl.sum(by_token, 0)
         kept = tl.exp(-cap * tl.sigmoid(rate))
-    tile = place[:, None] * (2 * K) + place[None, :]
-    both = inside[:, None] & inside[None, :]
     if IMAGINARY:
-        first = matrix + lane * (2 * K * K)
-        near = _learned(first, tile, both, kept, k, v, k_far, v_far, True)
-        y, other = tl.sum(q[:, None] * near, 0), tl.sum(q_far[:, None] * near, 0)
-        near = _learned(first + K, tile, both, kept, k, v_far, k_far, -v, True)
-        y_far = tl.sum(q[:, None] * near, 0) + other
-        y -= tl.sum(q_far[:, None] * near, 0)
+        near = _learned(near, first, tile, both, kept, k, v, k_far, v_far, True)
+        across = _learned(across, first + K, tile, both, kept, k, v_far, k_far, -v, True)
+        y = tl.sum(q[:, None] * near - q_far[:, None] * across, 0)
+        y_far = tl.sum(q[:, None] * across + q_far[:, None] * near, 0)
     else:
-        first = matrix + lane * (4 * K * K)
-        second = first + 2 * K * K
-        y = tl.sum(q[:, None] * _learned(first, tile, both, kept, k, v, k, v, False), 0)
-        y += tl.sum(q_far[:, None] * _learned(second, tile, both, kept, k_far, v, k, v, False), 0)
-        y_far = tl.sum(q[:, None] * _learned(first + K, tile, both, kept, k, v_far, k, v, False), 0)
-        y_far += tl.sum(q_far[:, None] * _learned(second + K, tile, both, kept, k_far, v_far, k, v, False), 0)
+        near = _learned(near, first, tile, both, kept, k, v, k, v, False)
+        across = _learned(across, first + K, tile, both, kept, k, v_far, k, v, False)
+        low = _learned(low, second, tile, both, kept, k_far, v, k, v, False)
+        low_across = _learned(low_across, second + K, tile, both, kept, k_far, v_far, k, v, False)
+        y = tl.sum(q[:, None] * near + q_far[:, None] * low, 0)
+        y_far = tl.sum(q[:, None] * across + q_far[:, None] * low_across, 0)
     rstd = 1.0 / tl.sqrt(tl.sum(y * y + y_far * y_far, 0) / (2 * K) + EPS)
     factor = load(gain, channel, inside) * rstd
     far_factor = factor
@@ -359,9 +373,9 @@ def _product_kernel(
 
 
 @triton.jit
-def _chosen_kernel(logits, token, index, bad, vocab, CHOOSES: tl.constexpr, BLOCK: tl.constexpr):
+def _chosen_kernel(scores, token, index, bad, vocab, CHOOSES: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
-    first = logits + row.to(tl.int64) * vocab
+    first = scores + row.to(tl.int64) * vocab
     most = tl.full((BLOCK,), float("-inf"), tl.float32)
     where = tl.zeros((BLOCK,), tl.int64)
     finite = tl.full((BLOCK,), 1, tl.int32)
