@@ -17,8 +17,9 @@ class Replayed:
     does on the host happens in the first calls only; numbers that change from call to call have to be tensors.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], others: str = "global") -> None:
+        """What `others`, the threads beside this one, may ask of CUDA during the capture: "thread_local" is more."""
+        self.function, self.others = function, others
         self.calls = 0
         self.stream = torch.cuda.Stream()
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -31,7 +32,7 @@ class Replayed:
             return self._ordinary(inputs)
         if self.graph is None:
             self.inputs, graph = tuple(tensor.clone() for tensor in inputs), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode=self.others):
                 self.results = self.function(*self.inputs)
             self.graph = graph
         for mine, given in zip(self.inputs, inputs, strict=True):

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -89,8 +91,13 @@ MEASURED = (
     "blocks. Speed: 4 x 1024."
 )
 LENGTHS = (2048, 4096, 8192)
-BENCHES = (("bench-cpu", "milliseconds"), ("bench-cpu-amx", "milliseconds"), ("bench-h100", "speed"))
+BENCHES = (
+    *(("bench-cpu", "milliseconds"), ("bench-cpu-amx", "milliseconds")),
+    *(("bench-h100", "speed"), ("bench-h200", "speed"), ("bench-h200-64", "speed")),
+)
 """Committed benches, and what is shown of each."""
+PROFILE = "bench-h200/profile.json"
+"""What `tests/training_profile.py` wrote of some models, in one file."""
 
 BENCH_ROWS = (
     ("forward with logits, 4 x 1024", "forward_4x1024"),
@@ -116,13 +123,14 @@ WRITTEN = tuple(
 WRITERS = {
     f"{model}{path}": (model, shown)
     for model in (catalog.COMPACT, catalog.WITH_MEMORY)
-    for path, shown in {" compiled, one graph": ", compiled graph", " one graph": ", graph", "": "",
-                        " by its blocks": ", by its blocks"}.items()
+    for path, shown in {" one graph": ", graph", "": "", " by its blocks": ", by its blocks"}.items()
 } | {
     catalog.YARDSTICK: (catalog.YARDSTICK, ""),
     f"{catalog.YARDSTICK} static cache, one graph": (catalog.YARDSTICK, ", static cache, graph"),
 }  # fmt: skip
 """Ways to write: the model of each, and how it is called behind its name."""
+WRITTEN_TOKENS = 64
+"""That a timed call writes behind a prompt."""
 
 
 def label(model: str) -> str:
@@ -371,7 +379,7 @@ def speed(reports: Path) -> str:
         tables = (
             ("", BENCH_ROWS, PATHS, PATHS),
             ("forward + backward + AdamW", MODEL_ROWS, COMPARED, map(label, COMPARED)),
-            ("texts x tokens of the prompt, then 64 more", WRITTEN, WRITERS, writers),
+            (f"texts x tokens of the prompt, then {WRITTEN_TOKENS} more", WRITTEN, WRITERS, writers),
         )
         for head, groups, columns, labels in tables:
             rows = [
@@ -379,7 +387,53 @@ def speed(reports: Path) -> str:
                 for text, group in groups
             ]
             parts.append(table([head, *labels], rows))
-    return "\n\n".join(filter(None, parts)) + "\n"
+        if any(re.fullmatch("bench_generation_.*_launches", metric.name) for metric in bench.stage.metrics):
+            cells = partial(_token_cell, bench.stage)
+            rows = [[text, *(cells(group, column) for column in WRITERS)] for text, group in WRITTEN]
+            parts.append(table(["launches of a token, and what it must read at least", *writers], rows))
+    return "\n\n".join(filter(None, [*parts, _training_profile(reports / PROFILE)])) + "\n"
+
+
+def _token_cell(stage: StageRecord, group: str, path: str) -> str:
+    """Launches and megabytes of one token by a way to write, nothing where they were not counted."""
+    launches, least = (stage.find(f"bench_{group}_{what}", path) for what in ("launches", "least_bytes"))
+    if launches is None or least is None:
+        return ""
+    return f"{launches.value:.0f}, {least.value / WRITTEN_TOKENS / 1e6:,.0f} MB"
+
+
+def _training_profile(path: Path) -> str:
+    """Where a training step's time goes, by kinds of kernels, and what each optimizer takes by itself."""
+    if not path.exists():
+        return ""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    steps = record["steps"]
+    told = f"`reports/{PROFILE}`: {record['hardware']['gpu']}, torch {steps[0]['torch'].partition('+')[0]}, "
+    told += f"{record['date']}, {steps[0]['tokens']:,} tokens a step in bfloat16, compiled, as one graph, by AdamW; "
+    told += "milliseconds of kernels by kind."
+    by = [step["by"]["adamw"] for step in steps]
+    kinds = sorted({kind for one in by for kind in one["kinds"]}, key=lambda kind: -_kind_us(by, kind))
+    rows = [["the whole step", *(f"{one['step_us'] / 1e3:.2f}" for one in by)]]
+    rows += [[kind, *(_ms(one["kinds"].get(kind)) for one in by)] for kind in kinds]
+    rows.append(["launches", *(f"{one['launches']:,.0f}" for one in by)])
+    muon = [step["by"]["muon"] for step in steps]
+    rows.append(["the whole step, by Muon and AdamW", *(f"{one['step_us'] / 1e3:.2f}" for one in muon)])
+    rows.append(["Muon by itself", *(_alone(one, "Muon") for one in muon)])
+    return f"## Where a training step's time goes\n\n{told}\n\n{table(['', *(label(s['model']) for s in steps)], rows)}"
+
+
+def _kind_us(by: Sequence[dict], kind: str) -> float:
+    return sum(one["kinds"].get(kind, {"us": 0.0})["us"] for one in by)
+
+
+def _ms(entry: dict[str, float] | None) -> str:
+    return f"{entry['us'] / 1e3:.2f}" if entry else ""
+
+
+def _alone(one: dict, optimizer: str) -> str:
+    """What an optimizer takes by itself, and its share of the step."""
+    us = one["optimizers"][optimizer]["step_us"]
+    return f"{us / 1e3:.2f} ({us / one['step_us']:.1%})"
 
 
 def headline(reports: Path) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 RANK, SIZE, MEETING = "MUSE_RANK", "MUSE_RANKS", "MUSE_MEETING"
 """Variables of a process that is one of several: its number, how many there are, the file at which they meet."""
@@ -48,10 +47,6 @@ class Ranks:
         """This process's rows of a batch (B T), which all processes share in equal parts."""
         return rows if self.size == 1 else rows.chunk(self.size)[self.rank]
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of all processes' values, on their device."""
-        return value if self.size == 1 else self.sum(value / self.size)
-
     def sum(self, value: Tensor) -> Tensor:
         """The sum of all processes' values, on their device; the tensor itself then holds it."""
         if self.size > 1:
@@ -70,12 +65,6 @@ class Ranks:
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
 
-    def together(self, model: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """A model's loss (inputs, targets) whose backward pass leaves the mean of all processes' gradients."""
-        if self.size == 1:
-            return loss
-        return DistributedDataParallel(_Loss(model, loss), gradient_as_bucket_view=True)
-
     def draw_apart(self, seed: int, step: int) -> None:
         """Give every process but the first, whose random state is saved, one of its own for a step: dropout differs.
 
@@ -86,15 +75,30 @@ class Ranks:
             torch.manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-class _Loss(nn.Module):
-    """A loss as the module that DistributedDataParallel wants."""
+class SharedGradients:
+    """The gradients of a model's parameters in one buffer, and behind them a loss: one message sums all processes'.
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
+    Backward passes add to it, so whoever divides a loss by the number of processes gets the mean over the whole batch.
+    """
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(inputs, targets)
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+        """Parameters, of one dtype and device, get the first process's values."""
+        self.parameters, self.ranks = parameters, ranks
+        self.buffer = parameters[0].detach().new_zeros(sum(p.numel() for p in parameters) + 1)
+        self.loss = self.buffer[-1]
+        for parameter in parameters:
+            dist.broadcast(parameter.detach(), src=0)
+
+    def clear(self) -> None:
+        """Start a batch: every gradient is a part of the buffer, and zero."""
+        self.buffer.zero_()
+        parts = self.buffer[:-1].split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view(parameter.shape)
+
+    def sum(self) -> None:
+        """Wait for all processes; everything in the buffer is then their sum."""
+        self.ranks.sum(self.buffer)
 
 
 def is_one_of_several() -> bool:

@@ -32,7 +32,7 @@ from .code_key import code_sha256
 from .feed import Feed
 from .muon import Matrix, Muon, matrices_of
 from .nonfinite import NonFiniteStepError, first_place
-from .ranks import Ranks
+from .ranks import Ranks, SharedGradients
 from .recipe import (
     PRECISIONS,
     Bar,
@@ -165,7 +165,10 @@ def _random_state(device: torch.device, seed: int) -> Iterator[None]:
 
 
 class OptimizerStep:
-    """Forward, backward, clipping and optimizers of one model; with a compiled loss on CUDA one CUDA graph."""
+    """Forward, backward, clipping and optimizers of one model; with a compiled loss on CUDA one CUDA graph.
+
+    Of several processes each has two graphs, one up to its gradients and one from their sum on.
+    """
 
     def __init__(self, model: nn.Module, recipe: Recipe, description: str) -> None:
         """`description` names the training in errors."""
@@ -182,12 +185,17 @@ class OptimizerStep:
             self.optimizers.append(Muon(matrices, self.muon_rate, weight_decay=decay, **how))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.ranks = Ranks.here()
-        self.loss = self.ranks.together(model, torch.compile(model.loss) if recipe.compile else model.loss)
+        self.shared = SharedGradients(self.parameters, self.ranks) if self.ranks.size > 1 else None
+        self.loss = torch.compile(model.loss) if recipe.compile else model.loss
         self.unchecked = recipe.compile
+        self.update, self.backward, self.step = self._update, self._backward, self._step
         # A GradScaler skips steps by what the host reads, so float16 is not replayed; nor are messages to others.
-        alone = self.ranks.size == 1 and not self.scaler.is_enabled()
-        replays = recipe.compile and self.device.type == "cuda" and alone
-        self.update = Replayed(self._update) if replays else self._update
+        if recipe.compile and self.device.type == "cuda" and not self.scaler.is_enabled():
+            if self.shared is None:
+                self.update = Replayed(self._update)
+            else:
+                parts = (Replayed(part, "thread_local") for part in (self._backward, self._step))  # NCCL has a thread
+                self.backward, self.step = parts
 
     def __call__(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Train on a batch (B T); return the loss and the norm of all gradients before clipping, on the device."""
@@ -201,10 +209,27 @@ class OptimizerStep:
         return torch.autocast(self.device.type, PRECISIONS[self.recipe.precision])
 
     def _update(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        (loss,) = self.backward(inputs, targets)
+        if self.shared is not None:
+            self.shared.sum()
+            loss = self.shared.loss.clone()  # which the next batch overwrites
+        return self.step(loss)
+
+    def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor]:
+        """The loss of this process's rows, gradients left with the parameters; of several, its share of the mean."""
+        if self.shared is not None:
+            self.shared.clear()
         with self.autocast():
             loss = self.loss(inputs, targets)
+        if self.shared is None:
+            self.scaler.scale(loss).backward()
+            return (loss.detach(),)
+        loss = loss / self.ranks.size
         self.scaler.scale(loss).backward()
-        loss = self.ranks.mean(loss.detach())
+        self.shared.loss.copy_(loss.detach())
+        return (self.shared.loss,)
+
+    def _step(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         if self.unchecked:
@@ -218,7 +243,8 @@ class OptimizerStep:
                 let_capture(optimizer)
                 self.scaler.step(optimizer)
         self.scaler.update()
-        self.model.zero_grad(set_to_none=True)
+        if self.shared is None:
+            self.model.zero_grad(set_to_none=True)
         return loss, norm
 
     def _check_finite(self, loss: float, norm: float) -> None:
