@@ -52,10 +52,6 @@ OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --Lab
 # Threads that wait for one another sleep: spinning, they took half of a busy machine from those they waited for.
 PATIENT := OMP_WAIT_POLICY=PASSIVE
 
-# The kernels of JupyterLab get what `muse` gives its own (muse/host/large_pages.py).
-THP_MEM_ALLOC_ENABLE ?= 1
-LARGE_PAGES := THP_MEM_ALLOC_ENABLE=$(THP_MEM_ALLOC_ENABLE)
-
 browser: $(READY) ## test the check of pages in a browser, fault by fault (two minutes)
 	@$(BIN)/python -m pytest -m browser
 
@@ -65,7 +61,7 @@ lab: $(READY) ## open JupyterLab on your copies of the notebooks, in notebooks/m
 	@for made in notebooks/*.ipynb; do mine="notebooks/mine/$${made##*/}"; \
 		if [ ! -e "$$mine" ]; then cp "$$made" "$$mine"; \
 		elif [ "$$made" -nt "$$mine" ]; then echo "$$mine is older than $$made: remove it to get the new one"; fi; done
-	@$(PATIENT) $(LARGE_PAGES) $(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/mine $(OFFLINE)
+	@$(PATIENT) $(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/mine $(OFFLINE)
 
 matrix: ## try every supported Python that is found, each in .matrix/ (gigabytes; less with MATRIX=--without-torch)
 	@$(PYTHON) tests/matrix.py $(MATRIX)

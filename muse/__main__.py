@@ -3,14 +3,12 @@
 import sys
 
 from muse.host.exit_codes import INTERRUPTED
-from muse.host.large_pages import ask_for_large_pages
 from muse.host.signals import Interruptions
 
 
 def main() -> int:
     """Run the command line of this process and return the exit code, which no later signal changes."""
     signals = Interruptions(wait=False).__enter__()  # and never left: this is the whole program
-    ask_for_large_pages()
     try:
         from muse.host.parents import follow_parent
 

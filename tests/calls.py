@@ -10,9 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-"""Where Linux says whether it has pages of 2 MiB."""
-
 
 def die(how):
     os.kill(os.getpid(), signal.SIGKILL) if how == "killed" else os._exit(3)
@@ -58,19 +55,3 @@ def tell_modules(names, file):
     from muse.runner.kernels import can_fork
 
     Path(file).write_text(json.dumps(found + ["a kernel can be forked"] * can_fork()))
-
-
-def in_large_pages():
-    """Whether Linux was asked for pages of 2 MiB for a large tensor of this process."""
-    import torch
-
-    tensor = torch.empty(2**24)
-    middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first, *rest = line.split()
-        if "-" in first:
-            begin, end = (int(address, 16) for address in first.split("-"))
-            inside = begin <= middle < end
-        elif inside and first == "VmFlags:":
-            return "hg" in rest
-    raise LookupError("no mapping of memory holds the tensor")

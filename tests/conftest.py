@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from muse.host.large_pages import ask_for_large_pages
 from muse.host.quick_imports import without_grammars
 from muse.host.signals import ENDING
 
 with without_grammars():
     import nbformat  # noqa: F401  (many tests do, and then it is there)
 
-ask_for_large_pages()
 
 WAITING = (
     "bench/test_gradient_gate.py",

@@ -7,11 +7,9 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from builders import fake_export, write_notebook
-from calls import LARGE_PAGES, in_large_pages
 
 from muse.params import Settings
 from muse.records.environment import git_state, imported, versions
@@ -28,11 +26,8 @@ names = ("torch", "datasets", "numpy", "yaml", "muse")
 seen = {name: importlib.util.find_spec(name).origin for name in names}
 seen |= {"path": sys.path, "python": sys.executable, "extra": "injected" in globals(), "cwd": os.getcwd()}
 seen |= {"environment": {k: v for k, v in os.environ.items() if k.startswith(("GIT_", "IPYTHON", "JUPYTER", "PYTHON"))}}
-sys.path.append(TESTS)
-from calls import LARGE_PAGES, in_large_pages
-seen["large pages"] = LARGE_PAGES.exists() and in_large_pages()
 written = Path(record_dir, "seen.json").write_text(json.dumps(seen))
-""".replace("TESTS", repr(str(Path(__file__).parent.parent)))
+"""
 RECORD = """
 from muse.stages.stage import Stage
 record = Stage("memory", globals()).write([])
@@ -88,12 +83,6 @@ def test_a_stage_sees_nothing_of_the_users_surroundings(hostile_run):
     assert seen["cwd"] == str(hostile_run / "work"), "paths of settings are seen from where one works"
     assert not {"", ".", str(hostile_run / "work"), str(hostile_run / "path")} & set(seen["path"])
     assert not any(str(hostile_run / name) in str(seen["environment"]) for name in ("ipython", "jupyter", "other"))
-
-
-@pytest.mark.skipif(not LARGE_PAGES.exists(), reason="Linux alone is asked for them")
-def test_a_kernel_asks_for_large_pages_as_its_run_does(hostile_run):
-    seen = json.loads((hostile_run / "out" / "records" / "seen.json").read_text())
-    assert seen["large pages"] == in_large_pages()
 
 
 def test_what_a_stage_imported_stands_in_its_record(hostile_run):
