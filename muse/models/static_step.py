@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .step_kernels import step_triton
+from muse.ops import step
 
 if TYPE_CHECKING:
     from .states import State
@@ -153,14 +153,7 @@ class StaticStep:
         found = self.steps(self.token)
         self.logits.copy_(found)
         greedy = self.noise is None
-        if self.steps.kernels is not None:
-            step_triton.chosen(self.logits, self.token if greedy else None, self.index, self.bad)
-        else:
-            worse = ~found.isfinite().all(-1) & (self.bad < 0)
-            self.bad.copy_(torch.where(worse, self.index, self.bad))
-            self.index.add_(1)
-            if greedy:
-                self.token.copy_(found.argmax(-1)[:, None])
+        step.chosen(self.logits, self.token[:, 0] if greedy else None, self.index, self.bad)
         if not greedy:
             self.token.copy_(picked(found, *self.choices, self.noise)[:, None])
 

@@ -7,7 +7,7 @@ A step of one text is launches and little else, so each kernel does all that sta
     gated      value silu(gate) of the feed-forward
     product    W x of a few columns, a bias added
     chosen     the likeliest token, and the first step whose logits are not finite
-`muse.models.stepper` is the form to read, and the reference. Numbers are float32 between products.
+`muse.models.step_parts` is the form to read, and the reference. Numbers are float32 between products.
 
 A complex product reads two columns of each row, [x, -y] and [y, x], so that [A, B] gives both planes; a real one reads
 [x, y]. Glossary: B batch, D width, H heads, K pairs of real channels a head (X = 2K), planes 2 for complex numbers and
@@ -150,10 +150,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def chosen(scores: Tensor, token: Tensor | None, index: Tensor, bad: Tensor) -> None:
-    """Writes the likeliest token of the logits r(B V) to `token` (B), where there is one, and counts in index (B).
-
-    Where a row is not finite and bad (B) is below 0, the step's number goes there.
-    """
+    """What `step.chosen` does."""
     with torch.cuda.device_of(scores):
         _chosen_kernel[(len(scores),)](
             scores, index if token is None else token, index, bad, scores.shape[1], CHOOSES=token is not None,

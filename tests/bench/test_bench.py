@@ -34,7 +34,7 @@ from muse.bench.training import compare_models
 from muse.catalog import BENCH_GROUPS, COMPACT, COMPACT_ANGLES, COMPARED, GATE_STATES
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
-from muse.models import stepper
+from muse.models import step_parts
 from muse.models.build import build_model
 from muse.ops import cross_entropy, planar
 from muse.params import Settings
@@ -506,8 +506,8 @@ def test_a_long_reference_is_read_in_pieces(monkeypatch):
 
 
 def test_a_step_that_is_wrong_gets_no_speed(monkeypatch):
-    step = stepper.Table.__call__
-    monkeypatch.setattr(stepper.Table, "__call__", lambda table, *given: 1.5 * step(table, *given).roll(1, 1))
+    step = step_parts.Table.__call__
+    monkeypatch.setattr(step_parts.Table, "__call__", lambda table, *given: 1.5 * step(table, *given).roll(1, 1))
     found = paths(tiny(groups=("generation",)), "generation")
     refused = {name for name, path in found.items() if path.status == "refused"}
     assert refused == {"stage1_memory", "stage1_compact"}
