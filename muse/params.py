@@ -457,7 +457,7 @@ def _contradictions(settings: Settings) -> list[str]:
     if COUNTING in settings.stages and not settings.counting_moduli and not settings.counting_groups:
         found.append("counting_moduli and counting_groups are both empty, so stage counting has nothing to count")
     n_seq = settings.train_n_seq or settings.n_seq
-    for at, tokens in enumerate(settings.batch_tokens):
+    for at, tokens in enumerate(settings.batch_tokens if settings.train_tokens else ()):
         if tokens < n_seq:
             found.append(f"batch_tokens[{at}] = {tokens} holds no sequence of {n_seq} tokens")
     if len(settings.muon_weight_decays) > 1 and settings.optimizer != "muon":

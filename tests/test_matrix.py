@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_matrix_is_one_line(tmp_path, text, said):
 
 
 def test_what_one_row_contradicts_is_told_with_its_name_and_what_all_do_once(tmp_path):
-    path = written(tmp_path, "matrix: {n_seq: [1024, 32768]}\n")
+    path = written(tmp_path, "train_tokens: 100000\nmatrix: {n_seq: [1024, 32768]}\n")
     with pytest.raises(ParamsError) as error:
         load_rows(path)
     assert str(error.value) == f"{path}: n_seq=32768: batch_tokens[0] = 16384 holds no sequence of 32768 tokens"

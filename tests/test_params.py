@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -92,11 +93,9 @@ def test_values_are_yaml_1_2(tmp_path, override, key, value):
         ("=1", ["expected key=value"]),
         ("seed=[", ["-p seed=[", "not YAML"]),
         ("n_seq=64", ["gradient_n_tokens = 128 is more than n_seq = 64"]),
-        ("batch_tokens=[2048, 100]", ["batch_tokens[1] = 100 holds no sequence of 1024"]),
         ("muon_weight_decays=[0.1, 0.2]", ["muon_weight_decays = [0.1, 0.2]", "optimizer = adamw"]),
         ("test_corpus=wikitext-2", ["test_corpus = 'wikitext-2'", "corpus = 'synthetic'", "expected two texts"]),
         ("test_corpus=wikitext-2", ["is for trained models, but train_tokens = 0"]),
-        ("train_n_seq=32768", ["holds no sequence of 32768"]),
         ("counting_moduli=[3, 1]", ["counting_moduli[1]: got 1", "greater than or equal to 2"]),
         ("counting_moduli=[3, 3]", ["names one value twice: 3"]),
         ("counting_lengths=[60, 0]", ["counting_lengths[1]: got 0", "greater than or equal to 1"]),
@@ -113,6 +112,15 @@ def test_bad_values_are_explained(tmp_path, override, words):
         load(tmp_path, "", override)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_batch_has_to_hold_a_sequence_where_something_is_trained(tmp_path):
+    """A bench of long texts trains nothing and says nothing of batches."""
+    for wrong, words in (("batch_tokens=[2048, 100]", "batch_tokens[1] = 100 holds no sequence of 1024"),
+                         ("train_n_seq=32768", "batch_tokens[0] = 16384 holds no sequence of 32768")):  # fmt: skip
+        with pytest.raises(ParamsError, match=re.escape(words)):
+            load(tmp_path, "", wrong, "train_tokens=100000")
+        load(tmp_path, "", wrong)
 
 
 def test_every_problem_is_named_with_its_place(tmp_path):

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from muse.catalog import COUNTING, EXPLORER, STAGE_NAMES, stem
 from muse.params import Settings, load_params, of_today, validate
-from muse.records.schema import Report, StageRecord
+from muse.records.schema import BenchRecord, Report, StageRecord
 from muse.records.store import read_record
 from muse.report.companions import metrics_of, repeats
 from muse.report.docs import comparison, pages
@@ -219,6 +219,21 @@ def test_the_index_of_decisions_leads_to_headings_and_to_every_one():
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert len(anchors) == len(headings)
     assert set(re.findall(r"\]\(#([^)]*)\)", text)) == anchors
+
+
+def test_what_the_readme_says_of_speed_is_what_the_records_say():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "writes nearly twice as fast as with a static cache in a graph and trains at two thirds of the speed" in readme
+    stage = read_record(BenchRecord, ROOT / "reports" / "bench-h200" / "bench.json").stage
+    for length in (128, 1024, 4096, 8192, 32768):
+        ours, theirs = (
+            stage.find(f"bench_generation_{length}_speed", path).value
+            for path in ("stage1_compact one graph", "gpt2 static cache, one graph")
+        )
+        assert ours / theirs > 1.75, length
+    profile = json.loads((ROOT / "reports" / "bench-h200" / "profile.json").read_text(encoding="utf-8"))
+    step = {one["model"]: one["by"]["adamw"]["step_us"] for one in profile["steps"]}
+    assert step["gpt2"] / step["stage1_compact"] == pytest.approx(2 / 3, abs=0.03)
 
 
 def test_docs_and_the_readmes_table_are_made_from_the_records():
