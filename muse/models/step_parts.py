@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -200,7 +201,8 @@ class MixerStep:
         self.order, self.plus_minus = _swapped(self.width, gain.device), ones.clone()
         self.plus_minus[self.width // 2 :] = -1
         self.unturned = torch.cat([ones, self.plus_minus])  # v, and -i v as [y, -x]
-        self.matrix, self.recent = (x.to(wide, copy=True) for x in (state.matrix, state.recent))
+        own = partial(torch.Tensor.to, dtype=wide, copy=True, memory_format=torch.contiguous_format)
+        self.matrix, self.recent = own(state.matrix), own(state.recent)
 
     def __call__(self, u: Tensor, turn: Turn | None) -> Tensor:
         read = self.reading(u)  # (B planes 3D), and D of the gate

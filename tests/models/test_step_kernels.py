@@ -97,6 +97,19 @@ def test_models_of_the_catalog_write_the_tokens_of_the_plain_steps(name):
 
 
 @needs_kernels
+def test_states_may_lie_in_any_order():
+    """Kernels go by places, so a state of other strides is laid out anew."""
+    model, ids = tiny().to(DEVICE), prompt(2, 4).to(DEVICE)
+    with operator.plain_forms():
+        state = states.read(model, ids[:, :3])
+    turned = state._mapped(lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2) if x.ndim > 1 else x)
+    assert not turned.blocks[0].matrix.is_contiguous()
+    with torch.no_grad():
+        got, want = (Stepper(model, one)(ids[:, 3:]) for one in (turned, state))
+    assert torch.equal(got, want)
+
+
+@needs_kernels
 @pytest.mark.parametrize("options", NOT_SERVED, ids=str)
 def test_what_kernels_do_not_compute_goes_by_the_plain_steps(options):
     assert both(tiny(**options).to(DEVICE), 1, 3)[1].kernels is None

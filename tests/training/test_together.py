@@ -28,7 +28,7 @@ from muse.training.checkpoint import STATE_FILE
 from muse.training.parallel import by_cards
 from muse.training.ranks import Ranks
 from muse.training.together import check_share
-from muse.training.trainer import train
+from muse.training.trainer import OptimizerStep, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -255,3 +255,26 @@ def test_whichever_process_ends_all_end_and_the_same_command_resumes(tmp_path, m
     (path,) = tmp_path.glob("checkpoints/*/result.json")
     assert len(json.loads(path.read_text())["resumed_from_steps"]) == 3
     assert "validation loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_of_several_reads_and_writes_the_same_places_every_time(monkeypatch, optimizer):
+    """As graphs of it have to; two processes with the same rows are here one, whose sums are doubled."""
+    recipe = replace(acts.RECIPE, optimizer=optimizer, precision="float32")
+    tokens = torch.randint(acts.VOCAB_SIZE, (4, acts.N_SEQ + 1), generator=torch.Generator().manual_seed(2))
+    rows = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    one, several = (acts.build_model("stage1_memory", **acts.SIZES).train() for _ in range(2))
+    alone = OptimizerStep(one, recipe, "alone")
+    monkeypatch.setattr(Ranks, "here", classmethod(lambda cls: cls(0, 2)))
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: None)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor.mul_(2))
+    shared = OptimizerStep(several, recipe, "shared")
+    places = set()
+    for step in range(4):
+        wanted, got = alone(*rows, step), shared(*rows, step)
+        assert torch.allclose(torch.stack(got), torch.stack(wanted), rtol=1e-5)
+        places.add(tuple(p.grad.data_ptr() for p in several.parameters() if p.requires_grad))
+    assert len(places) == 1
+    assert all(p.grad is None for p in one.parameters())
+    for mine, theirs in zip(several.parameters(), one.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
