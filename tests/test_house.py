@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,6 +147,14 @@ def test_kernels_are_bound_by_one_file_each():
         plain = [path for path in users if not path.stem.endswith("_triton")]
         assert len(plain) == 1 or (not plain and users), f"{kernel.name} is bound by {plain}"
         assert {place(path) for path in users} == {"ops"}, kernel
+
+
+def test_no_two_kernels_share_a_name():
+    """A profile and the check that every kernel compiles know them by their names."""
+    kernels = [path for path in MODULES if path.stem.endswith("_triton")]
+    found = [name for path in kernels for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)]
+    assert found
+    assert sorted(found) == sorted(set(found))
 
 
 def test_only_criteria_hold_the_published_thresholds():

@@ -32,7 +32,7 @@ def backward(green: Tensor, coupling: Tensor, grad: Tensor) -> Tensor:
     tokens, chains = coupling.shape
     grads = torch.empty(3, tokens, chains, dtype=coupling.dtype, device=coupling.device)
     with torch.cuda.device_of(coupling):
-        _backward_kernel[(chains,)](green, coupling, grad, grads, tokens, chains, triton.next_power_of_2(tokens))
+        _green_backward_kernel[(chains,)](green, coupling, grad, grads, tokens, chains, triton.next_power_of_2(tokens))
     return grads
 
 
@@ -83,7 +83,7 @@ def _chain(f0, f1, x0, x1, F0, F1, X0, X1):
 
 
 @triton.jit
-def _backward_kernel(green, coupling, grad, grads, tokens, chains, BLOCK: tl.constexpr):
+def _green_backward_kernel(green, coupling, grad, grads, tokens, chains, BLOCK: tl.constexpr):
     t = tokens - 1 - tl.arange(0, BLOCK)  # from the last position to the first
     plane = tokens * chains
     here = t * chains + tl.program_id(0)

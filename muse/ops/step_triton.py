@@ -23,7 +23,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import logits
 from .tile_triton import load, store
 
 MOST_PAIRS = 128  # K of a head whose memory one program holds
@@ -121,7 +120,7 @@ def gated(read: Tensor, planes: int, dtype: torch.dtype) -> Tensor:
     out = read.new_empty(len(read), planes * width, dtype=dtype)
     block = min(GATED_COLUMNS, triton.next_power_of_2(width))
     with torch.cuda.device_of(read):
-        _gated_kernel[(len(read) // planes, triton.cdiv(width, block))](
+        _gated_columns_kernel[(len(read) // planes, triton.cdiv(width, block))](
             read, out, F=width, PLANES=planes, BLOCK=block, num_warps=max(1, min(GATED_WARPS, block // 64))
         )
     return out
@@ -133,15 +132,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Another kernel than a library's serves so few columns; more of them go to it.
     """
     if len(x) > THIN_ROWS:
-        if bias is None:
-            return torch.nn.functional.linear(x, weight)
-        pieces, _ = logits.cut(weight, None, weight.dtype)  # an odd number of outputs is slow
-        return logits.products(x, pieces)[:, : len(weight)] + bias
+        found = torch.nn.functional.linear(x, weight)
+        return found if bias is None else found + bias
     outputs, inputs = weight.shape
     out = x.new_empty(len(x), outputs, dtype=weight.dtype if bias is None else bias.dtype)
     block = min(PRODUCT_CHANNELS, triton.next_power_of_2(inputs))
     with torch.cuda.device_of(x):
-        _product_kernel[(triton.cdiv(outputs, PRODUCT_OUTPUTS),)](
+        _thin_product_kernel[(triton.cdiv(outputs, PRODUCT_OUTPUTS),)](
             x, weight, weight if bias is None else bias, out, outputs, x.stride(0), weight.stride(0),
             N=len(x), INPUTS=inputs, HAS_BIAS=bias is not None, ROWS=PRODUCT_OUTPUTS, BLOCK=block,
             num_warps=max(1, min(PRODUCT_WARPS, block // 64)),
@@ -334,7 +331,7 @@ def _remember_kernel(
 
 
 @triton.jit
-def _gated_kernel(read, out, F: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_columns_kernel(read, out, F: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < F
@@ -349,7 +346,7 @@ def _gated_kernel(read, out, F: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def _product_kernel(
+def _thin_product_kernel(
     x, weight, bias, out, outputs, x_stride, weight_stride,
     N: tl.constexpr, INPUTS: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):

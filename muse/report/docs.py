@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -387,10 +386,8 @@ def speed(reports: Path) -> str:
                 for text, group in groups
             ]
             parts.append(table([head, *labels], rows))
-        if any(re.fullmatch("bench_generation_.*_launches", metric.name) for metric in bench.stage.metrics):
-            cells = partial(_token_cell, bench.stage)
-            rows = [[text, *(cells(group, column) for column in WRITERS)] for text, group in WRITTEN]
-            parts.append(table(["launches of a token, and what it must read at least", *writers], rows))
+        rows = [[text, *(_token_cell(bench.stage, group, path) for path in WRITERS)] for text, group in WRITTEN]
+        parts.append(table(["launches of a token, and what it must read at least", *writers], rows))
     return "\n\n".join(filter(None, [*parts, _training_profile(reports / PROFILE)])) + "\n"
 
 

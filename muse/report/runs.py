@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,17 @@ LONGEST_HEADER = 2**20  # bytes of the JSON before the weights; the largest mode
 
 def made(run: RunInfo) -> str:
     """Return on what and when a run was made."""
-    hardware, machine = run.hardware, "{cores} cores of {cpu} ({cpu_capability})"
-    if "gpu" in hardware and run.params.get("device") != "cpu":
-        machine = "{gpu_count} x {gpu}" if int(hardware.get("gpu_count", 1)) > 1 else "{gpu}"
+    on_cpu = run.params.get("device") == "cpu"
     torch = run.versions["torch"].partition("+")[0]
-    return f"{machine.format_map(hardware)}, torch {torch}, {run.started_utc:%Y-%m-%d}"
+    return f"{machine(run.hardware, on_cpu)}, torch {torch}, {run.started_utc:%Y-%m-%d}"
+
+
+def machine(hardware: Mapping[str, str], on_cpu: bool = False) -> str:
+    """Return what was computed on: the cards, where there are any, or the cores."""
+    told = "{cores} cores of {cpu} ({cpu_capability})"
+    if "gpu" in hardware and not on_cpu:
+        told = "{gpu_count} x {gpu}" if int(hardware.get("gpu_count", 1)) > 1 else "{gpu}"
+    return told.format_map(hardware)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import plan_errors
+from .runs import machine
 from .tables import markdown
 
 FILE = "cards/cards.json"
@@ -26,9 +27,9 @@ def tables(reports: Path) -> str:
     if not (reports / FILE).exists():
         return ""
     record = json.loads((reports / FILE).read_text(encoding="utf-8"))
-    hardware, torch = record["hardware"], record["versions"]["torch"].partition("+")[0]
-    made = "{gpu_count} x {gpu}".format_map(hardware) if "gpu" in hardware else hardware["cpu"]
-    lead = f"`reports/{FILE}`: {made}, torch {torch}, {record['date'][:10]}. Tokens a second of steady steps: start, "
+    torch = record["versions"]["torch"].partition("+")[0]
+    lead = f"`reports/{FILE}`: {machine(record['hardware'])}, torch {torch}, {record['date'][:10]}. "
+    lead += "Tokens a second of steady steps: start, "
     lead += "compilation, validation and checkpoints are not counted. Efficiency is speed over that of as many cards "
     lead += "alone, at the same step or at the same part of a step for each card."
     found = [_speed(record["runs"]), _curves(record), _planned(record)]

@@ -83,22 +83,21 @@ class SharedGradients:
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
         """Parameters, of one dtype and device, get the first process's values."""
-        self.parameters, self.ranks = parameters, ranks
-        self.buffer = parameters[0].detach().new_zeros(sum(p.numel() for p in parameters) + 1)
+        self.ranks = ranks
+        sizes = [p.numel() for p in parameters]
+        self.buffer = parameters[0].detach().new_zeros(sum(sizes) + 1)
         self.loss = self.buffer[-1]
-        for parameter in parameters:
+        for parameter, part in zip(parameters, self.buffer[:-1].split(sizes), strict=True):
             dist.broadcast(parameter.detach(), src=0)
-
-    def clear(self) -> None:
-        """Start a batch: every gradient is a part of the buffer, and zero."""
-        self.buffer.zero_()
-        parts = self.buffer[:-1].split([p.numel() for p in self.parameters])
-        for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view(parameter.shape)
 
-    def sum(self) -> None:
-        """Wait for all processes; everything in the buffer is then their sum."""
-        self.ranks.sum(self.buffer)
+    def clear(self) -> None:
+        """Start a batch from zero."""
+        self.buffer.zero_()
+
+    def sum(self) -> Tensor:
+        """Wait for all processes; everything in the buffer is then their sum, of which the loss is returned."""
+        return self.ranks.sum(self.buffer)[-1].clone()  # which the next batch overwrites
 
 
 def is_one_of_several() -> bool:

@@ -210,10 +210,7 @@ class OptimizerStep:
 
     def _update(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         (loss,) = self.backward(inputs, targets)
-        if self.shared is not None:
-            self.shared.sum()
-            loss = self.shared.loss.clone()  # which the next batch overwrites
-        return self.step(loss)
+        return self.step(loss if self.shared is None else self.shared.sum())
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor]:
         """The loss of this process's rows, gradients left with the parameters; of several, its share of the mean."""
@@ -221,13 +218,11 @@ class OptimizerStep:
             self.shared.clear()
         with self.autocast():
             loss = self.loss(inputs, targets)
-        if self.shared is None:
-            self.scaler.scale(loss).backward()
-            return (loss.detach(),)
-        loss = loss / self.ranks.size
+        if self.shared is not None:
+            loss = loss / self.ranks.size
+            self.shared.loss.copy_(loss.detach())
         self.scaler.scale(loss).backward()
-        self.shared.loss.copy_(loss.detach())
-        return (self.shared.loss,)
+        return (loss.detach(),)
 
     def _step(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         for optimizer in self.optimizers:

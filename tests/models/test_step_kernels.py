@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from devices import CUDA, DEVICE, interpret, needs_kernels
@@ -83,10 +85,7 @@ def test_models_of_the_catalog_write_the_tokens_of_the_plain_steps(name):
     for choices, seed in (((0.0, None, None), 0), ((0.7, 20, 0.8), [6, 7])):
         found = []
         for plain in (True, False):
-            if plain:
-                with operator.plain_forms():
-                    stepper = Stepper(model, state)
-            else:
+            with operator.plain_forms() if plain else contextlib.nullcontext():
                 stepper = Stepper(model, state)
             drawing = generators(seed, 2, ids.device) if choices[0] else []
             static = StaticStep(stepper, ids[:, -1:], *choices, drawing, capture=False)
