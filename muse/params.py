@@ -23,6 +23,7 @@ from .catalog import (
     BASELINE,
     BENCH_GROUPS,
     CANDIDATES,
+    COMPARED,
     COUNTING,
     COUNTING_GROUPS,
     HUB_CORPORA,
@@ -174,6 +175,9 @@ class Settings(BaseModel):
     throughput_samples: Repeats = Field(30, description="timed calls per path")
     bench: bool = Field(False, description="race fast paths, naive ones and peers in the throughput stage")
     bench_groups: list[Literal[BENCH_GROUPS]] = Field(list(BENCH_GROUPS), min_length=1, description="what is raced")
+    bench_models: list[Literal[COMPARED]] | None = Field(
+        None, min_length=1, description="what the groups gradients and models compare, beside gpt2; null: all"
+    )
     bench_seconds: Seconds = Field(2.0, description="a path that has been timed for so long gets fewer samples")
     bench_forward_batches: list[Batch] | None = Field(None, description="raced batches; null: 4 and 64, or 4 on a CPU")
     bench_training_batches: list[Batch] | None = Field(

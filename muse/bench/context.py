@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from muse.catalog import recomputes
+from muse.catalog import COMPARED, YARDSTICK, recomputes
 from muse.data.corpus import Corpus
 from muse.measure.common import Progress
 from muse.params import Settings
@@ -46,6 +46,12 @@ class Context:
     @property
     def training_batches(self) -> list[int]:
         return self.settings.bench_training_batches or TRAINING_BATCHES[self.device.type]
+
+    @property
+    def models(self) -> list[str]:
+        """The models that are compared, with the one that the others are compared with, in the catalog's order."""
+        asked = self.settings.bench_models or COMPARED
+        return [name for name in COMPARED if name in asked or name == YARDSTICK]
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from muse.catalog import COMPARED, GATE_STATES
+from muse.catalog import GATE_STATES
 from muse.measure.common import random_batch
 from muse.ops.operator import plain_forms
 from muse.records.schema import Metric
@@ -113,7 +113,7 @@ def gate_of(bench: Context, name: str, master: nn.Module) -> Gate:
 
 def gate(bench: Context) -> Iterator[Metric]:
     """The errors of every model that a comparison may hold, eager, as it recomputes by default."""
-    for name in bench.progress(COMPARED, "gradients of every model", len(COMPARED)):
+    for name in bench.progress(bench.models, "gradients of every model", len(bench.models)):
         yield from _errors(bench, name)
         free(bench.device)
 

@@ -52,7 +52,7 @@ def training(bench: Context) -> Iterator[GroupResult]:
 
 def models(bench: Context) -> Iterator[GroupResult | Metric]:
     """Training of the other models against GPT-2, eager and compiled, at the smallest training batch; CUDA only."""
-    yield from _in_both_modes(bench, "models", COMPARED, YARDSTICK)
+    yield from _in_both_modes(bench, "models", bench.models, YARDSTICK)
 
 
 def angles(bench: Context) -> Iterator[GroupResult | Metric]:

@@ -31,7 +31,7 @@ from muse.bench.naive import NaiveStage1, PlanarStack, perturb
 from muse.bench.static_gpt2 import StaticGpt2
 from muse.bench.timing import Trial, compare
 from muse.bench.training import compare_models
-from muse.catalog import BENCH_GROUPS, COMPACT, COMPACT_ANGLES, COMPARED, GATE_STATES
+from muse.catalog import BENCH_GROUPS, COMPACT, COMPACT_ANGLES, COMPARED, GATE_STATES, YARDSTICK
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models import step_parts
@@ -254,6 +254,18 @@ def test_every_model_is_compared_with_gpt2_behind_one_gate(without_compiler, mon
     assert shares == {name: pytest.approx(128 * flops[name] / times[name]) for name in COMPARED}
     assert "gradient_trained" in "\n".join(bench_tables(result.metrics(1.0, 1.0)))
     assert {path.status for path in compare_models(bench_of_models, "compiled", 2).paths} == {"missing"}
+
+
+def test_chosen_models_are_compared_and_gated_beside_the_yardstick(monkeypatch):
+    chosen = replace(context(bench_models=["stage1_memory", "stage1_compact"]), device=torch.device("cuda"))
+    in_order = [name for name in COMPARED if name in ("stage1_memory", "stage1_compact", YARDSTICK)]
+    asked = []
+    monkeypatch.setattr(training_bench, "compare_models", lambda bench, *about: asked.append(about) or about)
+    list(training_bench.models(chosen))
+    assert [about[3] for about in asked] == [in_order, in_order]
+    monkeypatch.setattr(gradient_gate, "_errors", lambda bench, name: iter([name]))
+    assert list(gradient_gate.gate(replace(chosen, device=CPU))) == in_order
+    assert list(gradient_gate.gate(context())) == list(COMPARED)
 
 
 def test_what_angles_from_the_token_cost_is_a_ratio_of_two_trainings(without_compiler, monkeypatch):
