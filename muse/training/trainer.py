@@ -171,9 +171,14 @@ class OptimizerStep:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, description: str) -> None:
-        """`description` names the training in errors."""
+        """`description` names the training in errors. ValueError for half precision that a CPU would compile."""
         self.model, self.recipe, self.description = model, recipe, description
         self.device = next(model.parameters()).device
+        if recipe.compile and self.device.type == "cpu" and recipe.precision != "float32":
+            raise ValueError(
+                f"compile: on a CPU expected precision float32, got {recipe.precision}: in half precision the C++ code "
+                "that torch.compile writes was found to give wrong gradients (torch 2.13, GCC 12); compile: false"
+            )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.learning_rate, self.muon_rate = torch.zeros(2, 1, device=self.device).squeeze(1)  # of the next step
         matrices = matrices_of(model.blocks) if recipe.optimizer == "muon" else []
