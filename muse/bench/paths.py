@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from muse.measure.live_bytes import LiveBytes
+from muse.ops import compiling
 from muse.ops.cuda_graph import WARMUPS, Replayed
 
 from .libraries import PathMissingError
@@ -34,7 +35,7 @@ def compiled(function: Callable, device: torch.device, mode: str | None = None) 
     """Return torch.compile of a function for exactly the shapes it gets; PathMissingError where nothing can compile."""
     if problem := compiler_problem(device):
         raise PathMissingError(problem)
-    return torch.compile(function, dynamic=False, mode=mode)
+    return compiling.compiled(function, mode)
 
 
 def cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:

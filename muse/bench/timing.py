@@ -33,6 +33,7 @@ class Trial:
     check: Callable[[], list[Check]]  # runs the path, compilation included
     memory: Callable[[], tuple[int, Literal["measured", "estimate"]]] | None = None  # extra bytes of one call
     launches: Callable[[], int | None] | None = None  # kernels of one token, None where they cannot be counted
+    ready: Callable[[], None] | None = None  # brings the call, once it is checked, to the form that is timed
 
 
 @dataclass
@@ -185,8 +186,11 @@ def prepare(name: str, build: Callable[[], Trial], device: torch.device) -> tupl
             raise ValueError("no check, so nothing shows that this path is right")
         if not all(check.ok for check in result.checks):
             result.status, result.note = "refused", "not equal to the reference, so no speed is given"
-        elif trial.memory:
-            result.extra_bytes, result.bytes_basis = trial.memory()
+        else:
+            if trial.ready:
+                trial.ready()
+            if trial.memory:
+                result.extra_bytes, result.bytes_basis = trial.memory()
     except PathMissingError as error:
         result.status, result.note = "missing", str(error)
     except Exception as error:  # whatever it is, the other paths go on

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from muse.models.layers import ComplexLinear
+from muse.ops import compiling
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -87,7 +88,7 @@ def _complex_gram_and_line(products: Tensor, one: Tensor) -> tuple[Tensor, Tenso
 @cache
 def _compiled() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The same as one kernel for each size, which it knows as a constant."""
-    return torch.compile(_complex_gram_and_line, dynamic=False)
+    return compiling.compiled(_complex_gram_and_line)
 
 
 def _quarters(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from muse.data.corpus import Corpus
 from muse.host.files import sha256_of
 from muse.host.signals import Interrupted, Interruptions
 from muse.models import weights
+from muse.ops import compiling
 from muse.ops.cuda_graph import Replayed, let_capture
 from muse.records.environment import device_hardware, utc_now, versions
 
@@ -191,7 +192,7 @@ class OptimizerStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.ranks = Ranks.here()
         self.shared = SharedGradients(self.parameters, self.ranks) if self.ranks.size > 1 else None
-        self.loss = torch.compile(model.loss) if recipe.compile else model.loss
+        self.loss = compiling.compiled(model.loss) if recipe.compile else model.loss
         self.unchecked = recipe.compile
         self.update, self.backward, self.step = self._update, self._backward, self._step
         # A GradScaler skips steps by what the host reads, so float16 is not replayed; nor are messages to others.

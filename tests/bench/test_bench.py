@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import statistics
+import time
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, SimpleNamespace
@@ -37,6 +38,7 @@ from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceilin
 from muse.models import step_parts
 from muse.models.build import build_model
 from muse.ops import cross_entropy, planar
+from muse.ops.cuda_graph import WARMUPS
 from muse.params import Settings
 from muse.records.environment import utc_now
 from muse.records.schema import BenchRecord, Metric, StageRecord
@@ -338,6 +340,44 @@ def test_one_path_that_raises_stops_no_other():
     assert found["later"].seconds == ()
     assert (found["once"].status, found["once"].note) == ("failed", "RuntimeError: cannot compile")
     assert len(found["good"].seconds) == 4
+
+
+def test_what_compiles_at_its_first_calls_is_timed_after_them():
+    """A step that is compiled for what is timed, and captured, takes seconds before it takes what it takes."""
+    clock, done = [], []
+
+    def call():
+        time.sleep(0.0 if len(done) > 2 else 0.05)
+        done.append(1)
+
+    def ready():
+        clock.append("ready")
+        for _ in range(3):
+            call()
+
+    trials = {"good": lambda: Trial(call, lambda: clock.append("check") or [Check("forward", 0.0, 1e-3)], ready=ready)}
+    found = compared(trials, limit_seconds=0.04)["good"]
+    assert clock == ["check", "ready"]
+    assert len(found.seconds) == 4
+    assert max(found.seconds) < 0.04
+    refused = {"good": lambda: Trial(call, lambda: [Check("forward", 1.0, 1e-3)], ready=ready)}
+    assert compared(refused)["good"].status == "refused"
+    assert clock == ["check", "ready"], "what is refused is not made ready"
+
+
+def test_a_compiled_step_is_captured_before_it_is_timed(monkeypatch):
+    counted, made = [], []
+    monkeypatch.setattr(training_bench, "compiled", lambda loss, device: loss)
+    monkeypatch.setattr(training_bench, "training_step", lambda *a, replayed, **how: lambda: counted.append(replayed))
+    for device in (CPU, torch.device("cuda")):
+        on = replace(context(), device=device)
+        for compile_loss in (False, True):
+            trial = training_bench.training_trial(on, lambda: build("stage1", use_complex32=False), ids=None,
+                                                  targets=None, check=print, compile_loss=compile_loss)  # fmt: skip
+            trial.ready()
+            made.append(len(counted))
+            counted.clear()
+    assert made == [0, 1, 0, WARMUPS + 1]
 
 
 def test_a_path_without_checks_or_with_nan_is_not_timed():

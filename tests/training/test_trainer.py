@@ -733,7 +733,7 @@ def test_cuda_steps_do_not_wait_for_the_host(tmp_path):
 
 
 def test_a_compiled_loss_that_forgets_parameters_is_refused(tmp_path, monkeypatch):
-    def forgetful(loss):
+    def forgetful(loss, **how):
         model = loss.__self__
         features = model.features
         model.features = lambda ids: features(ids).detach()
@@ -742,7 +742,7 @@ def test_a_compiled_loss_that_forgets_parameters_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(torch, "compile", forgetful)
     with pytest.raises(DeadGradientError, match=r"such as embedding.weight_real, get no gradient .* compile: false"):
         train("stage1", stage1, replace(RECIPE, compile=True), make_corpus(), tmp_path)
-    monkeypatch.setattr(torch, "compile", lambda loss: loss)
+    monkeypatch.setattr(torch, "compile", lambda loss, **how: loss)
     assert train("stage1", stage1, replace(RECIPE, compile=True), make_corpus(), tmp_path).steps == 40
 
 
