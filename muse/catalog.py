@@ -193,6 +193,8 @@ def can_track(arm: str, task: str) -> bool:
     return kinds[THEORY[arm]]
 
 
+BENCH_MODES = ("eager", "compiled")
+"""How its trainings run."""
 BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", ANGLES, "memory", "generation")
 """What `muse bench` compares, in the order in which it runs."""
 

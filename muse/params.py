@@ -22,6 +22,7 @@ from .catalog import (
     ARMS,
     BASELINE,
     BENCH_GROUPS,
+    BENCH_MODES,
     CANDIDATES,
     COMPARED,
     COUNTING,
@@ -177,6 +178,9 @@ class Settings(BaseModel):
     bench_groups: list[Literal[BENCH_GROUPS]] = Field(list(BENCH_GROUPS), min_length=1, description="what is raced")
     bench_models: list[Literal[COMPARED]] | None = Field(
         None, min_length=1, description="what the groups gradients and models compare, beside gpt2; null: all"
+    )
+    bench_modes: list[Literal[BENCH_MODES]] = Field(
+        list(BENCH_MODES), min_length=1, description="how the groups models and angles train"
     )
     bench_seconds: Seconds = Field(2.0, description="a path that has been timed for so long gets fewer samples")
     bench_forward_batches: list[Batch] | None = Field(None, description="raced batches; null: 4 and 64, or 4 on a CPU")

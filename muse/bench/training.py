@@ -67,7 +67,7 @@ def _in_both_modes(
     if bench.device.type != "cuda":
         yield no_value(f"bench_{group}_speed", "token/s", "missing: full-size models are trained in turn on CUDA only")
         return
-    for mode in ("eager", "compiled"):
+    for mode in bench.settings.bench_modes:
         yield compare_models(bench, mode, min(bench.training_batches), group, names, baseline)
 
 

@@ -264,7 +264,11 @@ def test_chosen_models_are_compared_and_gated_beside_the_yardstick(monkeypatch):
     asked = []
     monkeypatch.setattr(training_bench, "compare_models", lambda bench, *about: asked.append(about) or about)
     list(training_bench.models(chosen))
-    assert [about[3] for about in asked] == [in_order, in_order]
+    assert [(about[0], about[3]) for about in asked] == [("eager", in_order), ("compiled", in_order)]
+    asked.clear()
+    one_mode = chosen.settings.model_copy(update={"bench_modes": ["compiled"]})
+    list(training_bench.models(replace(chosen, settings=one_mode)))
+    assert [about[0] for about in asked] == ["compiled"]
     monkeypatch.setattr(gradient_gate, "_errors", lambda bench, name: iter([name]))
     assert list(gradient_gate.gate(replace(chosen, device=CPU))) == in_order
     assert list(gradient_gate.gate(context())) == list(COMPARED)
