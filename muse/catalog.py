@@ -161,13 +161,14 @@ SMALL_WORKSPACE_BYTES = 13_107_200
 
 
 class Card(NamedTuple):
-    """What a card's data sheet says, without sparsity; bytes are as its driver counts them, bandwidth in bytes/s."""
+    """What a card's data sheet says, without sparsity; bytes are as its driver counts them, bandwidths in bytes/s."""
 
     name: str
     title: str  # of the data sheet
     bfloat16_flops: float
     float32_flops: float  # of products, which a training runs as TF32
     bandwidth: float
+    link_bandwidth: float  # to other cards of its machine, in one direction
     memory_bytes: int
     workspace_bytes: int = SMALL_WORKSPACE_BYTES  # for each of the two threads that multiply
 
@@ -175,13 +176,13 @@ class Card(NamedTuple):
 CARDS = {
     card.name: card
     for card in (
-        Card("h100", "NVIDIA H100 SXM 80 GB", 989e12, 494e12, 3.35e12, int(79.2 * 2**30), WORKSPACE_BYTES),
-        Card("h200", "NVIDIA H200 SXM 141 GB", 989e12, 494e12, 4.8e12, int(139.8 * 2**30), WORKSPACE_BYTES),
-        Card("a100", "NVIDIA A100 SXM 80 GB", 312e12, 156e12, 2.039e12, int(79.2 * 2**30)),
-        Card("a100-40gb", "NVIDIA A100 SXM 40 GB", 312e12, 156e12, 1.555e12, int(39.4 * 2**30)),
-        Card("l40s", "NVIDIA L40S 48 GB", 362e12, 183e12, 0.864e12, int(44.4 * 2**30)),
-        Card("l4", "NVIDIA L4 24 GB", 121e12, 60e12, 0.3e12, int(22.2 * 2**30)),
-        Card("rtx4090", "NVIDIA GeForce RTX 4090 24 GB", 165e12, 82.6e12, 1.008e12, int(23.5 * 2**30)),
+        Card("h100", "NVIDIA H100 SXM 80 GB", 989e12, 494e12, 3.35e12, 450e9, int(79.2 * 2**30), WORKSPACE_BYTES),
+        Card("h200", "NVIDIA H200 SXM 141 GB", 989e12, 494e12, 4.8e12, 450e9, int(139.8 * 2**30), WORKSPACE_BYTES),
+        Card("a100", "NVIDIA A100 SXM 80 GB", 312e12, 156e12, 2.039e12, 300e9, int(79.2 * 2**30)),
+        Card("a100-40gb", "NVIDIA A100 SXM 40 GB", 312e12, 156e12, 1.555e12, 300e9, int(39.4 * 2**30)),
+        Card("l40s", "NVIDIA L40S 48 GB", 362e12, 183e12, 0.864e12, 32e9, int(44.4 * 2**30)),
+        Card("l4", "NVIDIA L4 24 GB", 121e12, 60e12, 0.3e12, 32e9, int(22.2 * 2**30)),
+        Card("rtx4090", "NVIDIA GeForce RTX 4090 24 GB", 165e12, 82.6e12, 1.008e12, 32e9, int(23.5 * 2**30)),
     )
 }
 """Cards that a plan can be made for; the first one where nothing is said."""

@@ -425,6 +425,8 @@ def _add_plan(commands: Commands) -> None:
     _add_settings(add)
     add("--card", default=next(iter(CARDS)), metavar="CARD", help=f"{', '.join(CARDS)} (default: {next(iter(CARDS))})")
     add("--price", type=float, metavar="P", help="of a card for an hour, in any currency: the cost is told too")
+    words = "each model is trained on N such cards of one machine, which share its batches"
+    add("--gpus-per-model", dest="cards", type=int, default=1, metavar="N", help=words)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -438,11 +440,14 @@ def _plan(options: argparse.Namespace) -> int:
         raise ParamsError(f"--price: got {options.price}, expected a price of an hour above 0")
     from muse.report.tables import written
     from muse.stages.plan_tables import planned
+    from muse.training.together import check_share
 
+    for row in rows:
+        check_share(row.settings, options.cards, [None])
     if options.card not in CARDS:
         hint = near(options.card, list(CARDS))
         raise ParamsError(f"--card: got {one_line(options.card)}, expected one of {', '.join(CARDS)}. {hint}".rstrip())
-    for found in planned(rows, CARDS[options.card], options.price):
+    for found in planned(rows, CARDS[options.card], options.price, options.cards):
         print(found if isinstance(found, str) else written([found], "terminal"), flush=True)
     return OK
 

@@ -128,5 +128,5 @@ def test_the_page_about_plans_has_every_card_as_the_catalog_has_it():
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     for card in catalog.CARDS.values():
         numbers = card.bfloat16_flops / 1e12, card.float32_flops / 1e12, card.bandwidth / 1e12
-        told = " | ".join(f"{number:g}" for number in numbers)
+        told = " | ".join(f"{number:g}" for number in (*numbers, card.link_bandwidth / 1e9))
         assert f"| `{card.name}` | {card.title} | {told} | {card.memory_bytes / 2**30:.1f} |\n" in page

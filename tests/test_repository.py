@@ -225,7 +225,7 @@ def test_what_the_readme_says_of_speed_is_what_the_records_say():
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = "writes nearly twice as fast as with a static cache in a graph and trains at two thirds of the speed"
     assert said in readme
-    stage = read_record(BenchRecord, ROOT / "reports" / "bench-h200" / "bench.json").stage
+    stage = read_record(BenchRecord, ROOT / "reports" / "bench-h200" / "generation.json").stage
     for length in (128, 1024, 4096, 8192, 32768):
         ours, theirs = (
             stage.find(f"bench_generation_{length}_speed", path).value

@@ -230,7 +230,8 @@ def count(
     step = training and training.step_of(model)  # which looks at values of its own
     inputs = torch.zeros((batch_size, n_seq), dtype=torch.int64, device="cpu")
     with planar.cpu_compute("storage"), _only_new_garbage(), as_on_cuda(workspace_bytes) as live:
-        live.track([*model.parameters(), *model.buffers(), inputs])
+        kept = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        live.track([*model.parameters(), *model.buffers(), *kept, inputs])
         targets = inputs.clone()
         _steps(model, step, inputs, targets, live)
         gc.collect()
@@ -268,11 +269,13 @@ def _steps(model: nn.Module, step: Step | None, inputs: Tensor, targets: Tensor,
         model.loss(inputs, targets).backward()
         return
     if live is not None:
+        places = [parameter.grad for parameter in step.parameters]  # of a step that keeps them: one of several's
         for parameter in step.parameters:
             parameter.grad = torch.zeros_like(parameter)
         for optimizer in step.optimizers:
             optimizer.step()
-        model.zero_grad()
+        for parameter, place in zip(step.parameters, places, strict=True):
+            parameter.grad = place
         live.work = Work()
     else:
         step(inputs, targets, 0)

@@ -17,6 +17,7 @@ PRODUCT_SHARE = 0.6  # of the peak, by products of the sizes that models of this
 COPY_SHARE = 0.8  # of the bandwidth; a large copy reaches 0.9
 FUSED_SHARE = 0.3  # of pointwise operations that is left where they are fused
 KERNEL_SECONDS = 7e-6  # of a kernel, whatever it does
+LINK_SHARE = 0.3  # of the bandwidth between cards, by one message; of two H200 at 16,384 tokens a step (reports/cards)
 HOST_SECONDS = 15e-6  # for the host to launch an operation of a step that is no CUDA graph
 USABLE_SHARE = 0.92  # of a card's memory: the rest is the driver's, and lost between blocks of the allocator
 
@@ -30,3 +31,8 @@ def seconds(work: Work, card: Card, compiled: bool) -> float:
     calls = left * work.pointwise_calls + work.other_calls
     device = products / PRODUCT_SHARE + moved / COPY_SHARE + calls * KERNEL_SECONDS
     return device if compiled else max(device, calls * HOST_SECONDS)
+
+
+def message_seconds(num_bytes: int, card: Card, cards: int) -> float:
+    """Return how long cards of one machine need to sum so many bytes of each, along a ring."""
+    return 2 * (cards - 1) / cards * num_bytes / card.link_bandwidth / LINK_SHARE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -91,10 +91,17 @@ MEASURED = (
 )
 LENGTHS = (2048, 4096, 8192)
 BENCHES = (
-    *(("bench-cpu", "milliseconds"), ("bench-cpu-amx", "milliseconds")),
-    *(("bench-h100", "speed"), ("bench-h200", "speed"), ("bench-h200-64", "speed")),
+    ("bench-cpu", "milliseconds"),
+    ("bench-cpu-amx", "milliseconds"),
+    ("bench-h200", "speed"),
+    ("bench-h100", "speed"),
 )
-"""Committed benches, and what is shown of each."""
+"""Folders of committed benches, and what is shown of each."""
+PARTS = (
+    *("bench", "generation", "generation-64", "generation-64-long"),
+    *("training", "training-8k", "training-32k", "training-eager", "parts"),
+)
+"""Records that such a folder may hold, in their order: the whole of a bench, or some of its groups and sizes."""
 PROFILE = "bench-h200/profile.json"
 """What `tests/training_profile.py` wrote of some models, in one file."""
 
@@ -110,7 +117,10 @@ PATHS = (
     *("muse graph", "muse compiled", "muse eager", "naive", "naive float32"),
     *("complex64", "complextorch", "complexPyTorch"),
 )
-MODEL_ROWS = (("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 1024", "models_eager_16x1024"))
+MODEL_ROWS = (
+    *(("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 1024", "models_eager_16x1024")),
+    *(("compiled, 4 x 8,192", "models_compiled_4x8192"), ("compiled, 1 x 32,768", "models_compiled_1x32768")),
+)
 MODELS = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
 """What was trained at longer contexts."""
 
@@ -371,24 +381,30 @@ def speed(reports: Path) -> str:
     told = "Every path was found equal to float64, forward and gradients, before it was timed (`muse bench`)."
     parts = ["# Speed", NOTE, f"{told} Tokens are random ones."]
     for folder, what in BENCHES:
-        bench = read_record(BenchRecord, reports / folder / "bench.json")
-        unit = {"speed": "tokens/s"}.get(what, what)
-        parts.append(f"## {folder}\n\n{made(bench.run)}; {unit}, medians")
-        writers = [label(model) + way for model, way in WRITERS.values()]
-        tables = (
-            ("", BENCH_ROWS, PATHS, PATHS),
-            ("forward + backward + AdamW", MODEL_ROWS, COMPARED, map(label, COMPARED)),
-            (f"texts x tokens of the prompt, then {WRITTEN_TOKENS} more", WRITTEN, WRITERS, writers),
-        )
-        for head, groups, columns, labels in tables:
-            rows = [
-                [text, *(shown(bench.stage.find(f"bench_{group}_{what}", column), ",.0f") for column in columns)]
-                for text, group in groups
-            ]
-            parts.append(table([head, *labels], rows))
-        rows = [[text, *(_token_cell(bench.stage, group, path) for path in WRITERS)] for text, group in WRITTEN]
-        parts.append(table(["launches of a token, and what it must read at least", *writers], rows))
+        parts.append(f"## {folder}")
+        for name in PARTS:
+            if (path := reports / folder / f"{name}.json").exists():
+                parts += _bench(read_record(BenchRecord, path), f"`reports/{folder}/{name}.json`", what)
     return "\n\n".join(filter(None, [*parts, _training_profile(reports / PROFILE)])) + "\n"
+
+
+def _bench(bench: BenchRecord, name: str, what: str) -> Iterator[str]:
+    """What was measured where, then a table of each kind that the record has."""
+    yield f"{name}: {made(bench.run)}; {'tokens/s' if what == 'speed' else what}, medians"
+    writers = [label(model) + way for model, way in WRITERS.values()]
+    tables = (
+        ("", BENCH_ROWS, PATHS, PATHS),
+        ("forward + backward + AdamW", MODEL_ROWS, COMPARED, map(label, COMPARED)),
+        (f"texts x tokens of the prompt, then {WRITTEN_TOKENS} more", WRITTEN, WRITERS, writers),
+    )
+    for head, groups, columns, labels in tables:
+        rows = [
+            [text, *(shown(bench.stage.find(f"bench_{group}_{what}", column), ",.0f") for column in columns)]
+            for text, group in groups
+        ]
+        yield table([head, *labels], rows)
+    rows = [[text, *(_token_cell(bench.stage, group, path) for path in WRITERS)] for text, group in WRITTEN]
+    yield table(["launches of a token, and what it must read at least", *writers], rows)
 
 
 def _token_cell(stage: StageRecord, group: str, path: str) -> str:

@@ -13,6 +13,8 @@ from .tables import markdown
 FILE = "cards/cards.json"
 CURVES = {
     "c16x2": "two cards",
+    "c128x2": "two cards, 131,072 tokens a step",
+    "m128x2": "two cards, `compact-350m`",
     "resumed": "begun on two cards, ended on one",
     "again": "one card, once more",
     "plain": "one card, not compiled",
@@ -56,8 +58,9 @@ def _curves(record: Mapping[str, object]) -> str:
     rows = []
     for one in record["differences"]:
         steps = runs[one["run"]]["resumed_from_steps"]
-        stopped = f", stopped after step {', '.join(map(str, steps))}" if steps else ""
-        rows.append([CURVES[one["run"]] + stopped, f"{one['training']:.2g}", f"{one['validation']:.2g}",
+        told = f", stopped after step {', '.join(map(str, steps))}" if steps else ""
+        told += f" (code of {one['commit']})" if "commit" in one else ""
+        rows.append([CURVES[one["run"]] + told, f"{one['training']:.2g}", f"{one['validation']:.2g}",
                      f"{runs[one['run']]['validation'][-1][1]:.4f}"])  # fmt: skip
     head = ["largest difference from one card's curve, nat/token", "training", "validation", "validation at the end"]
     return markdown(head, rows)
@@ -74,17 +77,17 @@ def _planned(record: Mapping[str, object]) -> str:
     if not rows:
         return ""
     told = f"Peaks: {plan_errors.worst(peaks)} Speeds: {plan_errors.worst(speeds)}" if speeds else ""
-    lead = f"`muse plan` beside it; of several cards it knows the part of one, and no messages. {told}"
+    lead = f"`muse plan`, of several cards with `--gpus-per-model`, beside it. {told}"
     return lead + "\n\n" + markdown(["planned, measured, and the error", "peak of a card, GiB", "tokens/s"], rows)
 
 
 def _held(record: Mapping[str, object]) -> Iterator[tuple[Run, Run, Run | None]]:
     """Yield each run with a plan: planned and measured peak, and speed where that was timed."""
-    plans = {(plan["params"], plan["card_tokens"]): plan for plan in record["plans"]}
+    plans = {(plan["params"], plan["cards"], plan["batch_tokens"]): plan for plan in record["plans"]}
     for run in record["runs"]:
-        plan = plans.get((run["params"], run.get("batch_tokens", 0) // run["cards"]))
+        plan = plans.get((run["params"], run["cards"], run.get("batch_tokens")))
         if plan is None or not run["peak_gib"] or (run["name"] in CURVES and not run["timed"]):
             continue
         peak = {"estimate": plan["peak_gib"], "measured": max(run["peak_gib"])}
-        speed = {"estimate": plan["tokens_per_second"] * run["cards"], "measured": run["tokens_per_second"]}
+        speed = {"estimate": plan["tokens_per_second"], "measured": run["tokens_per_second"]}
         yield {**run, "card": plan["card"]}, peak, speed if run["timed"] else None

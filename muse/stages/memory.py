@@ -12,6 +12,7 @@ from muse.catalog import BASELINE, recomputes
 from muse.host.progress import track
 from muse.records.schema import Metric, StageRecord
 from muse.training.muon import Muon
+from muse.training.ranks import SharedGradients
 from muse.training.recipe import Recipe
 from muse.training.trainer import OptimizerStep, resolve_precision
 
@@ -57,18 +58,22 @@ def training(stage: Stage, optimizer: str, batch_size: int, n_seq: int, about: s
     return optimizer_step(optimizer, batch_size, n_seq, precision, about)
 
 
-def optimizer_step(optimizer: str, batch_size: int, n_seq: int, precision: str, about: str = "") -> measure.Training:
-    """A step of the trainer with this optimizer."""
+def optimizer_step(
+    optimizer: str, batch_size: int, n_seq: int, precision: str, about: str = "", *, one_of_several: bool = False
+) -> measure.Training:
+    """A step of the trainer with this optimizer; of one of several processes, its gradients stay in their buffer."""
     tokens = batch_size * n_seq
     recipe = Recipe(train_tokens=2 * tokens, batch_tokens=tokens, n_seq=n_seq, learning_rate=1e-3, optimizer=optimizer,
                     precision=precision)  # fmt: skip
     told = f"training step with {optimizer} and {precision} autocast{about}"
-    return measure.Training(partial(_step, recipe), told)
+    return measure.Training(partial(_step, recipe, one_of_several), told)
 
 
-def _step(recipe: Recipe, model: nn.Module) -> OptimizerStep:
+def _step(recipe: Recipe, one_of_several: bool, model: nn.Module) -> OptimizerStep:
     """The step of a model; its Muon multiplies in bfloat16 as on CUDA, also where the step is only counted."""
     step = OptimizerStep(model, recipe, "memory of a step")
+    if one_of_several:
+        step.shared = SharedGradients(step.parameters, step.ranks)
     for optimizer in step.optimizers:
         if isinstance(optimizer, Muon):
             optimizer.compute = torch.bfloat16

@@ -1,4 +1,4 @@
-"""What the trainings of a params file need on a named card, without one: size, memory, work, time, cost."""
+"""What the trainings of a params file need on named cards, without one: size, memory, work, time, cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from muse.catalog import Card, recomputes
 from muse.data.corpus import Corpus
 from muse.measure.memory import Counted, count
-from muse.measure.roofline import USABLE_SHARE, seconds
+from muse.measure.roofline import USABLE_SHARE, message_seconds, seconds
 from muse.measure.throughput import flops_per_token
 from muse.models.build import build_model
 from muse.models.pretrained import served
@@ -43,9 +43,13 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What one model's trainings need on a card; `peaks` has each batch with and without blocks computed again."""
+    """What one model's trainings need, each on so many cards; `peaks` has each batch with and without recomputing.
+
+    A peak is that of one card, a batch and a speed those of all cards of a training.
+    """
 
     name: str
+    cards: int  # of a training
     num_parameters: int
     forward_flops: float  # a token
     training_flops: float  # a token, blocks that are computed again included
@@ -57,6 +61,11 @@ class ModelPlan:
     there: int  # of these, so many are finished
     seconds: float  # of the others, one after the other
 
+    @property
+    def card_seconds(self) -> float:
+        """What all cards of a training take together."""
+        return self.cards * self.seconds
+
     def peak_bytes(self, batch_tokens: int) -> int:
         """Peak of a step of the trainings."""
         return {(peak.batch_tokens, peak.recompute): peak.num_bytes for peak in self.peaks}[
@@ -65,38 +74,42 @@ class ModelPlan:
 
 
 def plan(
-    settings: Settings, models: Sequence[str], corpus: Corpus | None, vocab_size: int, card: Card
+    settings: Settings, models: Sequence[str], corpus: Corpus | None, vocab_size: int, card: Card, cards: int = 1
 ) -> Iterator[ModelPlan]:
-    """Yield what each model needs; without a corpus no training counts as finished."""
+    """Yield what each model needs, trained on so many cards; without a corpus no training counts as finished."""
     for name in models:
-        yield _of_model(settings, name, corpus, vocab_size, card)
+        yield _of_model(settings, name, corpus, vocab_size, card, cards)
 
 
-def _of_model(settings: Settings, name: str, corpus: Corpus | None, vocab_size: int, card: Card) -> ModelPlan:
+def _of_model(
+    settings: Settings, name: str, corpus: Corpus | None, vocab_size: int, card: Card, cards: int
+) -> ModelPlan:
     jobs = Plan(settings, (name,))
     batches = list(dict.fromkeys(choice.batch_tokens for choice in jobs.choices))
     sizes, recompute = sizes_of(settings, vocab_size, "train_"), recomputes(name, settings.recompute)
     model, n_seq = shaped(name, sizes, dropout=max(settings.dropouts)), sizes["n_seq"]
     counts = {
-        (tokens, again): counted_step(model, settings, tokens // n_seq, n_seq, again, card.workspace_bytes)
+        (tokens, again): counted_step(model, settings, tokens // n_seq // cards, n_seq, again, card, cards)
         for tokens in batches
         for again in (False, True)
     }
+    message = message_seconds(sum(p.nbytes for p in model.parameters() if p.requires_grad), card, cards)
     speeds = {
-        tokens: tokens // n_seq * n_seq / seconds(counts[tokens, recompute].work, card, settings.compile)
+        tokens: tokens // n_seq * n_seq / (seconds(counts[tokens, recompute].work, card, settings.compile) + message)
         for tokens in batches
     }
     work = counts[batches[0], recompute].work
     trainings, there, left = _left(settings, jobs, name, corpus, speeds)
     return ModelPlan(
         name=name,
+        cards=cards,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         forward_flops=flops_per_token(model, n_seq),
-        training_flops=work.flops.total() / (batches[0] // n_seq * n_seq),
+        training_flops=work.flops.total() / (batches[0] // n_seq // cards * n_seq),
         recompute=recompute,
         peaks=tuple(Peak(tokens, again, counted.peak_bytes) for (tokens, again), counted in counts.items()),
         tokens_per_second=speeds,
-        largest_tokens=_largest(model, settings, n_seq, recompute, card),
+        largest_tokens=_largest(model, settings, n_seq, recompute, card, cards),
         trainings=trainings,
         there=there,
         seconds=left,
@@ -111,24 +124,31 @@ def shaped(name: str, sizes: Mapping[str, int], dropout: float = 0.0, half: bool
 
 
 def counted_step(
-    model: nn.Module, settings: Settings, batch_size: int, n_seq: int, recompute: bool, workspace_bytes: int
+    model: nn.Module, settings: Settings, batch_size: int, n_seq: int, recompute: bool, card: Card, cards: int = 1
 ) -> Counted:
-    """A training step of a params file, counted."""
+    """A card's part of a training step of a params file, so many sequences, counted.
+
+    A library of products has a workspace for each thread and each stream. A step that becomes a CUDA graph runs on two
+    of them, before its capture and in it; of several cards its second graph has one more before.
+    """
     model.train()
     model.recompute = recompute
-    step = optimizer_step(settings.optimizer, batch_size, n_seq, "bfloat16")
-    return count(model, batch_size, n_seq, step, workspace_bytes)
+    step = optimizer_step(settings.optimizer, batch_size, n_seq, "bfloat16", one_of_several=cards > 1)
+    workspace = card.workspace_bytes
+    counted = count(model, batch_size, n_seq, step, (1 + settings.compile) * workspace)
+    more = workspace if settings.compile and cards > 1 else 0
+    return replace(counted, peak_bytes=counted.peak_bytes + more, held_bytes=counted.held_bytes + more)
 
 
-def _largest(model: nn.Module, settings: Settings, n_seq: int, recompute: bool, card: Card) -> int:
-    """Tokens of the largest step whose peak fits, along the line through two large steps."""
+def _largest(model: nn.Module, settings: Settings, n_seq: int, recompute: bool, card: Card, cards: int) -> int:
+    """Tokens of the largest step whose peak fits, along the line through two large parts of one."""
     (less, low), (more, high) = (
-        (size, counted_step(model, settings, size, n_seq, recompute, card.workspace_bytes).peak_bytes)
+        (size, counted_step(model, settings, size, n_seq, recompute, card, cards).peak_bytes)
         for size in (max(at, tokens // n_seq) for at, tokens in enumerate(LARGE_TOKENS, 1))
     )
     a_sequence = (high - low) / (more - less)
     room = USABLE_SHARE * card.memory_bytes - low
-    return max(0, less + math.floor(room / a_sequence)) * n_seq
+    return max(0, less + math.floor(room / a_sequence)) * n_seq * cards
 
 
 def _left(

@@ -151,7 +151,7 @@ def steps(reports: Path) -> Iterator[Row]:
     cases.append((REFERENCE, 64, "bench_training_64x1024", "muse {}"))
     for name, size, group, path in cases:
         model = shaped(name, sizes)
-        work = counted_step(model, settings, size, 1024, recompute=False, workspace_bytes=card.workspace_bytes).work
+        work = counted_step(model, settings, size, 1024, recompute=False, card=card).work
         for way in ("compiled", "eager"):
             found = bench.stage.find(f"{group.format(way)}_milliseconds", path.format(way))
             took = 1e3 * seconds(work, card, compiled=way == "compiled")
@@ -173,7 +173,7 @@ def sweeps(reports: Path) -> Iterator[Row]:
         model, planned = shaped(name, sizes, dropout=0.1), 0.0
         for size in {one.batch_tokens for one in tries}:
             many = [one.tokens for one in tries if one.batch_tokens == size]
-            counted = counted_step(model, settings, size // 1024, 1024, False, card.workspace_bytes)
+            counted = counted_step(model, settings, size // 1024, 1024, False, card)
             step = seconds(counted.work, card, compiled=True)
             planned += sum(tokens / size * step + START_SECONDS for tokens in many)
         yield Row("sweep", TRIES, name, f"{len(tries)} tries on {TRIES_CARDS} cards", "card s", planned, took)

@@ -24,14 +24,17 @@ SIZES = ("parameters", "forward MFLOP/token", "training MFLOP/token", "largest s
 STEPS = ("tokens a step", "peak, blocks kept (GiB)", "peak, recomputed (GiB)", "tokens/s", "")
 
 
-def planned(rows: Sequence[Row], card: Card, price: float | None) -> Iterator[Table | str]:
-    """Yield tables and lines, of a matrix row by row and then of all; ParamsError for corpora, tokenizers and sizes."""
+def planned(rows: Sequence[Row], card: Card, price: float | None, cards: int = 1) -> Iterator[Table | str]:
+    """Yield tables and lines, of a matrix row by row and then of all; ParamsError for corpora, tokenizers and sizes.
+
+    Each model is trained on so many cards of one machine.
+    """
     found: dict[object, ModelPlan] = {}  # what rows share is trained once
     for row in rows:
         if row.values:
             yield f"{row.name}\n"
         made: list[ModelPlan] = []
-        yield from _of_row(row.settings, card, price, made)
+        yield from _of_row(row.settings, card, price, cards, made)
         for model in made:
             found.setdefault((model.name, trained(row.settings, (model.name,))), model)
         if row.values:
@@ -40,19 +43,23 @@ def planned(rows: Sequence[Row], card: Card, price: float | None) -> Iterator[Ta
         yield f"{len(rows):,} runs; what several of them share counts once.{_sweep(list(found.values()), price)}"
 
 
-def _of_row(settings: Settings, card: Card, price: float | None, found: list[ModelPlan]) -> Iterator[Table | str]:
+def _of_row(
+    settings: Settings, card: Card, price: float | None, cards: int, found: list[ModelPlan]
+) -> Iterator[Table | str]:
     """Yield tables and a line of one run, and add what its models need to a list."""
     corpus, told = _corpus(settings)
     vocab_size = corpus.vocab_size if corpus else settings.vocab_size
     for name in compared(settings):
         try:
-            found += plan(settings, [name], corpus, vocab_size, card)
+            found += plan(settings, [name], corpus, vocab_size, card, cards)
         except ValueError as error:
             raise ParamsError(f"models: {name} to train: {error}") from error
     usable = f"{USABLE_SHARE * card.memory_bytes / GIB:.1f} of {card.memory_bytes / GIB:.1f} GiB"
     way = "compiled" if settings.compile else "not compiled"
     yield Table("Models", ("", *SIZES), [_sizes(model) for model in found], range(1, 8), note=told)
-    note = f"on {card.title}, {way}, {settings.optimizer}, bfloat16 autocast; {usable} can be used; * as it is trained"
+    of_cards = f"each on {cards} cards, whose peak is that of one; " if cards > 1 else ""
+    note = f"{of_cards}on {card.title}, {way}, {settings.optimizer}, bfloat16 autocast; "
+    note += f"{usable} can be used; * as it is trained"
     yield Table("Training steps", ("", *STEPS), [row for model in found for row in _steps(model, card)],
                 range(1, 5), note=note)  # fmt: skip
     yield _sweep(found, price)
@@ -84,7 +91,7 @@ def _sizes(model: ModelPlan) -> list[str]:
         f"{model.largest_tokens:,}",
         str(model.trainings),
         str(model.there),
-        f"{model.seconds / 3600:.2f}",
+        f"{model.card_seconds / 3600:.2f}",
     ]
 
 
@@ -97,8 +104,9 @@ def _steps(model: ModelPlan, card: Card) -> Iterator[list[str]]:
 
 
 def _sweep(found: list[ModelPlan], price: float | None) -> str:
-    seconds = sum(model.seconds for model in found)
+    seconds, card_seconds = sum(model.seconds for model in found), sum(model.card_seconds for model in found)
     every = sum(model.trainings for model in found)
     left = every - sum(model.there for model in found)
-    cost = "" if price is None else f", {price * seconds / 3600:,.2f} at {price:g} an hour"
-    return f"\nTrainings left: {left} of {every}; {duration(seconds)} of one card{cost}."
+    cards = "one card" if all(model.cards == 1 for model in found) else f"{found[0].cards} cards"
+    cost = "" if price is None else f", {price * card_seconds / 3600:,.2f} at {price:g} an hour"
+    return f"\nTrainings left: {left} of {every}; {duration(seconds)} of {cards}{cost}."

@@ -53,6 +53,11 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
+    def spread(self, value: Tensor) -> None:
+        """Give every process the first one's values, in this tensor."""
+        if self.size > 1:
+            dist.broadcast(value, src=0)
+
     def any(self, flag: bool) -> bool:
         """Whether it holds for any process; all of them ask at once, so none is left waiting for one that stopped."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))))
@@ -88,7 +93,7 @@ class SharedGradients:
         self.buffer = parameters[0].detach().new_zeros(sum(sizes) + 1)
         self.loss = self.buffer[-1]
         for parameter, part in zip(parameters, self.buffer[:-1].split(sizes), strict=True):
-            dist.broadcast(parameter.detach(), src=0)
+            ranks.spread(parameter.detach())
             parameter.grad = part.view(parameter.shape)
 
     def clear(self) -> None:

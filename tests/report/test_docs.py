@@ -106,8 +106,10 @@ def of_cards():
     runs += [{"name": "stopped", "params": "gpu", "cards": 2, "peak_gib": [9.0], "timed": False}]
     differences = [{"run": "c16x2", "of": "c16x1", "training": 0.0125, "validation": 0.0005},
                    {"run": "resumed", "of": "c16x1", "training": 0.25, "validation": 0.125}]  # fmt: skip
-    plans = [{"params": "gpu", "card": "h200", "card_tokens": tokens, "peak_gib": peak, "tokens_per_second": speed}
-             for tokens, peak, speed in ((16384, 1.0, 550_000), (65536, 5.5, 660_000))]  # fmt: skip
+    plans = [{"params": "gpu", "card": "h200", "cards": cards, "batch_tokens": tokens, "peak_gib": peak,
+              "tokens_per_second": speed}
+             for cards, tokens, peak, speed in (
+                 (1, 16384, 1.0, 550_000), (1, 65536, 5.5, 660_000), (2, 131072, 5.5, 1_320_000))]  # fmt: skip
     return {"hardware": {"gpu": "NVIDIA H200", "gpu_count": "2"}, "versions": {"torch": "2.11.0+cu130"},
             "date": "2026-11-30T05:00:00+00:00", "differences": differences, "plans": plans, "runs": runs}  # fmt: skip
 

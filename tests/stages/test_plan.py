@@ -18,7 +18,7 @@ from muse.catalog import CARDS
 from muse.data.corpora import load_corpus
 from muse.measure.as_on_cuda import Work
 from muse.measure.memory import GIB
-from muse.measure.roofline import HOST_SECONDS, USABLE_SHARE, seconds
+from muse.measure.roofline import HOST_SECONDS, LINK_SHARE, USABLE_SHARE, message_seconds, seconds
 from muse.models.build import build_model
 from muse.ops.cross_entropy import default_chunk_tokens
 from muse.params import Settings, load_params
@@ -89,7 +89,7 @@ def test_the_largest_step_is_where_the_peak_meets_the_memory(tmp_path, corpus):
     small = replace_card("l4", memory_bytes=2 * GIB)
     (found,) = module.plan(given, ["stage1"], corpus, corpus.vocab_size, small)
     model = module.shaped("stage1", sizes_of(given, corpus.vocab_size, "train_"))
-    peak = module.counted_step(model, given, found.largest_tokens // 64, 64, False, small.workspace_bytes).peak_bytes
+    peak = module.counted_step(model, given, found.largest_tokens // 64, 64, False, small).peak_bytes
     assert peak == pytest.approx(USABLE_SHARE * small.memory_bytes, rel=0.03)
     (none,) = module.plan(given, ["stage1"], corpus, corpus.vocab_size, replace_card("l4", memory_bytes=2**20))
     assert none.largest_tokens == 0
@@ -111,6 +111,26 @@ def test_a_roofline_by_hand():
     assert seconds(Work(pointwise_calls=10**6), card, compiled=False) == pytest.approx(10**6 * HOST_SECONDS)
     twice = card._replace(bandwidth=2 * card.bandwidth)
     assert seconds(work, twice, compiled=True) == pytest.approx(seconds(work, card, compiled=True) / 2)
+
+
+def test_of_several_cards_each_has_its_part_a_buffer_of_gradients_and_a_message(tmp_path, corpus):
+    given, card = settings(tmp_path, n_seq=64, d_model=64, batch_tokens=[256]), CARDS["h100"]
+    model = module.shaped("stage1", sizes_of(given, corpus.vocab_size, "train_"))
+    gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    alone, shared = (module.counted_step(model, given, 2, 64, False, card, cards) for cards in (1, 2))
+    assert 0.3 * gradients < shared.peak_bytes - alone.peak_bytes < 1.1 * gradients, "some of them are there anyway"
+    assert shared.held_bytes - alone.held_bytes == pytest.approx(gradients, abs=1024), "between steps none is"
+    compiled = given.model_copy(update={"compile": True})
+    alone, shared = (module.counted_step(model, compiled, 2, 64, False, card, cards) for cards in (1, 2))
+    assert alone.held_bytes < shared.held_bytes - gradients - 0.9 * card.workspace_bytes
+    (one,), (two,) = (module.plan(given, ["stage1"], corpus, corpus.vocab_size, card, cards) for cards in (1, 2))
+    assert two.training_flops == pytest.approx(one.training_flops, rel=0.05)
+    assert two.peak_bytes(256) < one.peak_bytes(256) + gradients
+    assert (one.card_seconds, two.card_seconds) == (one.seconds, 2 * two.seconds)
+    assert 1.9 < two.largest_tokens / one.largest_tokens < 2.1
+    assert message_seconds(10**9, card, 1) == 0
+    assert message_seconds(10**9, card, 2) == pytest.approx(1 / 450 / LINK_SHARE)
+    assert message_seconds(10**9, card, 4) == pytest.approx(1.5 / 450 / LINK_SHARE)
 
 
 def test_the_committed_errors_are_those_of_this_code():
@@ -160,12 +180,18 @@ def test_the_command_tells_and_refuses_in_one_line(tmp_path, capsys):
     assert " at 2 an hour." in printed
     assert cli.main(["plan", "compact-81m", *override, "-p", f"corpus={tmp_path / 'none'}"]) == 0
     assert "no training counts as finished: no corpus in" in capsys.readouterr().out
+    assert cli.main(["plan", "quick", *override, "-p", "batch_tokens=[64]", "--gpus-per-model", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "each on 2 cards, whose peak is that of one; on NVIDIA H100" in printed
+    assert " of 2 cards." in printed
     for wrong, said in (
         (["-p", "corpus=wikitxt-2"], "corpus: got 'wikitxt-2', expected synthetic, wikitext-2, "),
         (["-p", "tokenizer=./none"], "tokenizer: got './none', expected gpt2, corpus or a folder; "),
         (["-p", "corpus=./" + "long" * 100], "expected synthetic, wikitext-2, "),
         (["-p", f"corpus={Path(__file__)}"], "; there is no folder "),
         (["--card", "h10"], "--card: got h10, expected one of h100, h200, a100"),
+        (["--gpus-per-model", "0"], "--gpus-per-model: got 0, expected at least 1"),
+        (["--gpus-per-model", "7"], "--gpus-per-model: got 7, expected a number that divides the "),
         (["--price", "-1"], "--price: got -1.0, expected a price of an hour above 0"),
         (["-p", "d_model=7"], "d_model: got 7"),
         (["-p", f"corpus={tmp_path}"], "corpus, tokenizer: "),
