@@ -199,6 +199,9 @@ BENCH_MODES = ("eager", "compiled")
 BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", ANGLES, "memory", "generation")
 """What `muse bench` compares, in the order in which it runs."""
 
+WRITTEN_TOKENS = 64
+"""That a timed call of the group `generation` writes behind its prompts."""
+
 GATE_STATES = ("fresh", "perturbed", "trained")
 """In which a bench compares every model's gradients with those of its plain form."""
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from muse.catalog import COMPACT, WITH_MEMORY, YARDSTICK
+from muse.catalog import COMPACT, WITH_MEMORY, WRITTEN_TOKENS, YARDSTICK
 from muse.measure.throughput import flops_per_token
 from muse.models.generate import Recurrent
 from muse.models.states import State, advanced, head, read, recurrent
@@ -29,8 +29,7 @@ from .paths import count_on_device, num_bytes
 from .static_gpt2 import StaticGpt2, read_pieces
 from .timing import GroupResult, Trial
 
-NEW_TOKENS = 64  # of a timed call
-CHECKED_TOKENS = 8  # of them are compared, in one text of a batch
+CHECKED_TOKENS = 8  # of those that are written are compared, in one text of a batch
 WHOLE_TOKENS = 2048  # of a reference that reads a text at once; a longer one is read in pieces, in float64 too
 PROMPTS = {"cpu": (128, 1024), "cuda": (128, 1024, 4096, 8192, 32768)}
 """Tokens, as far as the longest sequence leaves room for the new ones."""
@@ -96,14 +95,14 @@ def generation(bench: Context) -> Iterator[GroupResult]:
     """
     built = {name: bench.build(name, use_complex32=True).eval() for name in (WITH_MEMORY, COMPACT, YARDSTICK)}
     built = {name: perturb(model, bench.settings.seed) for name, model in built.items()}
-    kind, room = bench.device.type, max(2, bench.settings.n_seq - NEW_TOKENS)
+    kind, room = bench.device.type, max(2, bench.settings.n_seq - WRITTEN_TOKENS)
     if kind == "cuda":
         built[YARDSTICK].half()  # as the others are stored; on a CPU that would only slow it down
     lengths = sorted({min(length, room) for length in bench.settings.bench_prompts or PROMPTS[kind]})
     batches = bench.settings.bench_generation_batches or BATCHES[kind]
     flops = {name: flops_per_token(model, min(WHOLE_TOKENS, model.config.n_seq)) for name, model in built.items()}
     for batch, length in ((batch, length) for batch in batches for length in lengths):
-        new = min(NEW_TOKENS, bench.settings.n_seq - length)
+        new = min(WRITTEN_TOKENS, bench.settings.n_seq - length)
         paths, ids = paths_of(built, kind == "cuda"), bench.tokens(batch, length + new)
         wanted = {name: lru_cache(1)(partial(_wanted, model, ids, length)) for name, model in built.items()}
         yield bench.compare(
@@ -167,7 +166,7 @@ def start_cached(model: nn.Module, prompt: Tensor) -> Writes:
 
 def start_static_cached(model: nn.Module, prompt: Tensor) -> Writes:
     """GPT-2 with its library's static cache, in a graph on CUDA."""
-    step = StaticGpt2(model.gpt2, prompt, prompt.shape[1] + NEW_TOKENS)
+    step = StaticGpt2(model.gpt2, prompt, prompt.shape[1] + WRITTEN_TOKENS)
     return ByStaticStep(step, step.restart)
 
 

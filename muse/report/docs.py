@@ -138,8 +138,6 @@ WRITERS = {
     f"{catalog.YARDSTICK} static cache, one graph": (catalog.YARDSTICK, ", static cache, graph"),
 }  # fmt: skip
 """Ways to write: the model of each, and how it is called behind its name."""
-WRITTEN_TOKENS = 64
-"""That a timed call writes behind a prompt."""
 
 
 def label(model: str) -> str:
@@ -395,7 +393,7 @@ def _bench(bench: BenchRecord, name: str, what: str) -> Iterator[str]:
     tables = (
         ("", BENCH_ROWS, PATHS, PATHS),
         ("forward + backward + AdamW", MODEL_ROWS, COMPARED, map(label, COMPARED)),
-        (f"texts x tokens of the prompt, then {WRITTEN_TOKENS} more", WRITTEN, WRITERS, writers),
+        (f"texts x tokens of the prompt, then {catalog.WRITTEN_TOKENS} more", WRITTEN, WRITERS, writers),
     )
     for head, groups, columns, labels in tables:
         rows = [
@@ -412,7 +410,7 @@ def _token_cell(stage: StageRecord, group: str, path: str) -> str:
     launches, least = (stage.find(f"bench_{group}_{what}", path) for what in ("launches", "least_bytes"))
     if launches is None or least is None:
         return ""
-    return f"{launches.value:.0f}, {least.value / WRITTEN_TOKENS / 1e6:,.0f} MB"
+    return f"{launches.value:.0f}, {least.value / catalog.WRITTEN_TOKENS / 1e6:,.0f} MB"
 
 
 def _training_profile(path: Path) -> str:

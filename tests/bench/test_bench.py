@@ -32,7 +32,7 @@ from muse.bench.naive import NaiveStage1, PlanarStack, perturb
 from muse.bench.static_gpt2 import StaticGpt2
 from muse.bench.timing import Trial, compare
 from muse.bench.training import compare_models
-from muse.catalog import BENCH_GROUPS, COMPACT, COMPACT_ANGLES, COMPARED, GATE_STATES, YARDSTICK
+from muse.catalog import BENCH_GROUPS, COMPACT, COMPACT_ANGLES, COMPARED, GATE_STATES, WRITTEN_TOKENS, YARDSTICK
 from muse.measure.common import passthrough
 from muse.measure.throughput import copy_ceiling, flops_per_token, matrix_ceiling
 from muse.models import step_parts
@@ -525,7 +525,7 @@ def test_the_step_with_a_static_cache_needs_no_number_that_only_the_device_knows
 def test_prompts_and_batches_are_those_of_the_settings_and_a_reference_is_computed_once(monkeypatch):
     exact, asked = generation.exact, []
     monkeypatch.setattr(generation, "exact", lambda model, *given: (asked.append(model), exact(model, *given))[1])
-    monkeypatch.setitem(SIZES, "n_seq", generation.NEW_TOKENS + 7)
+    monkeypatch.setitem(SIZES, "n_seq", WRITTEN_TOKENS + 7)
     result = tiny(groups=("generation",), sizes={"bench_prompts": [7, 3, 99], "bench_generation_batches": [1, 2]})
     assert [group.group for group in result.groups] == [f"generation_{name}" for name in ("3", "7", "2x3", "2x7")]
     assert all(path.status == "timed" for group in result.groups for path in group.paths)
