@@ -270,6 +270,7 @@ def test_chosen_models_are_compared_and_gated_beside_the_yardstick(monkeypatch):
     list(training_bench.models(replace(chosen, settings=one_mode)))
     assert [about[0] for about in asked] == ["compiled"]
     monkeypatch.setattr(gradient_gate, "_errors", lambda bench, name: iter([name]))
+    monkeypatch.setattr(gradient_gate, "free", lambda device: None)
     assert list(gradient_gate.gate(replace(chosen, device=CPU))) == in_order
     assert list(gradient_gate.gate(context())) == list(COMPARED)
 
