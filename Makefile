@@ -30,12 +30,13 @@ $(READY): requirements.lock pyproject.toml
 report: $(READY) ## run params/quick.yaml and print the path of the report
 	@$(BIN)/muse run params/quick.yaml
 
-# Two processes of one thread each end sooner than one process of two: most tests wait for processes of their own.
+# Processes of one thread each, one for a core, end sooner than one with all cores. `make test` has one more: many of its
+# tests wait for processes of their own (two cores: 329 s with three workers, 366 with two).
 WORKERS ?= 2
 
 test: $(READY) ## lint, then run every test
 	@$(BIN)/ruff check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($(WORKERS) + 1)) --dist loadfile --no-loadscope-reorder
 
 kernels: $(INTERPRETER) ## test the CUDA kernels without a GPU: interpreted by Triton, and compiled for two cards (three minutes)
 	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kernels -n $(WORKERS) $(SLICE)
