@@ -314,7 +314,6 @@ def test_a_model_of_a_configuration_alone_is_drawn_as_muse_draws_it(folder_of):
         assert torch.equal(model.eval()(IDS).logits, drawn(IDS))
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_less_memory_for_the_backward_pass_changes_no_gradient(opened):
     gradients = []
     for again in (False, True):
