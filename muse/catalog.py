@@ -194,10 +194,10 @@ def can_track(arm: str, task: str) -> bool:
     return kinds[THEORY[arm]]
 
 
-BENCH_MODES = ("eager", "compiled")
-"""How its trainings run."""
 BENCH_GROUPS = ("gradients", "forward", "training", "head", "stack", "models", ANGLES, "memory", "generation")
 """What `muse bench` compares, in the order in which it runs."""
+BENCH_MODES = ("eager", "compiled")
+"""How the trainings of its models run."""
 
 WRITTEN_TOKENS = 64
 """That a timed call of the group `generation` writes behind its prompts."""

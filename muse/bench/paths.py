@@ -31,19 +31,24 @@ def compiler_problem(device: torch.device) -> str:
     return ""
 
 
-def compiled(function: Callable, device: torch.device, mode: str | None = None) -> Callable:
+def compiled(function: Callable, device: torch.device) -> Callable:
     """Return torch.compile of a function for exactly the shapes it gets; PathMissingError where nothing can compile."""
     if problem := compiler_problem(device):
         raise PathMissingError(problem)
-    return compiling.compiled(function, mode)
+    return compiling.compiled(function)
 
 
 def cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Return the call as one CUDA graph, already captured, so that what is compared is a replay."""
     update = Replayed(lambda: (call(),))
+    capture(update)
+    return lambda: update()[0]
+
+
+def capture(update: Callable[[], object]) -> None:
+    """Call what is replayed until it has been captured: it compiles and tunes before."""
     for _ in range(WARMUPS + 1):
         update()
-    return lambda: update()[0]
 
 
 def count_on_device(call: Callable[[], object]) -> int:

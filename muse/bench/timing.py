@@ -33,7 +33,7 @@ class Trial:
     check: Callable[[], list[Check]]  # runs the path, compilation included
     memory: Callable[[], tuple[int, Literal["measured", "estimate"]]] | None = None  # extra bytes of one call
     launches: Callable[[], int | None] | None = None  # kernels of one token, None where they cannot be counted
-    ready: Callable[[], None] | None = None  # brings the call, once it is checked, to the form that is timed
+    ready: Callable[[], object] | None = None  # brings the call, once it is checked, to the form that is timed
 
 
 @dataclass

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from muse.catalog import COMPACT, COMPACT_ANGLES, COMPARED, REFERENCE, YARDSTICK
 from muse.measure.throughput import flops_per_token, training_step
-from muse.ops.cuda_graph import WARMUPS
 from muse.records.schema import Metric
 
 from .context import Context, no_value
 from .equality import Check, check, check_gradients, gradients, reference_gradients
 from .gradient_gate import Loss, gate_of
 from .naive import NaiveStage1, perturb
-from .paths import compiled
+from .paths import capture, compiled
 from .timing import GroupResult, Trial
 
 
@@ -53,15 +52,15 @@ def training(bench: Context) -> Iterator[GroupResult]:
 
 def models(bench: Context) -> Iterator[GroupResult | Metric]:
     """Training of the other models against GPT-2, eager and compiled, at the smallest training batch; CUDA only."""
-    yield from _in_both_modes(bench, "models", bench.models, YARDSTICK)
+    yield from _in_each_mode(bench, "models", bench.models, YARDSTICK)
 
 
 def angles(bench: Context) -> Iterator[GroupResult | Metric]:
     """The same of the compact model that angles from the token rotate, against the one with fixed rotation."""
-    yield from _in_both_modes(bench, "angles", (COMPACT_ANGLES, COMPACT), COMPACT)
+    yield from _in_each_mode(bench, "angles", (COMPACT_ANGLES, COMPACT), COMPACT)
 
 
-def _in_both_modes(
+def _in_each_mode(
     bench: Context, group: str, names: Sequence[str], baseline: str
 ) -> Iterator[GroupResult | Metric]:
     if bench.device.type != "cuda":
@@ -110,13 +109,8 @@ def training_trial(
     loss_of = compiled(model.loss, bench.device) if compile_loss else model.loss
     graph = compile_loss and bench.device.type == "cuda"
     call = training_step(model, ids, targets, autocast_dtype=bench.autocast_dtype, loss=loss_of, replayed=graph)
-    # The gate asks other shapes than those that are timed, which are compiled and captured here.
-    calls = WARMUPS + 1 if graph else int(compile_loss)
-
-    def ready() -> None:
-        for _ in range(calls):
-            call()
-
+    # The gate asks other shapes than those that are timed, which are compiled and captured after it.
+    ready = partial(capture, call) if graph else call if compile_loss else None
     return Trial(call, partial(check, model, loss_of), ready=ready)
 
 

@@ -9,7 +9,7 @@ import torch
 FORMS = 256
 
 
-def compiled(function: Callable, mode: str | None = None) -> Callable:
+def compiled(function: Callable) -> Callable:
     """torch.compile of a function for exactly the shapes that it gets, anew for each of up to FORMS forms.
 
     Models share the code of their losses, and torch stops at the eighth form of one code: what comes then runs without
@@ -19,4 +19,4 @@ def compiled(function: Callable, mode: str | None = None) -> Callable:
 
     limits.recompile_limit = max(limits.recompile_limit, FORMS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, FORMS)
-    return torch.compile(function, dynamic=False, mode=mode)
+    return torch.compile(function, dynamic=False)

@@ -24,7 +24,7 @@ def forms(monkeypatch):
         return graph.forward
 
     torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", lambda function, mode, **how: compile_(function, backend=keep, **how))
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_(function, backend=keep, **how))
     yield given
     torch.compiler.reset()
 
