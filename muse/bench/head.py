@@ -14,7 +14,7 @@ from muse.ops.cross_entropy import head_loss
 from .context import Context
 from .equality import Check, check, check_gradients
 from .libraries import PathMissingError
-from .paths import extra_bytes, num_bytes
+from .paths import cuda_graph, extra_bytes, num_bytes
 from .timing import GroupResult, Trial
 
 HEAD_WEIGHT_STD = 0.05  # logits with a standard deviation near 1: some tokens are likelier than others
@@ -29,7 +29,8 @@ def head(bench: Context) -> Iterator[GroupResult]:
     inputs = {name: t.bfloat16().half().float().to(bench.device) for name, t in zip("xwb", drawn, strict=True)}
     targets = bench.tokens(n)
     trial = partial(head_trial, bench, inputs, targets, head_reference(inputs, targets))
-    paths = {
+    paths = {"muse graph": lambda: trial(head_loss, torch.float16, graph=True)} if bench.device.type == "cuda" else {}
+    paths |= {
         "muse eager": lambda: trial(head_loss, torch.float16),
         "naive": lambda: trial(naive_head, torch.bfloat16),
         "naive float32": lambda: trial(naive_head, torch.float32),
@@ -69,8 +70,16 @@ def head_reference(inputs: Mapping[str, Tensor], targets: Tensor, rows: int = 51
 
 
 def head_trial(
-    bench: Context, inputs: Mapping[str, Tensor], targets: Tensor, want: tuple[float, dict], loss_of, dtype: torch.dtype
+    bench: Context,
+    inputs: Mapping[str, Tensor],
+    targets: Tensor,
+    want: tuple[float, dict],
+    loss_of: Callable,
+    dtype: torch.dtype,
+    *,
+    graph: bool = False,
 ) -> Trial:
+    """Forward and backward of one form of the loss, as one CUDA graph if asked, and its gradients against `want`."""
     leaves = {name: value.to(dtype, copy=True).requires_grad_() for name, value in inputs.items()}
     scale = float(HEAD_LOSS_SCALE * len(targets))
     products = bench.complex32 if dtype == torch.float16 else dtype
@@ -82,9 +91,13 @@ def head_trial(
         (loss.float() * scale).backward()
         return loss
 
+    memory = partial(extra_bytes, call, [*leaves.values()], bench.device)
+    if graph:
+        call = cuda_graph(call)
+
     def compared() -> list[Check]:
         loss = call().item()
         got = {name: leaf.grad.float() / scale for name, leaf in leaves.items()}
         return [check("loss", abs(loss - want[0]), products), *check_gradients(got, want[1], products)]
 
-    return Trial(call, compared, partial(extra_bytes, call, [*leaves.values()], bench.device))
+    return Trial(call, compared, memory)

@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG_SUM_COLUMNS, LOG_SUM_WARPS = 1024, 4  # logits of one token that a program holds at a time, warps that share them
+LOG_SUM_COLUMNS, LOG_SUM_WARPS = 2048, 4  # logits of one token that a program holds at a time, warps that share them
+LOG_SUM_BYTES = 16  # of those, that a thread adds up at a time
+LOG_SUM_STAGES, GRADIENT_STAGES = 1, 3  # how many such pieces are worked on or on their way; 1 waits for them
 GRADIENT_ROWS, GRADIENT_COLUMNS, GRADIENT_WARPS = 2, 1024, 4  # the same for some tokens and some columns
 GRADIENT_PASSES = 16  # how many such groups of tokens a program goes through: it sums them in registers
 
@@ -43,6 +45,8 @@ def log_sum_(
             logits.shape[1],
             HAS_BIAS=bias is not None,
             BLOCK=block,
+            EACH=min(block, LOG_SUM_BYTES // logits.element_size()),
+            STAGES=LOG_SUM_STAGES,
             num_warps=max(1, min(LOG_SUM_WARPS, block // 64)),
         )
 
@@ -86,19 +90,14 @@ def gradient_(
                 ROWS=GRADIENT_ROWS,
                 PASSES=GRADIENT_PASSES,
                 BLOCK=block,
+                STAGES=GRADIENT_STAGES,
                 num_warps=max(1, min(GRADIENT_WARPS, block // 64)),
             )
     return sums.sum(0) if summed else None
 
 
 LOWEST = tl.constexpr(-1e30)  # where a lane starts: finite, so that -inf is no special case
-
-
-@triton.jit
-def _added(z, largest, total):
-    """Every lane sums exp(z - its own largest z), so that lanes need not wait for each other."""
-    ratio = tl.exp(-tl.abs(z - largest))
-    return tl.maximum(largest, z), tl.where(z > largest, total * ratio + 1.0, total + ratio)
+LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)  # exp and log are of base 2 in there
 
 
 @triton.jit
@@ -111,21 +110,32 @@ def _logits(place, bias_place, within, HAS_BIAS: tl.constexpr):
 
 
 @triton.jit
+def _added(z, largest, total):
+    """Every row of z adds to the sum of a lane, 2^(z log2 e - largest), and may raise its largest exponent so far."""
+    top = tl.maximum(tl.max(z, 1) * LOG2_E, largest)
+    return top, total * tl.exp2(largest - top) + tl.sum(tl.exp2(z * LOG2_E - top[:, None]), 1)
+
+
+@triton.jit
 def _log_sum_kernel(
     logits, bias, targets, log_sums, picked,
     first, columns, width,
-    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr, STAGES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
-    lanes = tl.arange(0, BLOCK)
-    largest = tl.full((BLOCK,), LOWEST, tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, columns, BLOCK):
-        z = _logits(logits + start + lanes, bias + start + lanes, start + lanes < width, HAS_BIAS)
-        largest, total = _added(tl.where(start + lanes < columns, z, -float("inf")), largest, total)
+    lane = tl.arange(0, BLOCK // EACH)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    largest = tl.full((BLOCK // EACH,), LOWEST, tl.float32)
+    total = tl.zeros((BLOCK // EACH,), tl.float32)
+    whole = columns // BLOCK * BLOCK  # in here no logit has to be left out
+    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        z = _logits(logits + start + lane, bias + start + lane, start + lane < width, HAS_BIAS)
+        largest, total = _added(z, largest, total)
+    if whole < columns:
+        z = _logits(logits + whole + lane, bias + whole + lane, whole + lane < width, HAS_BIAS)
+        largest, total = _added(tl.where(whole + lane < columns, z, -float("inf")), largest, total)
     top = tl.max(largest, 0)
-    tl.store(log_sums + row, top + tl.log(tl.sum(total * tl.exp(largest - top), 0)))
+    tl.store(log_sums + row, (top + tl.log2(tl.sum(total * tl.exp2(largest - top), 0))) * LN_2)
     target = tl.load(targets + row) - first
     here = (target >= 0) & (target < columns)
     tl.store(picked + row, _logits(logits + target, bias + target, here, HAS_BIAS), mask=here)
@@ -136,12 +146,13 @@ def _gradient_kernel(
     logits, bias, targets, log_sums, sums,
     tokens, first, columns, width, ignore_index, scale,
     HAS_BIAS: tl.constexpr, SUMMED: tl.constexpr, ROWS: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     group = tl.program_id(1)
     lanes = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = lanes < columns
     total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for i in range(PASSES):
+    for i in tl.range(0, PASSES, num_stages=STAGES):
         row = (group * PASSES + i) * ROWS + tl.arange(0, ROWS)
         present = row < tokens
         target = tl.load(targets + row, mask=present, other=ignore_index)

@@ -28,7 +28,7 @@ from .operator import Operator
 WIDTHS = (16, 32, 64, 128)  # X of a real head; complex ones start at 32, because a product needs 16 rows
 CHUNK = {"half": 64, "tf32": 32, "tf32x3": 16}  # C by kind of product: what fits into registers
 COLUMNS = 64  # at most, that a program multiplies at a time
-WALK_COLUMNS = 32  # at most, of the state that a program walks with
+WALK_COLUMNS = 64  # at most, of the state that a program walks with
 WALK_WARPS, WALK_STAGES = 4, 3
 FORWARD_WARPS = 4
 BACKWARD_WARPS = {"half": 4, "tf32": 8, "tf32x3": 4}

@@ -4,7 +4,8 @@
 
 The angle is given, or the number of tokens so far times a fixed frequency. The PyTorch form in `qkv` is the reference,
 letters are as there, K = X/2 pairs of channels per head. A program holds some tokens of one head and goes through a
-group of the batch, so that fixed angles are computed once per group. All arithmetic is float32 in registers, rounded
+group of the batch, so that fixed angles are computed once per group; in the backward pass it holds some of the batch
+and goes through tokens, so that each gradient is read and turned once. All arithmetic is float32 in registers, rounded
 once; nothing but inputs is kept for the backward pass, which computes the rest again. Gradients of parameters are
 summed over a program's tokens, then over programs by PyTorch: no atomics, equal runs give equal sums. For torch.compile
 each is one opaque step.
@@ -25,7 +26,8 @@ from .tile_triton import Tile, contiguous, load, store, tile
 
 # pairs that a program holds at a time, the warps that share them, and how much of the batch it goes through
 PREPARE_PAIRS, PREPARE_WARPS, PREPARE_BATCHES = 1024, 8, 4
-PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES = 512, 4, 8
+# pairs of some texts, one token at a time, the tokens that a program goes through, and how many are on their way
+PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_TOKENS, PREPARE_BACKWARD_STAGES = 512, 4, 64, 3
 
 
 def _prepare(
@@ -58,10 +60,27 @@ def _prepare_backward(
     grads, given = contiguous(grad_q, grad_k, grad_v), (taps, frequencies, angle)
     seen, taps, frequencies, angle = contiguous(seen, None if taps is None else taps.t(), frequencies, angle)
     grad_seen, wide = torch.empty_like(seen), {"dtype": torch.float32, "device": seen.device}
-    tile = Tile(grads[0], planes, PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS, PREPARE_BACKWARD_BATCHES)
-    sums = [None if x is None else torch.empty(tile.programs, *x.shape, **wide) for x in (taps, frequencies)]
-    inputs = seen, taps, frequencies, angle
-    tile.launch(_prepare_backward_kernel, *grads, *inputs, grad_seen, *sums, **_switches(*inputs[1:]))
+    batch, _, tokens, channels = grads[0].shape
+    columns = triton.next_power_of_2(channels // 2)
+    texts = min(max(1, PREPARE_BACKWARD_PAIRS // columns), triton.next_power_of_2(batch))
+    programs = triton.cdiv(tokens, PREPARE_BACKWARD_TOKENS) * triton.cdiv(batch, texts)
+    sums = [None if x is None else torch.empty(programs, *x.shape, **wide) for x in (taps, frequencies)]
+    if programs:
+        inputs = seen, taps, frequencies, angle
+        tensors = [seen if x is None else x for x in (*grads, *inputs, grad_seen, *sums)]
+        with torch.cuda.device_of(seen):
+            _prepare_backward_kernel[(heads, programs)](
+                *(*tensors, tokens, batch),
+                H=heads,
+                K=channels // 2,
+                PLANES=planes,
+                TEXTS=texts,
+                TOKENS=PREPARE_BACKWARD_TOKENS,
+                COLUMNS=columns,
+                STAGES=PREPARE_BACKWARD_STAGES,
+                num_warps=max(1, min(PREPARE_BACKWARD_WARPS, texts * columns // 128)),
+                **_switches(*inputs[1:]),
+            )
     grad_taps, grad_frequencies = (None if x is None else x.sum(0) for x in sums)
     grad_angle = None if angle is None else _along(grads, seen, taps, angle, planes)
     found = None if grad_taps is None else grad_taps.t().contiguous(), grad_frequencies, grad_angle
@@ -188,88 +207,103 @@ def _prepare_kernel(
 def _prepare_backward_kernel(
     grad_q, grad_k, grad_v, seen, taps, frequencies, angle, grad_seen, grad_taps, grad_frequencies,
     tokens, batch,
-    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr, HAS_FREQUENCIES: tl.constexpr,
-    HAS_ANGLE: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, TEXTS: tl.constexpr, TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr, STAGES: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr,
+    HAS_FREQUENCIES: tl.constexpr, HAS_ANGLE: tl.constexpr,
 ):
-    """A projection of token t went into the convolutions of t + lag: their gradients are rotated back and come home.
+    """A program has one head of some texts and goes from token to token.
 
-    Of a fixed angle d/dangle is Im(conj(c) dL/dc) for the complex result c of a convolution, the sum of what each tap
-    gave to it.
+    A projection of token t went into the convolutions of t + lag: their gradients, rotated back, are held until the
+    last of these comes, so each is read and rotated once. Of a fixed angle d/dangle is Im(conj(c) dL/dc) for the
+    complex result c of a convolution, the sum of what each tap gave to it.
     """
     D: tl.constexpr = H * 2 * K // PLANES
+    WIDTH: tl.constexpr = 3 * PLANES * D
     SECOND: tl.constexpr = 3 * D if PLANES == 2 else K
     head = tl.program_id(0)
-    start, first, last = tile(tokens, batch, BATCHES, ROWS)
-    row = start + tl.arange(0, ROWS)[:, None]
+    spans = tl.cdiv(tokens, TOKENS)
+    start = tl.program_id(1) % spans * TOKENS
+    text = tl.program_id(1) // spans * TEXTS + tl.arange(0, TEXTS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
-    inside = (row < tokens) & (column < K)
+    inside = (text < batch) & (column < K)
     channel = head * (2 * K // PLANES) + column
-    zero = tl.zeros((ROWS, COLUMNS), tl.float32)
+    lane = (text * H + head).to(tl.int64) * tokens
+    source = text.to(tl.int64) * tokens * WIDTH + channel
+    zero = tl.zeros((TEXTS, COLUMNS), tl.float32)
     if HAS_FREQUENCIES:
         grad_frequency = zero
         frequency = load(frequencies, head * K + column, column < K)
-        first_cos, first_sin = _cos_sin((row + 1).to(tl.float32) * frequency)
         step_cos, step_sin = _cos_sin(frequency)
     for part in tl.static_range(3):
-        grad = (grad_q, grad_k, grad_v)[part]
+        grad = (grad_q, grad_k, grad_v)[part] + lane * (2 * K) + column
+        scale = 0.5 / K if part < 2 else 1.0
         near = _weights(taps, part * D + channel, column < K, 3 * D, TAPS, HAS_TAPS)
-        near_sums = (zero,) * TAPS
         if PLANES == 1:
             far = _weights(taps, part * D + channel + K, column < K, 3 * D, TAPS, HAS_TAPS)
-            far_sums = (zero,) * TAPS
         else:
             far = near
-        for b in range(first, last):
-            offset = b * tokens.to(tl.int64) * (3 * PLANES * D) + part * D
-            lane = (b * H + head) * tokens.to(tl.int64)
-            place = row * (3 * PLANES * D) + channel
-            x = load(seen + offset, place, inside)
-            y = load(seen + offset, place + SECOND, inside)
-            dx = zero
-            dy = zero
-            near_new = ()
-            far_new = ()
-            for lag in tl.static_range(TAPS):
-                there = inside & (row + lag < tokens)
-                u = load(grad + lane * (2 * K), (row + lag) * (2 * K) + column, there)
-                v = load(grad + lane * (2 * K), (row + lag) * (2 * K) + column + K, there)
-                if part < 2:
-                    u, v = u * (0.5 / K), v * (0.5 / K)
+        near_sums = (zero,) * TAPS
+        if PLANES == 1:
+            far_sums = (zero,) * TAPS
+        us, vs = (zero,) * TAPS, (zero,) * TAPS  # of the last tokens, the latest first
+        if HAS_FREQUENCIES:
+            cos, sin = _cos_sin((start + 1).to(tl.float32) * frequency)
+        # A round takes as many tokens as are held, so that what it hands to the next was computed in it: what is only
+        # passed on would keep the compiler from sending for numbers before their turn.
+        for step in tl.range(0, TOKENS + TAPS - 1, TAPS, num_stages=STAGES):
+            for i in tl.static_range(TAPS):
+                latest = start + step + i
+                row = latest - (TAPS - 1)  # whose gradient is complete
+                there = inside & (latest < tokens)
+                u, v = load(grad, latest * (2 * K), there), load(grad, latest * (2 * K) + K, there)
+                here = inside & (row >= start) & (row < start + TOKENS) & (row < tokens)
+                place = row.to(tl.int64) * WIDTH + part * D
+                x, y = load(seen + source, place, here), load(seen + source, place + SECOND, here)
                 if HAS_ANGLE and part < 2:
-                    cos, sin = _cos_sin(load(angle + lane * K, (row + lag) * K + column, there))
+                    cos, sin = _cos_sin(load(angle + lane * K + column, latest * K, there))
+                if (HAS_FREQUENCIES or HAS_ANGLE) and part < 2:
                     u, v = u * cos + v * sin, v * cos - u * sin
-                if HAS_FREQUENCIES and part < 2:
-                    count = (row + lag + 1).to(tl.float32)
-                    if lag == 0:
-                        cos, sin = first_cos, first_sin
+                us, vs = (u,) + _without_last(us, TAPS), (v,) + _without_last(vs, TAPS)
+                dx, dy = zero, zero
+                near_new, far_new = (), ()
+                for lag in tl.static_range(TAPS):
+                    u, v = us[TAPS - 1 - lag], vs[TAPS - 1 - lag]
+                    dx += near[lag] * u
+                    dy += far[lag] * v
+                    if HAS_FREQUENCIES and part < 2:
+                        count = (row + lag + 1).to(tl.float32)
+                        grad_frequency += (scale * count) * (near[lag] * x * v - far[lag] * y * u)
+                    if PLANES == 1:
+                        near_new, far_new = near_new + (near_sums[lag] + x * u,), far_new + (far_sums[lag] + y * v,)
                     else:
-                        cos, sin = cos * step_cos - sin * step_sin, sin * step_cos + cos * step_sin
-                    u, v = u * cos + v * sin, v * cos - u * sin
-                    grad_frequency += count * (near[lag] * x * v - far[lag] * y * u)
-                dx += near[lag] * u
-                dy += far[lag] * v
-                if PLANES == 1:
-                    near_new = near_new + (near_sums[lag] + x * u,)
-                    far_new = far_new + (far_sums[lag] + y * v,)
-                else:
-                    near_new = near_new + (near_sums[lag] + x * u + y * v,)
-            if HAS_TAPS:
-                near_sums = near_new
-                if PLANES == 1:
-                    far_sums = far_new
-            store(grad_seen + offset, place, dx, inside)
-            store(grad_seen + offset, place + SECOND, dy, inside)
+                        near_new = near_new + (near_sums[lag] + x * u + y * v,)
+                if HAS_TAPS:
+                    near_sums = near_new
+                    if PLANES == 1:
+                        far_sums = far_new
+                if HAS_FREQUENCIES:
+                    cos, sin = cos * step_cos - sin * step_sin, sin * step_cos + cos * step_sin
+                store(grad_seen + source, place, dx * scale, here)
+                store(grad_seen + source, place + SECOND, dy * scale, here)
         if HAS_TAPS:
             sums = grad_taps + tl.program_id(1).to(tl.int64) * (TAPS * 3 * D) + part * D
             for lag in tl.static_range(TAPS):
                 at = (TAPS - 1 - lag) * (3 * D) + channel
-                store(sums, at, tl.sum(near_sums[lag], 0)[None, :], column < K)
+                store(sums, at, tl.sum(near_sums[lag], 0)[None, :] * scale, column < K)
                 if PLANES == 1:
-                    store(sums, at + K, tl.sum(far_sums[lag], 0)[None, :], column < K)
+                    store(sums, at + K, tl.sum(far_sums[lag], 0)[None, :] * scale, column < K)
     if HAS_FREQUENCIES:
         sums = grad_frequencies + (tl.program_id(1) * H + head).to(tl.int64) * K
         store(sums, column, tl.sum(grad_frequency, 0)[None, :], column < K)
+
+
+@triton.jit
+def _without_last(values, COUNT: tl.constexpr):
+    """The first COUNT - 1 of a tuple."""
+    found = ()
+    for i in tl.static_range(COUNT - 1):
+        found = found + (values[i],)
+    return found
 
 
 @triton.jit(do_not_specialize=["tokens", "batch"])

@@ -99,7 +99,7 @@ BENCHES = (
 """Folders of committed benches, and what is shown of each."""
 PARTS = (
     *("bench", "generation", "generation-64", "generation-64-long"),
-    *("training", "training-8k", "training-32k", "training-eager", "parts"),
+    *("training", "training-8k", "training-32k", "training-eager", "angles", "parts"),
 )
 """Records that such a folder may hold, in their order: the whole of a bench, or some of its groups and sizes."""
 PROFILE = "bench-h200/profile.json"
@@ -121,6 +121,8 @@ MODEL_ROWS = (
     *(("compiled, 16 x 1024", "models_compiled_16x1024"), ("eager, 16 x 1024", "models_eager_16x1024")),
     *(("compiled, 4 x 8,192", "models_compiled_4x8192"), ("compiled, 1 x 32,768", "models_compiled_1x32768")),
 )
+ANGLE_ROWS = (("compiled, 16 x 1024", "angles_compiled_16x1024"), ("eager, 16 x 1024", "angles_eager_16x1024"))
+ANGLED = (catalog.COMPACT_ANGLES, catalog.COMPACT)
 MODELS = (catalog.WITH_MEMORY, catalog.BASELINE, catalog.YARDSTICK)
 """What was trained at longer contexts."""
 
@@ -391,18 +393,24 @@ def _bench(bench: BenchRecord, name: str, what: str) -> Iterator[str]:
     yield f"{name}: {made(bench.run)}; {'tokens/s' if what == 'speed' else what}, medians"
     writers = [label(model) + way for model, way in WRITERS.values()]
     tables = (
-        ("", BENCH_ROWS, PATHS, PATHS),
-        ("forward + backward + AdamW", MODEL_ROWS, COMPARED, map(label, COMPARED)),
-        (f"texts x tokens of the prompt, then {catalog.WRITTEN_TOKENS} more", WRITTEN, WRITERS, writers),
+        ("", "", BENCH_ROWS, PATHS, PATHS),
+        ("forward + backward + AdamW", catalog.YARDSTICK, MODEL_ROWS, COMPARED, map(label, COMPARED)),
+        ("forward + backward + AdamW", catalog.COMPACT, ANGLE_ROWS, ANGLED, map(label, ANGLED)),
+        (f"texts x tokens of the prompt, then {catalog.WRITTEN_TOKENS} more", "", WRITTEN, WRITERS, writers),
     )
-    for head, groups, columns, labels in tables:
-        rows = [
-            [text, *(shown(bench.stage.find(f"bench_{group}_{what}", column), ",.0f") for column in columns)]
-            for text, group in groups
-        ]
-        yield table([head, *labels], rows)
+    for head, over, groups, columns, labels in tables:
+        head += f" (over {label(over)}'s)" if over else ""
+        told = partial(_speed_cell, bench.stage, what, bool(over))
+        yield table([head, *labels], [[text, *(told(group, column) for column in columns)] for text, group in groups])
     rows = [[text, *(_token_cell(bench.stage, group, path) for path in WRITERS)] for text, group in WRITTEN]
     yield table(["launches of a token, and what it must read at least", *writers], rows)
+
+
+def _speed_cell(stage: StageRecord, what: str, over: bool, group: str, path: str) -> str:
+    """What was measured of a path, and with `over` what that is of the group's baseline."""
+    found = shown(stage.find(f"bench_{group}_{what}", path), ",.0f")
+    ratio = stage.find(f"bench_{group}_ratio", path)
+    return f"{found} ({ratio.value:.2f})" if over and found and ratio and ratio.value else found
 
 
 def _token_cell(stage: StageRecord, group: str, path: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from muse.models.layers import ComplexLinear
 from muse.ops import compiling
+from muse.ops.momentum import look_ahead_, move_
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -132,33 +133,13 @@ class Muon(torch.optim.Optimizer):
             parameters, planes, momentum = group["params"], group["planes"], group["momentum"]
             gradients = [parameter.grad for parameter in parameters]
             kept = [self._momentum(parameter) for parameter in parameters]
-            torch._foreach_lerp_(kept, gradients, 1 - momentum)
-            shape = len(parameters) // planes, planes, *parameters[0].shape
-            stacked = parameters[0].new_empty(shape, dtype=self.compute)
-            torch._foreach_copy_(_matrices(stacked), torch._foreach_lerp(gradients, kept, momentum))
-            moved = parameters[0].new_empty(shape).copy_(polar(stacked, compiled=self.compiled))
-            factor = math.sqrt(max(1.0, shape[-2] / shape[-1]))
-            # w - lr factor (moved + decay / factor w) in one pass, in which lr may be a tensor.
-            torch._fused_sgd_(
-                parameters,
-                _matrices(moved),
-                [],
-                lr=group["lr"] * factor,
-                weight_decay=group["weight_decay"] / factor,
-                momentum=0.0,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-            )
+            ahead = look_ahead_(kept, gradients, momentum, self.compute, planes)
+            rows, columns = ahead.shape[-2:]
+            directions = polar(ahead, compiled=self.compiled)
+            move_(parameters, directions, group["lr"], math.sqrt(max(1.0, rows / columns)), group["weight_decay"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         return state["momentum"]
-
-
-def _matrices(x: Tensor) -> list[Tensor]:
-    """Those of (N P R C), every matrix of the first plane before the second's, as a group's parameters are."""
-    return [matrix for plane in x.unbind(1) for matrix in plane.unbind()]

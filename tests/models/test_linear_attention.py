@@ -38,10 +38,12 @@ needs_kernels = needs_kernels(qkv.qkv_triton)
 def kernels(monkeypatch):
     """As on CUDA with the interpreter, too: tokens and batch still make several programs."""
     if INTERPRETED:
-        for module, name in ((qkv.qkv_triton, "PREPARE"), (gate.gate_triton, "WRITE")):
-            for stem in (name, f"{name}_BACKWARD"):
-                monkeypatch.setattr(module, f"{stem}_PAIRS", 64)
-                monkeypatch.setattr(module, f"{stem}_BATCHES", 2)
+        before, after = qkv.qkv_triton, gate.gate_triton
+        for module, stem in ((before, "PREPARE"), (after, "WRITE"), (after, "WRITE_BACKWARD")):
+            monkeypatch.setattr(module, f"{stem}_PAIRS", 64)
+            monkeypatch.setattr(module, f"{stem}_BATCHES", 2)
+        monkeypatch.setattr(before, "PREPARE_BACKWARD_PAIRS", 16)
+        monkeypatch.setattr(before, "PREPARE_BACKWARD_TOKENS", 4)
         interpret(monkeypatch)
 
 

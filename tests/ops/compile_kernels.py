@@ -39,6 +39,7 @@ from muse.ops import (
     gate_triton,
     green,
     linear_attention_triton,
+    momentum_triton,
     norms_triton,
     operator,
     planar,
@@ -198,6 +199,15 @@ def chains() -> None:
         there_and_back(green.left_green, *(room(BATCH, tokens, 1, dtype=dtype) for _ in range(3)))
 
 
+def muon() -> None:
+    """The optimizer's own dtypes: float32 parameters, products in bfloat16; matrices of one plane and of two."""
+    for planes, columns in ((1, WIDTH), (2, 704)):
+        matrices, gradients = ([torch.zeros(64, columns) for _ in range(6 * planes)] for _ in range(2))
+        ahead = torch.zeros(6, planes, 64, columns, dtype=torch.bfloat16)
+        momentum_triton.look_ahead_(matrices, gradients, 0.95, ahead)
+        momentum_triton.move_(matrices, ahead, torch.zeros(()), 1.5, 0.1)
+
+
 def steps() -> None:
     """One token, for few and for many texts, of the models whose shapes differ, as they are stored on a card."""
     planar.set_cpu_compute("storage")
@@ -216,7 +226,7 @@ def main(capability: int) -> None:
     triton.runtime.driver.set_active(Card(capability))
     operator.KERNEL_DEVICE = "cpu"
     with mock.patch.object(JITFunction, "run", launches.compiling(JITFunction.run)):
-        for part in (products, norms, around_memories, inside_memories, losses, chains, steps):
+        for part in (products, norms, around_memories, inside_memories, losses, chains, muon, steps):
             part()
     print(json.dumps({"kernels": kernel_names(), "shared_bytes": launches.shared_bytes, "failed": launches.failed}))
 

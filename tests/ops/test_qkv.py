@@ -21,9 +21,9 @@ needs_kernels = needs_kernels(kernels)
 def kernels_serve(monkeypatch):
     """As on CUDA with the interpreter, too: tokens and batch still make several programs."""
     if INTERPRETED:
-        for stem in ("PREPARE", "PREPARE_BACKWARD"):
-            monkeypatch.setattr(kernels, f"{stem}_PAIRS", 64)
-            monkeypatch.setattr(kernels, f"{stem}_BATCHES", 2)
+        sizes = {"PREPARE_PAIRS": 64, "PREPARE_BATCHES": 2, "PREPARE_BACKWARD_PAIRS": 16, "PREPARE_BACKWARD_TOKENS": 4}
+        for name, value in sizes.items():
+            monkeypatch.setattr(kernels, name, value)
         interpret(monkeypatch)
 
 
