@@ -56,6 +56,7 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
         return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
     logits = products(x, pieces, bias)
     nll = x.new_empty(len(x), dtype=planar.accumulate_dtype(storage))
+    summed = nll.new_zeros(vocab) if gradient and bias is not None else None
     rows = len(x) if x.is_cuda else max(1, CACHED_NUMEL // vocab)
     for z, y, out in zip(logits[:, :vocab].split(rows), targets.split(rows), nll.split(rows), strict=True):
         log_p = _log_probabilities(z, storage)
@@ -64,9 +65,9 @@ def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, grad
             g = log_p.exp_()  # p
             g.scatter_add_(1, y.clamp_min(0)[:, None], g.new_full((1, 1), -1.0).expand(len(y), 1))
             z.copy_(g.mul_((y != IGNORE_INDEX)[:, None] * GRADIENT_SCALE))
-    if not gradient:
-        return nll, None, None
-    return nll, logits, None if bias is None else logits[:, :vocab].sum(0, dtype=nll.dtype)
+            if summed is not None:
+                summed += g.sum(0)
+    return nll, logits if gradient else None, summed
 
 
 def _chunk_loss_by_kernels(x, pieces, bias, targets, vocab: int, gradient: bool):
@@ -84,13 +85,14 @@ def _chunk_loss_by_kernels(x, pieces, bias, targets, vocab: int, gradient: bool)
     return nll, logits, None if summed is None else summed[:vocab]
 
 
-def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
-    """total += g^T x for g r(n V), x r(n D), summed in total's dtype."""
+def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor, first: bool) -> None:
+    """total += g^T x for g r(n V), x r(n D), or total = g^T x if these are the first; summed in total's dtype."""
     if g.is_cuda or g.dtype == total.dtype:
-        cross_entropy_blocks.accumulate_(total, g.t(), x)
-    else:
-        for rows, columns in zip(total.split(ADDED_ROWS), g.split(ADDED_ROWS, dim=1), strict=True):
-            rows.add_(columns.t() @ x)
+        cross_entropy_blocks.accumulate_(total, g.t(), x, first)
+        return
+    for rows, columns in zip(total.split(ADDED_ROWS), g.split(ADDED_ROWS, dim=1), strict=True):
+        product = columns.t() @ x
+        rows.copy_(product) if first else rows.add_(product)
 
 
 def _loss_and_gradients(
@@ -109,7 +111,7 @@ def _loss_and_gradients(
     loss = torch.zeros((), dtype=accumulate, device=x.device)
     dx = torch.empty(x.shape, dtype=compute, device=x.device)
     one_chunk = x.shape[0] <= chunk_tokens and not x.is_cuda  # nothing to sum: the product is dW itself
-    dw = None if one_chunk else torch.zeros(padded, x.shape[1], dtype=accumulate, device=x.device)
+    dw = None if one_chunk else torch.empty(padded, x.shape[1], dtype=accumulate, device=x.device)
     db = torch.zeros(0 if bias is None else vocab, dtype=accumulate, device=x.device)
     for start in range(0, x.shape[0], chunk_tokens):
         part = slice(start, start + chunk_tokens)
@@ -124,7 +126,7 @@ def _loss_and_gradients(
         if one_chunk:
             dw = g.t() @ x_part
         else:
-            _add_weight_gradient(dw, g, x_part)
+            _add_weight_gradient(dw, g, x_part, first=start == 0)
         del g  # before the next chunk makes its own
     return loss, dx, dw[:vocab], db
 

@@ -196,8 +196,8 @@ def test_a_wrong_sign_or_a_forgotten_bias_is_refused(broken, monkeypatch, withou
 
 
 def test_a_wrong_gradient_of_the_head_is_refused(monkeypatch, without_compiler):
-    def wrong(g, *args, add=cross_entropy._add_weight_gradient):
-        return add(g, -args[0], args[1])
+    def wrong(total, g, x, first, add=cross_entropy._add_weight_gradient):
+        return add(total, -g, x, first)
 
     monkeypatch.setattr(cross_entropy, "_add_weight_gradient", wrong)
     monkeypatch.setattr(cross_entropy, "default_chunk_tokens", lambda num_tokens: 5)
