@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -28,17 +29,33 @@ class Replayed:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         self.calls += 1
+        if self.calls in (1, WARMUPS + 1):
+            # What autograd keeps of a parameter remembers the stream that it was made on, as long as any loss lives, be
+            # it in a circle of references that nobody can reach: waiting for that stream would end a capture.
+            gc.collect()
         if self.calls <= WARMUPS:
             return self._ordinary(inputs)
         if self.graph is None:
-            self.inputs, graph = tuple(tensor.clone() for tensor in inputs), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode=self.others):
-                self.results = self.function(*self.inputs)
-            self.graph = graph
+            self._capture(inputs)
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given, non_blocking=True)
         self.graph.replay()
         return self.results
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        """What goes wrong is raised as it began: the end of a capture that failed would only say that it had failed."""
+        self.inputs, graph = tuple(tensor.clone() for tensor in inputs), torch.cuda.CUDAGraph()
+        first = None
+        try:
+            with torch.cuda.graph(graph, capture_error_mode=self.others):
+                try:
+                    self.results = self.function(*self.inputs)
+                except Exception as error:
+                    first = error
+                    raise
+        except Exception as error:
+            raise first or error from None
+        self.graph = graph
 
     def _ordinary(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """On a stream of its own, as a capture will be: what libraries allocate for a stream is then in place."""

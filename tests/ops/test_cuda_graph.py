@@ -49,3 +49,42 @@ def test_a_replayed_training_on_cuda_is_the_ordinary_one_with_changing_batches_a
 def test_replays_on_cuda_draw_their_dropout_anew():
     found = losses_of_a_training(replayed=True, rate=0.0, dropout=0.5)
     assert len(set(found)) == STEPS
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_loss_that_nobody_can_reach_does_not_end_a_capture():
+    """It was computed on another stream, and a circle of references keeps it until memory is looked through."""
+    model = build_model("gpt2", **SIZES).cuda().train()
+    ids = torch.randint(SIZES["vocab_size"], (2, 25), device="cuda")
+
+    def step(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return (loss.detach(),)
+
+    for _ in range(2):
+        circle = [model.loss(ids[:, :-1], ids[:, 1:])]
+        circle.append(circle)
+    del circle
+    update = Replayed(step)
+    found = [update(ids)[0].item() for _ in range(STEPS)]
+    assert found == pytest.approx([found[0]] * STEPS, rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_what_ends_a_capture_is_told_and_not_that_it_ended():
+    calls = []
+
+    def late(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append(x)
+        if len(calls) > WARMUPS:
+            raise ValueError("of the function")
+        return (x + 1,)
+
+    update = Replayed(late)
+    x = torch.zeros(3, device="cuda")
+    for _ in range(WARMUPS):
+        update(x)
+    with pytest.raises(ValueError, match="of the function"):
+        update(x)
