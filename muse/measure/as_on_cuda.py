@@ -35,6 +35,7 @@ from muse.ops import (
     green,
     linear_attention,
     logits,
+    momentum,
     norms,
     operator,
     qkv,
@@ -48,6 +49,7 @@ KERNELS = {
     "gate_triton": (gate,),
     "green_triton": (green,),
     "linear_attention_triton": (linear_attention,),
+    "momentum_triton": (momentum,),
     "norms_triton": (norms,),
     "qkv_triton": (qkv,),
 }
@@ -112,7 +114,7 @@ class AsOnCuda(WithoutData):
 
     def launched(self, arguments: Sequence[object]) -> None:
         """Count a kernel of the package by the tensors that it is given."""
-        self.work.kernel_bytes += sum(x.nbytes for x in arguments if isinstance(x, Tensor))
+        self.work.kernel_bytes += sum(x.nbytes for x in tree_leaves(arguments) if isinstance(x, Tensor))
         self.work.other_calls += 1
 
 
