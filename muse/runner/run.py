@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,7 +84,7 @@ def run_info(settings: Settings, command: str, hardware: dict[str, str]) -> RunI
         versions=versions(),
         hardware=hardware,
         seeds=list(settings.seeds),
-        command=shortened(command, folders_of(settings)),
+        command=shortened(command, [*folders_of(settings), *absolute_paths(command)]),
         params=with_short_paths(settings.model_dump()),
     )
 
@@ -138,6 +140,12 @@ def _alike(one: str | None, other: str | None) -> bool:
         return one == other
     (public, _, build), (other_public, _, other_build) = one.partition("+"), other.partition("+")
     return public == other_public and not (build and other_build)
+
+
+def absolute_paths(command: str) -> list[str]:
+    """Return the absolute paths among a command's words: a word of its own, behind `key=`, or in a list there."""
+    values = (word.partition("=")[2] or word for word in shlex.split(command))
+    return [path for value in values for path in re.findall(r"(?:^\[?|, *)[\"']?(/[^,\]\"']+)", value)]
 
 
 def folders_of(settings: Settings) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from muse.report.texts import texts
 from muse.runner.folder import check_folder, fresh_folder
 from muse.runner.notebooks import REPOSITORY, find_notebooks, resolve_folders, stage_parameters
 from muse.runner.run import BASIC_TEST, exit_code, failed_record, previous_seconds, render, run
+from muse.runner.run import run_info as started
 
 WRITE = """
 from pathlib import Path
@@ -950,3 +952,20 @@ def test_pages_that_share_a_script_get_todays_with_the_report(good_run, tmp_path
     write_notebook(books, "07_report.ipynb", "1")
     assert render(folder, "en", notebooks=books, stream=io.StringIO()) == 0
     assert "showSendToCloud" in script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--out", "/secret/place/mine"], ["--out", ".../mine"]),
+        (["--out=/secret/place/two words"], ["--out=.../two words"]),
+        (["/secret/place/p.yaml", "-p", "seed=1"], [".../p.yaml", "-p", "seed=1"]),
+        (["-p", "corpus=/secret/place/text"], ["-p", "corpus=.../text"]),
+        (["-p", "formats=[/secret/place/a, '/secret/place/b c']"], ["-p", "formats=[.../a, '.../b c']"]),
+        ([str(REPOSITORY / "params" / "quick.yaml"), "-p", "n_seq=12"], ["params/quick.yaml", "-p", "n_seq=12"]),
+    ],
+)
+def test_the_command_of_a_record_tells_no_folder_whoever_named_it(words, shown, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    found = started(Settings(stages=["memory"]), shlex.join(["muse", "run", *words]), {}).command
+    assert shlex.split(found) == ["muse", "run", *shown]
