@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from muse.catalog import GATE_STATES
 from muse.measure.common import random_batch
+from muse.ops import planar
 from muse.ops.operator import plain_forms
 from muse.records.schema import Metric
 from muse.training.recipe import Recipe
@@ -94,9 +95,10 @@ class Gate:
     def _error(self, model: nn.Module, loss_of: Loss, state: State) -> float:
         model.load_state_dict(state.weights)
         model.train().zero_grad(set_to_none=True)
-        with self.bench.cast(torch.bfloat16):
-            loss = loss_of(*state.batch)
-        loss.backward()
+        with planar.training_products(self.bench.device.type):
+            with self.bench.cast(torch.bfloat16):
+                loss = loss_of(*state.batch)
+            loss.backward()
         got = gradients(model)
         if missing := [name for name, grad in got.items() if grad is None or name not in state.gradients]:
             raise ValueError(f"{len(missing)} of {len(got)} parameters, such as {missing[0]}, get no gradient")

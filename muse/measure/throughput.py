@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from muse.ops import planar
 from muse.ops.cuda_graph import Replayed, let_capture
 from muse.records.schema import Metric
 
@@ -205,8 +206,9 @@ def training_step(
 ) -> Path:
     """Return forward + backward + AdamW step on the model's own parameters, with gradients scaled for float16 autocast.
 
-    `loss` may be a compiled form of the model's own; `replayed` makes the step one CUDA graph, as `muse train` does
-    with compiled losses. Puts the model in training mode: give a model with dropout to this path alone.
+    Float32 products are those of a training. `loss` may be a compiled form of the model's own; `replayed` makes the
+    step one CUDA graph, as `muse train` does with compiled losses. Puts the model in training mode: give a model with
+    dropout to this path alone.
     """
     loss_of = loss or model.loss
     device_type = token_ids.device.type
@@ -217,9 +219,10 @@ def training_step(
     def step(token_ids: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         cast = torch.autocast(device_type, autocast_dtype) if autocast_dtype else contextlib.nullcontext()
         optimizer.zero_grad(set_to_none=True)
-        with cast:
-            loss = loss_of(token_ids, targets)
-        scaler.scale(loss).backward()
+        with planar.training_products(device_type):
+            with cast:
+                loss = loss_of(token_ids, targets)
+            scaler.scale(loss).backward()
         let_capture(optimizer)
         scaler.step(optimizer)
         scaler.update()

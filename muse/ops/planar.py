@@ -83,6 +83,18 @@ def cpu_compute(mode: str) -> Iterator[None]:
         set_cpu_compute(before)
 
 
+@contextmanager
+def training_products(device_type: str) -> Iterator[None]:
+    """What a training computes in: on CUDA float32 products, where it has any, are TF32 ones."""
+    before = torch.get_float32_matmul_precision()
+    if device_type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def compute_dtype(storage: torch.dtype, device: torch.device | str) -> torch.dtype:
     """Dtype in which matrix products of numbers stored as `storage` run on `device`."""
     device_type = device.type if isinstance(device, torch.device) else torch.device(device).type

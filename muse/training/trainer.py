@@ -24,7 +24,7 @@ from muse.data.corpus import Corpus
 from muse.host.files import sha256_of
 from muse.host.signals import Interrupted, Interruptions
 from muse.models import weights
-from muse.ops import compiling
+from muse.ops import compiling, planar
 from muse.ops.cuda_graph import Replayed, let_capture
 from muse.records.environment import device_hardware, utc_now, versions
 
@@ -116,7 +116,8 @@ def train(
             return read_result(folder)
         model = build(dropout=recipe.dropout, seed=recipe.seed)
         model.recompute = recipe.recompute
-        with _random_state(device, recipe.seed), Interruptions(wait=True) as signals:
+        seeded, products = _random_state(device, recipe.seed), planar.training_products(device.type)
+        with seeded, products, Interruptions(wait=True) as signals:
             return _Training(
                 model.to(device), recipe=recipe, corpus=corpus, folder=folder, config=config, signals=signals,
                 on_report=on_report, bar=bar,
@@ -151,18 +152,10 @@ def _names_of(corpus: Corpus) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _random_state(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch for the training and give the caller its own random state back; float32 products may use TF32."""
-    cuda = device.type == "cuda"
-    products = torch.get_float32_matmul_precision()
-    with torch.random.fork_rng(devices=[device] if cuda else []):
+    """Seed torch for the training and give the caller its own random state back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        if cuda:
-            torch.set_float32_matmul_precision("high")
-        try:
-            yield
-        finally:
-            if cuda:
-                torch.set_float32_matmul_precision(products)
+        yield
 
 
 class OptimizerStep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 import pytest
@@ -17,7 +18,7 @@ from muse.models.build import build_model
 from muse.models.memory_options import MemoryOptions
 from muse.models.real_twin import REAL, RealTwinConfig, RealTwinModel
 from muse.ops import gate as feed_gate
-from muse.ops import operator
+from muse.ops import operator, planar
 from muse.params import Settings
 from muse.report.plain import bench_tables
 
@@ -50,6 +51,23 @@ def test_all_eight_models_pass_the_same_gate_in_every_state():
         assert 0 < min(metric.samples) <= max(metric.samples) == metric.value <= GATE, name
     assert {m.value for m in metrics if m.name == "bench_gradient_within"} == {1.0}
     assert sum("gradients: 0.00" in line or "gradients: 0.01" in line for line in bench_tables(metrics)) == 8
+
+
+def test_what_is_compared_multiplies_as_a_training_and_what_it_is_compared_with_exactly(monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def watched(device_type):
+        seen.append("training")
+        yield
+        seen.append("exact")
+
+    monkeypatch.setattr(planar, "training_products", watched)
+    model = build_model("phase2", **SIZES)
+    made = Gate(context(), model)
+    assert not seen
+    made.checks(model, lambda *batch: (seen.append("loss"), model.loss(*batch))[1])
+    assert seen == ["training", "loss", "exact"] * len(GATE_STATES)
 
 
 def twin(eps, seed):

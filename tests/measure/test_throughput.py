@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from muse.measure.throughput import (
     training_step,
 )
 from muse.models.build import build_model
+from muse.ops import planar
 
 
 def test_paths_are_sampled_in_turn_and_warm_ups_are_not_counted():
@@ -93,6 +95,23 @@ def test_training_runs_under_autocast():
     before = model.head.weight.detach().clone()
     training_step(model, torch.tensor([[1, 2]]), torch.tensor([[2, 3]]), autocast_dtype=torch.bfloat16)()
     assert not torch.equal(before, model.head.weight)
+
+
+def test_a_timed_step_multiplies_as_a_training_does(monkeypatch):
+    """Exact float32 products, of which angles by the token have some, take longer than those of a training."""
+    seen = []
+
+    @contextlib.contextmanager
+    def watched(device_type):
+        seen.append(device_type)
+        yield
+        seen.append(f"after {device_type}")
+
+    monkeypatch.setattr(planar, "training_products", watched)
+    model = Toy()
+    model.head.weight.register_hook(lambda grad: seen.append("gradient"))
+    training_step(model, torch.tensor([[1, 2]]), torch.tensor([[2, 3]]))()
+    assert seen == ["cpu", "gradient", "after cpu"]
 
 
 def test_flops_are_those_of_the_matrix_products():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -164,3 +165,18 @@ def test_rounding_by_way_of_float32_gives_the_bits_of_rounding_at_once():
     x = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
     planar.rounded(x, torch.float16).sum().backward()
     assert x.grad.dtype == torch.bfloat16
+
+
+def test_float32_products_of_a_training_are_tf32_on_cuda_alone_and_the_callers_again_behind_it():
+    before = torch.get_float32_matmul_precision()
+    for device_type, inside in (("cuda", "high"), ("cpu", before)):
+        with planar.training_products(device_type):
+            assert torch.get_float32_matmul_precision() == inside
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_an_error_in_a_training_leaves_the_callers_products_too():
+    before = torch.get_float32_matmul_precision()
+    with contextlib.suppress(KeyError), planar.training_products("cuda"):
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
