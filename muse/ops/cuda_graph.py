@@ -29,10 +29,6 @@ class Replayed:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         self.calls += 1
-        if self.calls in (1, WARMUPS + 1):
-            # What autograd keeps of a parameter remembers the stream that it was made on, as long as any loss lives, be
-            # it in a circle of references that nobody can reach: waiting for that stream would end a capture.
-            gc.collect()
         if self.calls <= WARMUPS:
             return self._ordinary(inputs)
         if self.graph is None:
@@ -44,6 +40,9 @@ class Replayed:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         """What goes wrong is raised as it began: the end of a capture that failed would only say that it had failed."""
+        # What autograd keeps of a parameter remembers the stream that it was made on, as long as any loss lives, be it
+        # in a circle of references that nobody can reach: waiting for that stream would end a capture.
+        gc.collect()
         self.inputs, graph = tuple(tensor.clone() for tensor in inputs), torch.cuda.CUDAGraph()
         first = None
         try:

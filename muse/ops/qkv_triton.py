@@ -60,27 +60,11 @@ def _prepare_backward(
     grads, given = contiguous(grad_q, grad_k, grad_v), (taps, frequencies, angle)
     seen, taps, frequencies, angle = contiguous(seen, None if taps is None else taps.t(), frequencies, angle)
     grad_seen, wide = torch.empty_like(seen), {"dtype": torch.float32, "device": seen.device}
-    batch, _, tokens, channels = grads[0].shape
-    columns = triton.next_power_of_2(channels // 2)
-    texts = min(max(1, PREPARE_BACKWARD_PAIRS // columns), triton.next_power_of_2(batch))
-    programs = triton.cdiv(tokens, PREPARE_BACKWARD_TOKENS) * triton.cdiv(batch, texts)
-    sums = [None if x is None else torch.empty(programs, *x.shape, **wide) for x in (taps, frequencies)]
-    if programs:
-        inputs = seen, taps, frequencies, angle
-        tensors = [seen if x is None else x for x in (*grads, *inputs, grad_seen, *sums)]
-        with torch.cuda.device_of(seen):
-            _prepare_backward_kernel[(heads, programs)](
-                *(*tensors, tokens, batch),
-                H=heads,
-                K=channels // 2,
-                PLANES=planes,
-                TEXTS=texts,
-                TOKENS=PREPARE_BACKWARD_TOKENS,
-                COLUMNS=columns,
-                STAGES=PREPARE_BACKWARD_STAGES,
-                num_warps=max(1, min(PREPARE_BACKWARD_WARPS, texts * columns // 128)),
-                **_switches(*inputs[1:]),
-            )
+    pairs, warps = PREPARE_BACKWARD_PAIRS, PREPARE_BACKWARD_WARPS
+    tile = Tile(grads[0], planes, pairs, warps, tokens=PREPARE_BACKWARD_TOKENS)
+    sums = [None if x is None else torch.empty(tile.programs, *x.shape, **wide) for x in (taps, frequencies)]
+    inputs, switches = (seen, taps, frequencies, angle), _switches(taps, frequencies, angle)
+    tile.launch(_prepare_backward_kernel, *grads, *inputs, grad_seen, *sums, STAGES=PREPARE_BACKWARD_STAGES, **switches)
     grad_taps, grad_frequencies = (None if x is None else x.sum(0) for x in sums)
     grad_angle = None if angle is None else _along(grads, seen, taps, angle, planes)
     found = None if grad_taps is None else grad_taps.t().contiguous(), grad_frequencies, grad_angle
@@ -207,7 +191,7 @@ def _prepare_kernel(
 def _prepare_backward_kernel(
     grad_q, grad_k, grad_v, seen, taps, frequencies, angle, grad_seen, grad_taps, grad_frequencies,
     tokens, batch,
-    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, TEXTS: tl.constexpr, TOKENS: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, PLANES: tl.constexpr, BATCHES: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, STAGES: tl.constexpr, TAPS: tl.constexpr, HAS_TAPS: tl.constexpr,
     HAS_FREQUENCIES: tl.constexpr, HAS_ANGLE: tl.constexpr,
 ):
@@ -221,15 +205,14 @@ def _prepare_backward_kernel(
     WIDTH: tl.constexpr = 3 * PLANES * D
     SECOND: tl.constexpr = 3 * D if PLANES == 2 else K
     head = tl.program_id(0)
-    spans = tl.cdiv(tokens, TOKENS)
-    start = tl.program_id(1) % spans * TOKENS
-    text = tl.program_id(1) // spans * TEXTS + tl.arange(0, TEXTS)[:, None]
+    start, first, _last = tile(tokens, batch, BATCHES, ROWS)
+    text = first + tl.arange(0, BATCHES)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (text < batch) & (column < K)
     channel = head * (2 * K // PLANES) + column
     lane = (text * H + head).to(tl.int64) * tokens
     source = text.to(tl.int64) * tokens * WIDTH + channel
-    zero = tl.zeros((TEXTS, COLUMNS), tl.float32)
+    zero = tl.zeros((BATCHES, COLUMNS), tl.float32)
     if HAS_FREQUENCIES:
         grad_frequency = zero
         frequency = load(frequencies, head * K + column, column < K)
@@ -250,13 +233,13 @@ def _prepare_backward_kernel(
             cos, sin = _cos_sin((start + 1).to(tl.float32) * frequency)
         # A round takes as many tokens as are held, so that what it hands to the next was computed in it: what is only
         # passed on would keep the compiler from sending for numbers before their turn.
-        for step in tl.range(0, TOKENS + TAPS - 1, TAPS, num_stages=STAGES):
+        for step in tl.range(0, ROWS + TAPS - 1, TAPS, num_stages=STAGES):
             for i in tl.static_range(TAPS):
                 latest = start + step + i
                 row = latest - (TAPS - 1)  # whose gradient is complete
                 there = inside & (latest < tokens)
                 u, v = load(grad, latest * (2 * K), there), load(grad, latest * (2 * K) + K, there)
-                here = inside & (row >= start) & (row < start + TOKENS) & (row < tokens)
+                here = inside & (row >= start) & (row < start + ROWS) & (row < tokens)
                 place = row.to(tl.int64) * WIDTH + part * D
                 x, y = load(seen + source, place, here), load(seen + source, place + SECOND, here)
                 if HAS_ANGLE and part < 2:

@@ -9,12 +9,17 @@ from torch import Tensor
 
 
 class Tile:
-    """How the tokens and pairs of x (B H T X) are shared out: `programs` for each head."""
+    """How the tokens and pairs of x (B H T X) are shared out: `programs` for each head.
 
-    def __init__(self, x: Tensor, planes: int, pairs: int, warps: int, batches: int) -> None:
+    A program holds `pairs` of neighbouring tokens and goes through `batches` of the batch; or, given `tokens`, holds
+    pairs of some of the batch and goes through as many tokens.
+    """
+
+    def __init__(self, x: Tensor, planes: int, pairs: int, warps: int, batches: int = 0, tokens: int = 0) -> None:
         self.batch, self.heads, self.tokens, width = x.shape
         columns = triton.next_power_of_2(width // 2)
-        rows = min(max(1, pairs // columns), triton.next_power_of_2(self.tokens))
+        held = max(1, min(pairs // columns, triton.next_power_of_2(self.batch if tokens else self.tokens)))
+        rows, batches = (tokens, held) if tokens else (held, batches)
         self.programs = triton.cdiv(self.tokens, rows) * triton.cdiv(self.batch, batches)
         self.constants = {
             "H": self.heads,
@@ -23,7 +28,7 @@ class Tile:
             "BATCHES": batches,
             "ROWS": rows,
             "COLUMNS": columns,
-            "num_warps": max(1, min(warps, rows * columns // 128)),
+            "num_warps": max(1, min(warps, held * columns // 128)),
         }
 
     def launch(self, kernel, *tensors: Tensor | None, **constants: object) -> None:

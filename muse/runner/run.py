@@ -84,7 +84,7 @@ def run_info(settings: Settings, command: str, hardware: dict[str, str]) -> RunI
         versions=versions(),
         hardware=hardware,
         seeds=list(settings.seeds),
-        command=shortened(command, [*folders_of(settings), *absolute_paths(command)]),
+        command=shortened(command, absolute_paths(command)),
         params=with_short_paths(settings.model_dump()),
     )
 
@@ -144,7 +144,7 @@ def _alike(one: str | None, other: str | None) -> bool:
 
 def absolute_paths(command: str) -> list[str]:
     """Return the absolute paths among a command's words: a word of its own, behind `key=`, or in a list there."""
-    values = (word.partition("=")[2] or word for word in shlex.split(command))
+    values = (word if word.startswith("/") else word.partition("=")[2] for word in shlex.split(command))
     return [path for value in values for path in re.findall(r"(?:^\[?|, *)[\"']?(/[^,\]\"']+)", value)]
 
 

@@ -107,3 +107,15 @@ def test_frequencies_and_an_angle_exclude_each_other():
     seen, weights, angle = drawn(2, 4, torch.float32)
     with pytest.raises(ValueError, match=r"by frequencies or by an angle, not by both: got frequencies \("):
         kernels.prepare(seen, weights, angle[0, :, 0], angle, 2, HEADS)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("batch", "tokens"), [(0, TOKENS), (BATCH, 0)])
+def test_no_texts_and_texts_without_tokens_have_gradients_of_nothing(batch, tokens):
+    seen, taps, _ = drawn(2, 4, torch.float32)
+    frequencies = torch.ones(HEADS, WIDTH // HEADS, device=DEVICE)
+    found = results(lambda *given: qkv.by_kernels(*given, None, 2, HEADS), seen[:batch, :tokens], taps, frequencies)
+    assert found[0].shape == (batch, HEADS, tokens, 2 * WIDTH // HEADS)
+    assert found[3].shape == (batch, tokens, 6 * WIDTH)
+    assert not found[4].any()
+    assert not found[5].any()
