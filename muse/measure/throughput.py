@@ -112,7 +112,8 @@ def measure_throughput(
     On CUDA a sample is the mean of as many calls in a row as fill ROW_SECONDS: a host that stays ahead of the device
     hides what its launches cost, and one that does not is measured as it is.
     A path that has used up `limit_seconds` gets no more calls than LEAST_SAMPLES samples need. A call that takes longer
-    than that all by itself counts as a sample even where it is a warm-up.
+    than that all by itself counts as a sample even where it is a warm-up, but for the first one on CUDA: that compiles
+    kernels for its shapes, and its time is nobody's.
     """
     if not paths or samples < 1 or warmups < 0:
         raise ValueError(f"needs a path, samples >= 1, warmups >= 0, got {list(paths)}, {samples}, {warmups}")
@@ -142,7 +143,9 @@ class _Timer:
             return
         elapsed = self._time()
         self.row = calls_in_a_row(elapsed, self.device)
-        if elapsed > self.limit_seconds:
+        if not again and self.device.type == "cuda":
+            self.spent = 0.0
+        elif elapsed > self.limit_seconds:
             self.seconds.append(elapsed)
 
     def sample(self) -> None:

@@ -153,6 +153,17 @@ def test_a_slow_path_gets_fewer_samples_by_the_time_limit(monkeypatch):
     assert {name: len(seconds) for name, seconds in result.seconds.items()} == {"slow": 2, "fast": 8, "middle": 5}
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda", [0.5] * 5), ("cpu", [9.0, 0.5])])
+def test_a_first_call_that_compiles_kernels_is_no_sample(monkeypatch, device, expected):
+    """On a CPU nothing is compiled: what takes so long there takes as long every time."""
+    durations = iter([9.0, *[0.5] * 20])
+    monkeypatch.setattr(throughput, "_seconds", lambda call, device, calls=1: call())
+    monkeypatch.setattr(throughput, "device_name", str)
+    paths = {"eager": lambda: next(durations)}
+    result = measure_throughput(paths, tokens_per_call=1, warmups=2, samples=5, device=device, limit_seconds=4.0)
+    assert list(result.seconds["eager"]) == expected
+
+
 def test_short_calls_on_cuda_are_timed_in_a_row():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert [throughput.calls_in_a_row(s, cuda) for s in (1e-9, 5e-4, 1e-3, 4e-3, 1.0)] == [32, 10, 5, 1, 1]

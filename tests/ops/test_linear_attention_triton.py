@@ -10,7 +10,7 @@ import torch
 from devices import CUDA, DEVICE, INTERPRETED, needs_cuda, needs_kernels
 
 from muse.models import hebbian
-from muse.ops import linear_attention, planar
+from muse.ops import linear_attention, operator, planar
 
 kernels = linear_attention.linear_attention_triton
 needs_kernels = needs_kernels(kernels)
@@ -156,21 +156,21 @@ def test_cuda_operators_are_well_formed():
     torch.library.opcheck(kernels.remembered.op, (*drawn(20, 16, torch.float32), False))
 
 
-def test_kernels_are_for_cuda_tensors_of_their_widths():
-    if kernels is None:
-        pytest.skip("needs Triton")
-    if not INTERPRETED:
-        assert linear_attention.by_kernels(*drawn(4, 32, torch.float32, device="cpu"), True) is None
-    if CUDA:
-        for width, dtype, complex_, suits in [
-            (32, torch.float32, True, True),
-            (16, torch.bfloat16, False, True),
-            (16, torch.bfloat16, True, False),
-            (48, torch.bfloat16, True, False),
-            (256, torch.bfloat16, True, False),
-            (32, torch.float64, True, False),
-        ]:
-            assert kernels.suits(*drawn(4, width, dtype), complex_) == suits
+@needs_kernels
+def test_kernels_are_for_their_device_and_widths(monkeypatch):
+    for width, dtype, complex_, suits in [
+        (32, torch.float32, True, True),
+        (16, torch.bfloat16, False, True),
+        (16, torch.bfloat16, True, False),
+        (48, torch.bfloat16, True, False),
+        (256, torch.bfloat16, True, False),
+    ]:
+        assert kernels.suits(*drawn(4, width, dtype), complex_) == suits
+    monkeypatch.setattr(operator, "KERNEL_DEVICE", DEVICE)
+    assert linear_attention.by_kernels(*drawn(4, 32, torch.float32), True) is not None
+    assert linear_attention.by_kernels(*drawn(4, 32, torch.float64), True) is None
+    monkeypatch.setattr(operator, "KERNEL_DEVICE", "another")
+    assert linear_attention.by_kernels(*drawn(4, 32, torch.float32), True) is None
 
 
 @pytest.mark.parametrize("cast", [None, torch.bfloat16])
