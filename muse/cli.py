@@ -611,7 +611,7 @@ def _bench(options: argparse.Namespace) -> int:
     from muse.stages import throughput
     from muse.stages.stage import Stage
 
-    info = run_info(settings, options.command, hardware())
+    info = run_info(settings, options.command, hardware()).model_copy(update={"params": {}})  # they are the stage's
     every = settings.model_dump()
     chosen = {key: every[key] for key in every if key in BENCH_KEYS or key.startswith(("throughput_", "bench_"))}
     stage = Stage("bench", chosen | {"record_dir": options.out.absolute()})

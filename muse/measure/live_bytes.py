@@ -122,6 +122,9 @@ def _plan(func, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         return metas[-1]
 
     args, kwargs = tree_map_only(Tensor, meta, (tuple(args), dict(kwargs)))
+    written = _returned(func, args, kwargs)
+    if written is not None and written.numel():  # an empty one may grow
+        return Result(next(number for number, tensor in enumerate(metas) if tensor is written), None)
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("meta")
     storages = {tensor.untyped_storage()._cdata: number for number, tensor in enumerate(metas)}
@@ -133,6 +136,20 @@ def _plan(func, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         return Result(argument, tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
 
     return tree_map_only(Tensor, result, func(*args, **kwargs))
+
+
+def _returned(func, args: Sequence[object], kwargs: Mapping[str, object]) -> Tensor | None:
+    """The tensor that an operation writes to and gives back, None where it gives back another one or several.
+
+    Its shape is known without asking: PyTorch 2.11 cannot tell it of `addmm` with another dtype for its result.
+    """
+    schema = func._schema
+    if len(schema.returns) != 1 or not (alias := schema.returns[0].alias_info) or not alias.is_write:
+        return None
+    named = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | dict(kwargs)
+    written = [named.get(argument.name) for argument in schema.arguments
+               if argument.alias_info and argument.alias_info.before_set == alias.before_set]  # fmt: skip
+    return written[0] if len(written) == 1 and isinstance(written[0], Tensor) else None
 
 
 def _made(result: Result, tensors: Sequence[Tensor]) -> Tensor:

@@ -263,7 +263,7 @@ class Report(_Record):
 
 
 class BenchRecord(_Record):
-    """One `muse bench`: `bench.json`."""
+    """One `muse bench`: `bench.json`. Its parameters stand in the stage; records of before have them twice."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     run: RunInfo

@@ -27,6 +27,9 @@ from .tables import markdown as table
 
 NOTE = "<!-- made by `make docs` from the records that are named; changes here are lost -->"
 MAIN = "gpu"
+MEMORY_AGAIN = "gpu-memory"
+"""The folder of the main comparison's stage `memory`, run once more by later code."""
+
 RUNS = {MAIN: "The comparison", "gpu-adamw": "By the second recipe, without the compact model"}
 """Folders of committed comparisons, as far as they are there, each with its title."""
 
@@ -201,13 +204,41 @@ def of_run(reports: Path, run: str) -> list[str]:
 
 
 def beside_main(reports: Path) -> dict[str, str]:
-    """Return the sections on trainings that were made beside the main comparison."""
+    """Return the sections on what was measured and trained beside the main comparison."""
     return {
+        "Memory, by later code": memory_again(reports),
         "At the setting that serves all models best": common(reports),
         "One thing changed in the compact model": trainings.changed(reports),
         "AdamW on both sides": trainings.recipes(reports),
         "Longer contexts, by this recipe": trainings.lengths(reports),
     }
+
+
+def memory_again(reports: Path) -> str:
+    """Return the peaks by later code, and what part of the baseline's each is; nothing without such a run."""
+    path = reports / MEMORY_AGAIN / "report.json"
+    if not path.exists():
+        return ""
+    report = read_record(Report, path)
+    found, models = stage_of(report, "memory"), COMPARED
+    rows = [
+        [text, *(_with_part(found, name, model) for model in models)]
+        for text, stage, name, _ in ROWS
+        if stage == "memory" and found.find(name, catalog.BASELINE)
+    ]
+    told = f"`reports/{MEMORY_AGAIN}`, {made(report.run)}; in brackets over {label(catalog.BASELINE)}'s."
+    return f"{told}\n\n{table(['', *map(label, models)], rows)}"
+
+
+def _with_part(found: StageRecord, name: str, model: str) -> str:
+    part = over_baseline(found, name, model)
+    return shown(found.find(name, model), ".3f") + (f" ({part:.3f})" if part else "")
+
+
+def over_baseline(found: StageRecord, name: str, model: str) -> float | None:
+    """Return a model's number over the baseline's, None where one of them is missing."""
+    ours, theirs = (metric and metric.value for metric in (found.find(name, m) for m in (model, catalog.BASELINE)))
+    return ours / theirs if ours and theirs else None
 
 
 def common(reports: Path) -> str:
@@ -456,19 +487,21 @@ def _alone(one: dict, optimizer: str) -> str:
 
 
 def headline(reports: Path) -> str:
-    """Return the README's small table: the candidates over Phase 2."""
-    report, rows = read_record(Report, reports / MAIN / "report.json"), []
+    """Return the README's small table: the candidates over Phase 2, in memory by the latest code that measured it."""
+    report = read_record(Report, reports / MAIN / "report.json")
+    again = reports / MEMORY_AGAIN / "report.json"
+    memory = stage_of(read_record(Report, again) if again.exists() else report, "memory")
     judged = [model for model in JUDGED if model in [one.model for one in report.judged]]
-    for text, stage, name in (
-        ("perplexity", "perplexity", "perplexity"),
-        ("GPU memory, each as it runs", "memory", "peak_memory"),
-        ("GPU memory, blocks recomputed on both sides", "memory", "peak_memory_recomputed"),
-        ("GPU memory, recomputed on neither side", "memory", "peak_memory_plain"),
-        ("GPU memory with AdamW, all float32", "memory", "peak_memory_with_optimizer"),
-        ("GPU memory of a training step, blocks recomputed", "memory", "peak_memory_training_step"),
+    quality = [stage_of(report, "perplexity").find(f"{RATIO}{catalog.BASELINE}", model) for model in judged]
+    rows = [["perplexity", *(shown(metric, ".3f") for metric in quality)]]
+    for text, name in (
+        ("GPU memory, each as it runs", "peak_memory"),
+        ("GPU memory, blocks recomputed on both sides", "peak_memory_recomputed"),
+        ("GPU memory, recomputed on neither side", "peak_memory_plain"),
+        ("GPU memory of a training step, blocks recomputed", "peak_memory_training_step"),
     ):
-        over = f"{name}_ratio_to_{catalog.BASELINE}"
-        rows.append([text, *(shown(stage_of(report, stage).find(over, m), ".3f") for m in judged)])
+        parts = [over_baseline(memory, name, model) for model in judged]
+        rows.append([text, *("" if part is None else f"{part:.3f}" for part in parts)])
     return table([f"over {label(catalog.BASELINE)}'s", *map(label, judged)], rows)
 
 

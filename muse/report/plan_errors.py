@@ -33,10 +33,7 @@ def tables(reports: Path) -> str:
     """Return a table of peaks for each record, of the older code too, one of times, and in words the largest errors."""
     rows = json.loads((reports / FILE).read_text(encoding="utf-8"))
     peaks = [row for row in rows if row["kind"] == "peak"]
-    parts = [
-        f"Peaks, GiB: planned, measured, and the error. {worst(peaks)} A step by Muon needs less today than when these "
-        "were measured: it holds no copies in float32."
-    ]
+    parts = [f"Peaks, GiB: planned, measured, and the error. {worst(peaks)}"]
     for run in dict.fromkeys(row["run"] for row in peaks):
         parts.append(f"`{run}`\n\n{_peaks([row for row in peaks if row['run'] == run])}")
     older = [row for row in rows if row["kind"] == OF_TWO_CHUNKS]

@@ -32,7 +32,7 @@ from .memory import optimizer_step
 from .plan import START_SECONDS, counted_step, shaped
 
 MEMORY_RUNS = {
-    "gpu": "gpu/report.json",
+    "gpu-memory": "gpu-memory/report.json",
     "gpu-adamw": "gpu-adamw/report.json",
     **{f"gpu-length-{n}": f"gpu-adamw/companions/gpu-length-{n}.json" for n in (4096, 8192)},
 }
@@ -42,7 +42,7 @@ TWO_CHUNKS = ("gpu-length-4096", "gpu-length-8192")
 """Records of code whose loss held two chunks of logits at a time where that of today holds one."""
 
 BENCH, BENCH_CARD = "bench-h100", "h100"
-TRIES, TRIES_CARDS, TRIES_CARD = "gpu", 2, "h200"
+TRIES, TRIES_RUN, TRIES_CARDS, TRIES_CARD = "gpu", "gpu/report.json", 2, "h200"
 ALONE = (BASELINE, WITH_MEMORY)
 """Models whose tries had both cards for themselves, all twelve at a time."""
 
@@ -162,7 +162,7 @@ def sweeps(reports: Path) -> Iterator[Row]:
     """Yield the card-seconds of all tries of a model, several beside each other on each card."""
     settings = Settings(optimizer="muon", dropouts=[0.1])
     card, sizes = CARDS[TRIES_CARD], sizes_of(settings, settings.vocab_size)
-    report = read_record(Report, reports / MEMORY_RUNS[TRIES])
+    report = read_record(Report, reports / TRIES_RUN)
     trainings = stage_of(report, "train").trainings
     for name in ALONE:
         of_model = [one for one in trainings if (one.model, one.seed) == (name, 0)]
@@ -180,9 +180,9 @@ def sweeps(reports: Path) -> Iterator[Row]:
 
 
 def main(reports: Path) -> None:
-    """Write the file into a folder of reports."""
-    found = [row._asdict() for row in rows(reports)]
-    write_atomic(reports / FILE, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    """Write the file into a folder of reports: a number a line."""
+    found = [json.dumps(row._asdict(), separators=(",", ":"), allow_nan=False) for row in rows(reports)]
+    write_atomic(reports / FILE, "[\n" + ",\n".join(found) + "\n]\n")
 
 
 if __name__ == "__main__":

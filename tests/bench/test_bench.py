@@ -446,7 +446,7 @@ def test_the_command_prints_tables_and_writes_a_record(tmp_path, capsys, monkeyp
     assert shown.rstrip().endswith("bench.json")
     record = read_record(BenchRecord, tmp_path / "out" / "bench.json")
     assert (record.stage.stage, record.stage.scale) == ("bench", "reduced")
-    assert record.stage.params["bench_head_tokens"] == 7
+    assert (record.stage.params["bench_head_tokens"], record.run.params) == (7, {})
     assert record.run.hardware["cpu"]
     assert record.run.command.startswith("muse bench --out")
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["schema_version"] == 1

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from measure_toys import Toy
 from torch import nn
 
 import muse.ops
-from muse.measure import as_on_cuda, memory
+from muse.measure import as_on_cuda, live_bytes, memory
 from muse.measure.as_on_cuda import WORKSPACE_BYTES
 from muse.measure.live_bytes import LiveBytes, WithoutData
 from muse.measure.memory import GIB, MemoryResult, Training, count, small_gpu_metrics
@@ -138,17 +139,12 @@ def test_without_data_a_step_allocates_what_it_really_allocates(name, step):
 
 @pytest.mark.parametrize("name", ["stage1_compact", "phase2", "gpt2"])
 def test_the_estimate_is_what_a_card_said(name):
-    """Peaks of the committed record: passes in half precision and float32, recomputed or not, steps of the recipe.
-
-    Muon needs less since: of the step whose peak is the optimizer's the plan says so.
-    """
+    """Peaks of the committed record: passes in half precision and float32, recomputed or not, training steps."""
     from muse.stages.plan_errors import peaks
 
-    found = {row.what: row.error for row in peaks(REPORTS, "gpu", (name,))}
+    found = {row.what: row.error for row in peaks(REPORTS, "gpu-memory", (name,))}
     assert len(found) == 7
-    by_muon = found.pop("peak_memory_training_step")
-    assert -0.09 < by_muon < 0.035
-    assert all(abs(error) < 0.035 for error in found.values()), found
+    assert all(abs(error) < 0.03 for error in found.values()), found
 
 
 def test_the_workspace_is_that_of_one_model_of_the_record():
@@ -215,6 +211,24 @@ def test_without_data_results_have_the_shapes_and_the_storages_of_real_ones():
             values = torch.full((2,), 7.0)
             assert (values[0].item(), values.long()[1].item(), bool(values[0] > 1)) == (1.0, 0, False)
             del kept, values
+
+
+@pytest.mark.parametrize(
+    ("operation", "options"),
+    [(torch.ops.aten.addmm.dtype_out, {"beta": 1, "out": 0}), (torch.ops.aten.addmm_.default, {"beta": 0})],
+)
+def test_what_is_written_to_comes_back_without_asking_for_its_shape(operation, options):
+    """Not every PyTorch knows the shapes of every product that writes to a tensor of another dtype."""
+    asked = Mock(side_effect=TypeError("got multiple values for argument 'beta'"), _schema=operation._schema)
+    total, a, b = torch.zeros(2, 3), torch.ones(2, 4).bfloat16(), torch.ones(4, 3).bfloat16()
+    given = [total, a, b, *([torch.float32] if "out" in options else [])]
+    options |= {"out": total} if "out" in options else {}
+    tensors = [total, a, b, *([total] if "out" in options else [])]
+    assert live_bytes._made(live_bytes._plan(asked, given, options), tensors) is total
+    with WithoutData():
+        assert operation(*given, **options) is total
+    with pytest.raises(TypeError, match="multiple"):
+        live_bytes._plan(Mock(side_effect=asked.side_effect, _schema=torch.ops.aten.mm.default._schema), (a, b), {})
 
 
 class Cuda:

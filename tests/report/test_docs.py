@@ -10,6 +10,7 @@ import pytest
 from builders import VERDICTS, criterion, make_report, metric, run_info, stage
 
 from muse.records.schema import Judged, Report, Summary
+from muse.records.store import write_record
 from muse.report import docs, predictions, several_cards, shares
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -57,6 +58,21 @@ def compared(**ratios):
     passed = [criterion(name) for name in VERDICTS]
     judged = [Judged(model=model, criteria=passed, summary=Summary()) for model in ("stage1", "stage1_compact")]
     return Report.of(run_info(params={"models": models}), judged, stages)
+
+
+def test_memory_is_told_by_the_code_that_measured_it_last(tmp_path):
+    report, names = compared(), ("stage1_compact", "stage1")
+    write_record(report, tmp_path / docs.MAIN / "report.json")
+    assert docs.memory_again(tmp_path) == ""
+    assert "| GPU memory, each as it runs | 1.000 | 1.000 |" in docs.headline(tmp_path)
+    peaks = [metric("peak_memory", name, value) for name, value in zip(names, (0.25, 0.125), strict=True)]
+    peaks += [metric("peak_memory", "phase2", 0.5), metric("peak_memory_plain", "stage1_compact", 0.25)]
+    run = run_info(hardware={"gpu": "a card", "gpu_count": "1"}, versions={"torch": "2.11.0"})
+    later = Report.of(run, report.judged, [stage("memory", metrics=peaks)])
+    write_record(later, tmp_path / docs.MEMORY_AGAIN / "report.json")
+    assert "| GPU memory, each as it runs | 0.500 | 0.250 |" in docs.headline(tmp_path)
+    assert "neither side" not in docs.headline(tmp_path), "Phase 2 has none, so nothing can be divided"
+    assert "| peak memory, own precision (GiB) | 0.250 (0.500) |" in docs.memory_again(tmp_path)
 
 
 def test_each_prediction_stands_beside_what_was_found(tmp_path):

@@ -136,7 +136,7 @@ def test_of_several_cards_each_has_its_part_a_buffer_of_gradients_and_a_message(
 def test_the_committed_errors_are_those_of_this_code():
     """`python -m muse.stages.plan_errors` renews reports/plan.json."""
     kept_rows = [Row(**row) for row in json.loads((ROOT / "reports" / FILE).read_text(encoding="utf-8"))]
-    found = [*peaks(ROOT / "reports", "gpu", ("phase2",)), *islice(steps(ROOT / "reports"), 2)]
+    found = [*peaks(ROOT / "reports", "gpu-memory", ("phase2",)), *islice(steps(ROOT / "reports"), 2)]
     assert len(found) == 7 + 2
     for row in found:
         assert row.measured > 0
