@@ -421,7 +421,7 @@ def speed(reports: Path) -> str:
 
 def _bench(bench: BenchRecord, name: str, what: str) -> Iterator[str]:
     """What was measured where, then a table of each kind that the record has."""
-    yield f"{name}: {made(bench.run)}; {'tokens/s' if what == 'speed' else what}, medians"
+    yield f"{name}: {made(bench.run, bench.stage)}; {'tokens/s' if what == 'speed' else what}, medians"
     writers = [label(model) + way for model, way in WRITERS.values()]
     tables = (
         ("", "", BENCH_ROWS, PATHS, PATHS),

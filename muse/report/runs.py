@@ -9,7 +9,7 @@ from pathlib import Path
 
 from muse.params import ParamsError
 from muse.records.losses import Losses, read_losses
-from muse.records.schema import Report, RunInfo
+from muse.records.schema import Report, RunInfo, StageRecord
 from muse.records.store import RecordError
 
 from .assemble import assemble
@@ -19,9 +19,9 @@ WEIGHTS = "model.safetensors"
 LONGEST_HEADER = 2**20  # bytes of the JSON before the weights; the largest model's has some ten thousand
 
 
-def made(run: RunInfo) -> str:
-    """Return on what and when a run was made."""
-    on_cpu = run.params.get("device") == "cpu"
+def made(run: RunInfo, stage: StageRecord | None = None) -> str:
+    """Return on what and when a run was made; of a bench its stage says on which device."""
+    on_cpu = (stage or run).params.get("device") == "cpu"
     torch = run.versions["torch"].partition("+")[0]
     return f"{machine(run.hardware, on_cpu)}, torch {torch}, {run.started_utc:%Y-%m-%d}"
 

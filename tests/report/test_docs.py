@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from builders import VERDICTS, criterion, make_report, metric, run_info, stage
 
-from muse.records.schema import Judged, Report, Summary
+from muse.records.schema import BenchRecord, Judged, Report, Summary
 from muse.records.store import write_record
 from muse.report import docs, predictions, several_cards, shares
 
@@ -58,6 +58,15 @@ def compared(**ratios):
     passed = [criterion(name) for name in VERDICTS]
     judged = [Judged(model=model, criteria=passed, summary=Summary()) for model in ("stage1", "stage1_compact")]
     return Report.of(run_info(params={"models": models}), judged, stages)
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", "2 cores of a processor (AVX512)"), ("cuda", "a card")])
+def test_a_bench_is_told_with_the_device_that_its_stage_ran_on(tmp_path, device, told):
+    hardware = {"cpu": "a processor", "cores": "2", "cpu_capability": "AVX512", "gpu": "a card", "gpu_count": "1"}
+    found = [metric("bench_stack_2x1024_speed", "naive", 1000.0), metric("bench_stack_2x1024_milliseconds", "naive", 2)]
+    bench = BenchRecord(run=run_info(hardware=hardware), stage=stage("bench", metrics=found, params={"device": device}))
+    write_record(bench, tmp_path / "bench-cpu" / "bench.json")
+    assert f"{told}, torch 9.9" in docs.speed(tmp_path)
 
 
 def test_memory_is_told_by_the_code_that_measured_it_last(tmp_path):
