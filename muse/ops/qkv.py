@@ -8,11 +8,12 @@ This is the form to read. On CUDA the kernels of `qkv_triton` do the same.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import planar
 from .linear_attention import rotate
-from .operator import has_kernels
+from .operator import by_hand, has_kernels
 
 try:
     from . import qkv_triton
@@ -59,6 +60,30 @@ def convolved(seen: Tensor, taps: Tensor | None, planes: int) -> Tensor:
     """Causal convolution of each channel by taps r(3D taps): r(B taps-1+T 3 planes D) to r(B T 3 planes D)."""
     if taps is None:
         return seen
-    weight = taps.repeat(planes, 1).to(seen.dtype)
-    length = seen.shape[1] - weight.shape[1] + 1
-    return sum(seen[:, i : i + length] * weight[:, i] for i in range(weight.shape[1]))
+    return _convolution(seen, taps.t().repeat(1, planes).to(seen.dtype))
+
+
+def _sum_of_taps(seen: Tensor, weight: Tensor) -> tuple[Tensor]:
+    """Channels times their weights r(taps C), of which each row is one stretch of memory, summed over the taps."""
+    length = seen.shape[1] - len(weight) + 1
+    found = seen[:, :length] * weight[0]
+    for i in range(1, len(weight)):
+        found = torch.addcmul(found, seen[:, i : i + length], weight[i])
+    return (found,)
+
+
+def _sum_of_taps_gradient(
+    needed: tuple[bool, bool], grad: Tensor, seen: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Autograd would fill as many tensors as there are taps with zeros, and add them up."""
+    length, of_seen, of_weight = grad.shape[1], None, None
+    if needed[0]:
+        of_seen = torch.zeros_like(seen)
+        for i, row in enumerate(weight):
+            of_seen[:, i : i + length].addcmul_(grad, row)
+    if needed[1]:
+        of_weight = torch.stack([(grad * seen[:, i : i + length]).sum((0, 1)) for i in range(len(weight))])
+    return of_seen, of_weight
+
+
+_convolution = by_hand(_sum_of_taps, _sum_of_taps_gradient)

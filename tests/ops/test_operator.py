@@ -114,6 +114,7 @@ def layer_cases():
         "modrelu": (norms.modrelu, [z, bias]),
         "norm": (norms.complex_layer_norm, [z, bias, noise(5, seed=9)]),
         "rms_norm": (lambda z, gain: memory_block._norm(z, gain, 2), [z, bias]),
+        "convolution": (lambda seen, taps: qkv.convolved(seen, taps, 2), [noise(2, 6, 12), noise(6, 3, seed=1)]),
         "rates": (_exact, [z, noise(3, 10, seed=2)]),
         "left_green": (green.left_green, chain),
         "loss by rows": (

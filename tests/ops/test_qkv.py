@@ -55,6 +55,27 @@ def results(call, *inputs):
     return [*out, *torch.autograd.grad(out, [x for x in leaves if x is not None], upstream)]
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("planes", "taps", "tokens"), [(2, 4, 5), (1, 3, 1), (2, 1, 7)])
+def test_a_convolution_by_hand_is_that_of_each_channel(planes, taps, tokens, needed, dtype, bound):
+    generator = torch.Generator().manual_seed(taps)
+    seen = torch.randn(3, taps - 1 + tokens, 9 * planes, generator=generator, dtype=torch.float64).to(dtype)
+    weights = torch.randn(9, taps, generator=generator, dtype=torch.float64)
+    wide = [x.double().requires_grad_(wants) for x, wants in zip((seen, weights), needed, strict=True)]
+    groups = {"weight": wide[1].repeat(planes, 1)[:, None], "groups": 9 * planes}
+    want = F.conv1d(wide[0].transpose(1, 2), **groups).transpose(1, 2)
+    leaves = [x.detach().requires_grad_(wants) for x, wants in zip((seen, weights), needed, strict=True)]
+    got = qkv.convolved(*leaves, planes)
+    assert (got.dtype, got.shape) == (dtype, (3, tokens, 9 * planes))
+    upstream = torch.randn(want.shape, generator=generator, dtype=torch.float64)
+    want.backward(upstream)
+    got.backward(upstream.to(dtype))
+    for value, expected in [(got, want), *((x.grad, y.grad) for x, y in zip(leaves, wide, strict=True))]:
+        assert (value is None) == (expected is None)
+        assert expected is None or reference.rms_error(value, expected) < bound
+
+
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("planes", "taps"), FORMS)
