@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import cross_entropy_blocks, planar
 from .cross_entropy_blocks import GRADIENT_SCALE, IGNORE_INDEX, cross_entropy_triton
-from .logits import CACHED_NUMEL, cut, products, wants_grad
+from .logits import CACHED_NUMEL, cut, products, room_for, wants_grad
 from .operator import has_kernels, readable, transformed
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -46,15 +46,15 @@ def _picked_nll(log_p: Tensor, targets: Tensor) -> Tensor:
     return nll.masked_fill(targets == IGNORE_INDEX, 0.0)
 
 
-def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, gradient: bool):
+def _chunk_loss(x, pieces, bias, targets, vocab: int, storage: torch.dtype, gradient: bool, room: Tensor | None = None):
     """-log p of each target, r(n), g = GRADIENT_SCALE (p - y), r(n V) with V as padded, 0 if ignored, and its sum r(V).
 
     x r(n D), pieces of W and the bias as cut returns them, targets (n,). Without `gradient`, None for the last two;
-    without a bias, for the last one. g overwrites the logits.
+    without a bias, for the last one. g overwrites the logits, which on a CPU take the first rows of `room`.
     """
     if has_kernels(cross_entropy_triton, x):
         return _chunk_loss_by_kernels(x, pieces, bias, targets, vocab, gradient)
-    logits = products(x, pieces, bias)
+    logits = products(x, pieces, bias, room)
     nll = x.new_empty(len(x), dtype=planar.accumulate_dtype(storage))
     summed = nll.new_zeros(vocab) if gradient and bias is not None else None
     rows = len(x) if x.is_cuda else max(1, CACHED_NUMEL // vocab)
@@ -85,6 +85,11 @@ def _chunk_loss_by_kernels(x, pieces, bias, targets, vocab: int, gradient: bool)
     return nll, logits, None if summed is None else summed[:vocab]
 
 
+def _room_for_logits(x: Tensor, chunk_tokens: int, columns: int) -> Tensor | None:
+    """What every chunk of x r(N D) has its logits in; None on CUDA, whose allocator keeps what is freed."""
+    return None if x.is_cuda else room_for(x, min(len(x), chunk_tokens), columns, x.dtype)
+
+
 def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor, first: bool) -> None:
     """total += g^T x for g r(n V), x r(n D), or total = g^T x if these are the first; summed in total's dtype."""
     if g.is_cuda or g.dtype == total.dtype:
@@ -113,10 +118,11 @@ def _loss_and_gradients(
     one_chunk = x.shape[0] <= chunk_tokens and not x.is_cuda  # nothing to sum: the product is dW itself
     dw = None if one_chunk else torch.empty(padded, x.shape[1], dtype=accumulate, device=x.device)
     db = torch.zeros(0 if bias is None else vocab, dtype=accumulate, device=x.device)
+    room = _room_for_logits(dx, chunk_tokens, padded)
     for start in range(0, x.shape[0], chunk_tokens):
         part = slice(start, start + chunk_tokens)
         x_part = x[part].to(compute)
-        nll, g, summed = _chunk_loss(x_part, pieces, bias, targets[part], vocab, storage, gradient=True)
+        nll, g, summed = _chunk_loss(x_part, pieces, bias, targets[part], vocab, storage, gradient=True, room=room)
         loss += nll.sum()
         if summed is not None:
             db += summed
@@ -173,7 +179,10 @@ def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wante
         call = _nll if transformed() else partial(checkpoint, _nll, use_reentrant=False)  # which torch.func cannot see
         return torch.cat([call(x_.to(compute), w, b, y, storage) for x_, y in parts])
     (pieces, b), vocab = cut(weight, bias, compute), weight.shape[0]
-    chunks = [_chunk_loss(x_.to(compute), pieces, b, y, vocab, storage, gradient=False) for x_, y in parts]
+    wide = x.to(compute)
+    room = _room_for_logits(wide, chunk_tokens, sum(map(len, pieces)))
+    parts = zip(wide.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    chunks = [_chunk_loss(x_, pieces, b, y, vocab, storage, gradient=False, room=room) for x_, y in parts]
     return torch.cat([nll for nll, *_ in chunks])
 
 

@@ -34,6 +34,7 @@ IGNORE_INDEX = -100
 GRADIENT_SCALE = 256.0  # p - y in fp16: probabilities down to 1e-10 stay non-zero, sums stay far from 65504
 BLOCK_ROWS = 8192  # R: rows of W that meet all tokens at a time
 BUFFER_NUMEL = 2**25  # logits held at a time: 4,096 tokens, 64 MiB
+PRODUCT_ROWS, PRODUCT_TOKENS = 512, 32  # a CPU takes so many rows of W at a time in float32, from so many tokens on
 ROW_MULTIPLE = 64  # the last block is padded to it: an odd number of columns makes a CUDA product several times slower
 PEAK = 2.0**14  # largest entry of each row of dW as kept: fp16 is then exact to 11 bits down to 2^-28 of it
 SMALLEST = 1e-30  # largest entry that a row of zeros is taken to have
@@ -73,7 +74,15 @@ def accumulate_(total: Tensor, a: Tensor, b: Tensor, first: bool = False) -> Non
 
 
 def product_(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """out = W x + b: out r(n R), x r(n D), weight r(R D), bias r(R) or None, all of one dtype."""
+    """out = W x + b: out r(n R), x r(n D), weight r(R D), bias r(R) or None, all of one dtype.
+
+    By the transpose of 50,000 rows MKL multiplies at two thirds of the speed that it has with 512.
+    """
+    if not x.is_cuda and x.dtype == torch.float32 and len(x) >= PRODUCT_TOKENS and len(weight) > PRODUCT_ROWS:
+        for start in range(0, len(weight), PRODUCT_ROWS):
+            part = slice(start, start + PRODUCT_ROWS)
+            product_(out[:, part], x, weight[part], None if bias is None else bias[part])
+        return out
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias, x, weight.t(), out=out)  # cuBLASLt adds it to a contiguous result before it is rounded

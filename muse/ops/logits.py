@@ -60,9 +60,11 @@ def padded(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Ten
     return weight, bias
 
 
-def products(x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Tensor:
-    """W x + b, r(n V) with V as padded; the padded logits are 0."""
-    logits = x.new_empty(x.shape[0], sum(map(len, pieces)))
+def products(
+    x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None, room: Tensor | None = None
+) -> Tensor:
+    """W x + b, r(n V) with V as padded; the padded logits are 0. They take the first rows of `room`, if it is given."""
+    logits = x.new_empty(x.shape[0], sum(map(len, pieces))) if room is None else room[: x.shape[0]]
     start = 0
     for w in pieces:
         b = None if bias is None else bias[start : start + len(w)]
@@ -73,31 +75,36 @@ def products(x: Tensor, pieces: tuple[Tensor, ...], bias: Tensor | None = None) 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
     """W x + b in the storage dtype, r(... V) with V rounded up to the device's multiple; x is in the compute dtype."""
-    if x.device.type == "cpu" and x.dtype != storage and not wants_grad(x, weight, bias):
-        return _logits_by_blocks(x, weight, bias, storage)
-    w, b = padded(weight, bias, x.dtype)
     rows = x.reshape(-1, x.shape[-1])  # with more dimensions, a strided x gets its bias in a second pass
+    if x.device.type == "cpu" and not x.is_cuda and not wants_grad(x, weight, bias):
+        if x.dtype != storage:
+            return _logits_by_blocks(x, weight, bias, storage)
+        out = room_for(rows, len(rows), len(weight), storage)
+        w, b = weight.to(storage), None if bias is None else bias.to(storage)
+        return cross_entropy_blocks.product_(out, rows, w, b).view(*x.shape[:-1], len(weight))
+    w, b = padded(weight, bias, x.dtype)
     return planar.rounded(F.linear(rows, w, b), storage).view(*x.shape[:-1], len(w))
 
 
-def _room(rows: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised r(rows columns) on a CPU; a large one in pages of 2 MiB where Linux gives them.
+def room_for(like: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised r(rows columns) beside a tensor; on a CPU a large one in pages of 2 MiB where Linux gives them.
 
     What malloc maps anew at each call is filled in by the kernel page by page: of 4 KiB, 100,000 for a batch of logits.
     """
-    num_bytes = len(rows) * columns * dtype.itemsize
-    if num_bytes < MAPPED_BYTES or type(rows) is not Tensor or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return rows.new_empty(len(rows), columns, dtype=dtype)
+    num_bytes = rows * columns * dtype.itemsize
+    on_cpu = type(like) is Tensor and like.device.type == "cpu" and not like.is_cuda
+    if num_bytes < MAPPED_BYTES or not on_cpu or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return like.new_empty(rows, columns, dtype=dtype)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without such pages
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(len(rows), columns)  # which keeps the memory alive
+    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)  # which keeps the memory alive
 
 
 def _logits_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
     """The same on a CPU that multiplies in another dtype than it stores: a block is rounded while caches hold it."""
     rows = x.reshape(-1, x.shape[-1])
-    out = _room(rows, len(weight), storage)
+    out = room_for(rows, len(rows), len(weight), storage)
     size = min(len(rows), LOGIT_TOKENS) * min(len(weight), LOGIT_ROWS)
     products, floats = x.new_empty(size), None if x.dtype == torch.float32 else x.new_empty(size, dtype=torch.float32)
     for start in range(0, len(weight), LOGIT_ROWS):
