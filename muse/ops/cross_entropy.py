@@ -30,9 +30,12 @@ SCALED_ROWS = 2048  # rows of dW that a CPU scales at a time
 ADDED_ROWS = 8192  # rows of dW that a CPU multiplies and adds at a time, where it cannot add while it multiplies
 
 
-def default_chunk_tokens(num_tokens: int) -> int:
-    """An eighth of the tokens, within 256 .. 4096: up to 32k tokens dW is read and written at most nine times."""
-    return min(max(num_tokens // 8, 256), 4096)
+def default_chunk_tokens(num_tokens: int, on_cpu: bool = False) -> int:
+    """An eighth of the tokens, within 256 .. 4096: up to 32k tokens dW is read and written at most nine times.
+
+    A CPU takes 512 at least: of 2,048 tokens' float32 head that saves 7 % of the time, for 50 MB more.
+    """
+    return min(max(num_tokens // 8, 512 if on_cpu else 256), 4096)
 
 
 def _log_probabilities(logits: Tensor, storage: torch.dtype) -> Tensor:
@@ -231,7 +234,7 @@ def head_loss(
     compute, storage = planar.product_dtypes(x)
     wanted = wants_grad(x, weight, bias)
     at_once = reduction != "none" and wanted and not transformed()  # the gradients on the way to the loss
-    tokens = chunk_tokens or default_chunk_tokens(x.shape[0])
+    tokens = chunk_tokens or default_chunk_tokens(x.shape[0], on_cpu=not x.is_cuda)
     if at_once and cross_entropy_blocks.serves(x, weight, compute):
         loss = cross_entropy_blocks.SummedLoss.apply(x, weight, bias, y, chunk_tokens)
     elif at_once:

@@ -200,7 +200,7 @@ def test_a_wrong_gradient_of_the_head_is_refused(monkeypatch, without_compiler):
         return add(total, -g, x, first)
 
     monkeypatch.setattr(cross_entropy, "_add_weight_gradient", wrong)
-    monkeypatch.setattr(cross_entropy, "default_chunk_tokens", lambda num_tokens: 5)
+    monkeypatch.setattr(cross_entropy, "default_chunk_tokens", lambda num_tokens, on_cpu: 5)
     found = paths(tiny(groups=("head",)), "head")["muse eager"]
     assert found.status == "refused"
     assert [check.ok for check in found.checks] == [True, False, False]

@@ -255,6 +255,7 @@ def test_per_token_losses_keep_no_logits_for_the_backward_pass():
 @pytest.mark.parametrize(("tokens", "chunk"), [(1, 256), (2048, 256), (4096, 512), (65536, 4096)])
 def test_default_chunk(tokens, chunk):
     assert cross_entropy.default_chunk_tokens(tokens) == chunk
+    assert cross_entropy.default_chunk_tokens(tokens, on_cpu=True) == max(chunk, 512)
 
 
 def test_bad_arguments_say_what_is_wrong():
