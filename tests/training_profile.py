@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from muse.catalog import COMPARED, OPTIMIZERS, recomputes
 from muse.measure.throughput import flops_per_token
 from muse.models.build import build_model
+from muse.ops import planar
 from muse.ops.cuda_graph import WARMUPS, Replayed, let_capture
 from muse.training.recipe import Recipe
 from muse.training.trainer import OptimizerStep
@@ -54,7 +55,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.models:
         started = time.perf_counter()
-        found = of_model(name, options, device)
+        with planar.training_products(device.type):
+            found = of_model(name, options, device)
         found["seconds"] = time.perf_counter() - started
         if options.only_compile:
             print(f"{name}: compiled in {found['seconds']:.0f} s", flush=True)
