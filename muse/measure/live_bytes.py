@@ -122,12 +122,12 @@ def _plan(func, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         return metas[-1]
 
     args, kwargs = tree_map_only(Tensor, meta, (tuple(args), dict(kwargs)))
-    written = _returned(func, args, kwargs)
-    if written is not None and written.numel():  # an empty one may grow
-        return Result(next(number for number, tensor in enumerate(metas) if tensor is written), None)
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("meta")
     storages = {tensor.untyped_storage()._cdata: number for number, tensor in enumerate(metas)}
+    written = _returned(func, args, kwargs)
+    if written is not None and written.numel():  # an empty one may grow
+        return Result(storages[written.untyped_storage()._cdata], None)
 
     def result(tensor: Tensor) -> Result:
         argument = storages.get(tensor.untyped_storage()._cdata)

@@ -88,9 +88,10 @@ def _chunk_loss_by_kernels(x, pieces, bias, targets, vocab: int, gradient: bool)
     return nll, logits, None if summed is None else summed[:vocab]
 
 
-def _room_for_logits(x: Tensor, chunk_tokens: int, columns: int) -> Tensor | None:
+def _room_for_logits(x: Tensor, chunk_tokens: int, pieces: tuple[Tensor, ...]) -> Tensor | None:
     """What every chunk of x r(N D) has its logits in; None on CUDA, whose allocator keeps what is freed."""
-    return None if x.is_cuda else room_for(x, min(len(x), chunk_tokens), columns, x.dtype)
+    rows, columns = min(len(x), chunk_tokens), sum(map(len, pieces))
+    return None if x.is_cuda else room_for(x, rows, columns, pieces[0].dtype)
 
 
 def _add_weight_gradient(total: Tensor, g: Tensor, x: Tensor, first: bool) -> None:
@@ -121,7 +122,7 @@ def _loss_and_gradients(
     one_chunk = x.shape[0] <= chunk_tokens and not x.is_cuda  # nothing to sum: the product is dW itself
     dw = None if one_chunk else torch.empty(padded, x.shape[1], dtype=accumulate, device=x.device)
     db = torch.zeros(0 if bias is None else vocab, dtype=accumulate, device=x.device)
-    room = _room_for_logits(dx, chunk_tokens, padded)
+    room = _room_for_logits(x, chunk_tokens, pieces)
     for start in range(0, x.shape[0], chunk_tokens):
         part = slice(start, start + chunk_tokens)
         x_part = x[part].to(compute)
@@ -182,10 +183,8 @@ def _chunked_nll(x, weight, bias, targets, chunk_tokens, compute, storage, wante
         call = _nll if transformed() else partial(checkpoint, _nll, use_reentrant=False)  # which torch.func cannot see
         return torch.cat([call(x_.to(compute), w, b, y, storage) for x_, y in parts])
     (pieces, b), vocab = cut(weight, bias, compute), weight.shape[0]
-    wide = x.to(compute)
-    room = _room_for_logits(wide, chunk_tokens, sum(map(len, pieces)))
-    parts = zip(wide.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-    chunks = [_chunk_loss(x_, pieces, b, y, vocab, storage, gradient=False, room=room) for x_, y in parts]
+    room = _room_for_logits(x, chunk_tokens, pieces)
+    chunks = [_chunk_loss(x_.to(compute), pieces, b, y, vocab, storage, gradient=False, room=room) for x_, y in parts]
     return torch.cat([nll for nll, *_ in chunks])
 
 

@@ -76,14 +76,15 @@ def products(
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.dtype) -> Tensor:
     """W x + b in the storage dtype, r(... V) with V rounded up to the device's multiple; x is in the compute dtype."""
     rows = x.reshape(-1, x.shape[-1])  # with more dimensions, a strided x gets its bias in a second pass
-    if x.device.type == "cpu" and not x.is_cuda and not wants_grad(x, weight, bias):
-        if x.dtype != storage:
-            return _logits_by_blocks(x, weight, bias, storage)
-        out = room_for(rows, len(rows), len(weight), storage)
-        w, b = weight.to(storage), None if bias is None else bias.to(storage)
-        return cross_entropy_blocks.product_(out, rows, w, b).view(*x.shape[:-1], len(weight))
+    kept = x.device.type != "cpu" or x.is_cuda or wants_grad(x, weight, bias)
+    if not kept and x.dtype != storage:
+        return _logits_by_blocks(x, weight, bias, storage)
     w, b = padded(weight, bias, x.dtype)
-    return planar.rounded(F.linear(rows, w, b), storage).view(*x.shape[:-1], len(w))
+    if kept:
+        out = planar.rounded(F.linear(rows, w, b), storage)
+    else:
+        out = cross_entropy_blocks.product_(room_for(rows, len(rows), len(w), storage), rows, w, b)
+    return out.view(*x.shape[:-1], len(w))
 
 
 def room_for(like: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -92,7 +93,7 @@ def room_for(like: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tenso
     What malloc maps anew at each call is filled in by the kernel page by page: of 4 KiB, 100,000 for a batch of logits.
     """
     num_bytes = rows * columns * dtype.itemsize
-    on_cpu = type(like) is Tensor and like.device.type == "cpu" and not like.is_cuda
+    on_cpu = type(like) is Tensor and like.device.type == "cpu"
     if num_bytes < MAPPED_BYTES or not on_cpu or not hasattr(mmap, "MADV_HUGEPAGE"):
         return like.new_empty(rows, columns, dtype=dtype)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -214,20 +214,25 @@ def beside_main(reports: Path) -> dict[str, str]:
     }
 
 
+def later_memory(reports: Path) -> Report | None:
+    """Return the report of the main comparison's stage `memory` by later code; None without such a run."""
+    path = reports / MEMORY_AGAIN / "report.json"
+    return read_record(Report, path) if path.exists() else None
+
+
 def memory_again(reports: Path) -> str:
     """Return the peaks by later code, and what part of the baseline's each is; nothing without such a run."""
-    path = reports / MEMORY_AGAIN / "report.json"
-    if not path.exists():
+    report = later_memory(reports)
+    if report is None:
         return ""
-    report = read_record(Report, path)
-    found, models = stage_of(report, "memory"), COMPARED
+    found = stage_of(report, "memory")
     rows = [
-        [text, *(_with_part(found, name, model) for model in models)]
+        [text, *(_with_part(found, name, model) for model in COMPARED)]
         for text, stage, name, _ in ROWS
         if stage == "memory" and found.find(name, catalog.BASELINE)
     ]
     told = f"`reports/{MEMORY_AGAIN}`, {made(report.run)}; in brackets over {label(catalog.BASELINE)}'s."
-    return f"{told}\n\n{table(['', *map(label, models)], rows)}"
+    return f"{told}\n\n{table(['', *map(label, COMPARED)], rows)}"
 
 
 def _with_part(found: StageRecord, name: str, model: str) -> str:
@@ -489,8 +494,7 @@ def _alone(one: dict, optimizer: str) -> str:
 def headline(reports: Path) -> str:
     """Return the README's small table: the candidates over Phase 2, in memory by the latest code that measured it."""
     report = read_record(Report, reports / MAIN / "report.json")
-    again = reports / MEMORY_AGAIN / "report.json"
-    memory = stage_of(read_record(Report, again) if again.exists() else report, "memory")
+    memory = stage_of(later_memory(reports) or report, "memory")
     judged = [model for model in JUDGED if model in [one.model for one in report.judged]]
     quality = [stage_of(report, "perplexity").find(f"{RATIO}{catalog.BASELINE}", model) for model in judged]
     rows = [["perplexity", *(shown(metric, ".3f") for metric in quality)]]

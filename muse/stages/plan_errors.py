@@ -42,7 +42,7 @@ TWO_CHUNKS = ("gpu-length-4096", "gpu-length-8192")
 """Records of code whose loss held two chunks of logits at a time where that of today holds one."""
 
 BENCH, BENCH_CARD = "bench-h100", "h100"
-TRIES, TRIES_RUN, TRIES_CARDS, TRIES_CARD = "gpu", "gpu/report.json", 2, "h200"
+TRIES, TRIES_CARDS, TRIES_CARD = "gpu", 2, "h200"
 ALONE = (BASELINE, WITH_MEMORY)
 """Models whose tries had both cards for themselves, all twelve at a time."""
 
@@ -162,7 +162,7 @@ def sweeps(reports: Path) -> Iterator[Row]:
     """Yield the card-seconds of all tries of a model, several beside each other on each card."""
     settings = Settings(optimizer="muon", dropouts=[0.1])
     card, sizes = CARDS[TRIES_CARD], sizes_of(settings, settings.vocab_size)
-    report = read_record(Report, reports / TRIES_RUN)
+    report = read_record(Report, reports / TRIES / "report.json")
     trainings = stage_of(report, "train").trainings
     for name in ALONE:
         of_model = [one for one in trainings if (one.model, one.seed) == (name, 0)]

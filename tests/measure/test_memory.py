@@ -213,17 +213,15 @@ def test_without_data_results_have_the_shapes_and_the_storages_of_real_ones():
             del kept, values
 
 
-@pytest.mark.parametrize(
-    ("operation", "options"),
-    [(torch.ops.aten.addmm.dtype_out, {"beta": 1, "out": 0}), (torch.ops.aten.addmm_.default, {"beta": 0})],
-)
-def test_what_is_written_to_comes_back_without_asking_for_its_shape(operation, options):
+@pytest.mark.parametrize("in_place", [True, False])
+def test_what_is_written_to_comes_back_without_asking_for_its_shape(in_place):
     """Not every PyTorch knows the shapes of every product that writes to a tensor of another dtype."""
-    asked = Mock(side_effect=TypeError("got multiple values for argument 'beta'"), _schema=operation._schema)
     total, a, b = torch.zeros(2, 3), torch.ones(2, 4).bfloat16(), torch.ones(4, 3).bfloat16()
-    given = [total, a, b, *([torch.float32] if "out" in options else [])]
-    options |= {"out": total} if "out" in options else {}
-    tensors = [total, a, b, *([total] if "out" in options else [])]
+    operation, given, options, tensors = torch.ops.aten.addmm_.default, [total, a, b], {"beta": 0}, [total, a, b]
+    if not in_place:
+        operation, given, options = torch.ops.aten.addmm.dtype_out, [*given, torch.float32], {"beta": 1, "out": total}
+        tensors = [*tensors, total]
+    asked = Mock(side_effect=TypeError("got multiple values for argument 'beta'"), _schema=operation._schema)
     assert live_bytes._made(live_bytes._plan(asked, given, options), tensors) is total
     with WithoutData():
         assert operation(*given, **options) is total

@@ -75,6 +75,30 @@ def test_a_chunk_in_small_pieces_gives_what_it_gives_as_a_whole(mode, multiple, 
         assert reference.rms_error(pieces, whole) < 1e-6
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_few_rows_at_a_time_multiply_to_what_all_rows_do(grad, bias, monkeypatch):
+    """And every chunk of logits, the last and smaller one too, in the same memory: none reaches a later result."""
+    found = []
+    for rows, mapped in ((V, 2**25), (4, 0)):
+        monkeypatch.setattr(cross_entropy_blocks, "PRODUCT_ROWS", rows)
+        monkeypatch.setattr(cross_entropy_blocks, "PRODUCT_TOKENS", 2)
+        monkeypatch.setattr(logits, "MAPPED_BYTES", mapped)
+        x, weight, b, targets = head_problem(torch.float32, bias=bias)
+        leaves = [leaf for leaf in (x, weight, b) if leaf is not None]
+        with torch.set_grad_enabled(grad):
+            loss = cross_entropy.head_loss(x, weight, b, targets, chunk_tokens=N // 2 + 1)
+            results = [loss, *(torch.autograd.grad(loss, leaves) if grad else [])]
+            kept = [result.clone() for result in results]
+            other = cross_entropy.head_loss(-x, weight, b, targets, chunk_tokens=N // 2 + 1)
+            scores = logits.head_logits(x, weight, b)
+        assert other != loss
+        assert all(map(torch.equal, results, kept))
+        found.append([*results, other, scores])
+    for whole, pieces in zip(*found, strict=True):
+        assert reference.rms_error(pieces, whole) < 1e-6
+
+
 @pytest.mark.parametrize("shape", [(D,), (N, D), (2, 3, D), (0, D)])
 @pytest.mark.parametrize("block", [(1, V), (2, 5), (N, 1), (2 * N, 2 * V)])
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
